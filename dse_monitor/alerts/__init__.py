@@ -1,0 +1,1 @@
+"""From a series of evaluations to something worth telling somebody. No torch."""

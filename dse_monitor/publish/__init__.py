@@ -1,0 +1,1 @@
+"""Where results go: TensorBoard event files, best.json, kept checkpoints. No torch."""

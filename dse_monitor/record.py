@@ -1,0 +1,233 @@
+"""What is remembered of a checkpoint: plain frozen dataclasses, their JSON, and the names used in event files.
+
+Standard library only: the watcher, the TensorBoard plugin and notebooks read records without torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from dse_monitor.metric.components import Components
+
+SCHEMA = 1  # raised when a field changes its meaning; a reader refuses a larger one
+
+OUTPUT_FOLDER = "dse"  # below the run: ledger, event file, best.json, image cache, feature maps
+
+# Names in the event file; docs/watching.md and tb_plugin/http_api.md explain the encoding.
+PLUGIN = "dse"
+PLUGIN_STATE = "dse_state"
+TAG_POINT = "dse/point/"
+TAG_META = "dse/meta/"
+TAG_ALERT = "dse/alert/"
+TAG_STATE = "dse/state"
+SCALAR_TAGS = ("dse/score", "dse/separability", "dse/m_inter", "dse/m_intra_image", "dse/m_intra_batch", "dse/m_dim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that changes the numbers. Values under different settings are never compared.
+
+    Attributes:
+        images: fingerprint of the held-out images (names, bytes, order).
+        num_images: how many of them were measured.
+        resize: shorter side after resizing, pixels.
+        crop: side of the centre crop the network saw, pixels.
+        mean: per-channel mean subtracted from images in [0, 1].
+        std: per-channel standard deviation divided by.
+        batch: images per metric batch; M_dim depends on it.
+        group: images clustered together for the batch radius and the separation.
+        local_clusters: clusters per image.
+        global_clusters: clusters per group.
+        normalize: whether tokens were L2-normalised first.
+        layer: which tokens were read.
+        precision: arithmetic of the forward pass.
+        seed: seed of clustering and permutation.
+    """
+
+    images: str
+    num_images: int
+    resize: int = 256
+    crop: int = 224
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    batch: int = 1024
+    group: int = 8
+    local_clusters: int = 3
+    global_clusters: int = 24
+    normalize: bool = True
+    layer: str = "last"
+    precision: str = "float32"
+    seed: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that are equal exactly when all settings are."""
+        return hashlib.sha256(_canonical(dataclasses.asdict(self))).hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which file an evaluation belongs to and what was recognised in it.
+
+    Attributes:
+        path: path of the checkpoint relative to the run, with forward slashes.
+        aliases: other names of the same content (hard links, copies, ``latest``).
+        content: digest of the encoder's bytes; empty when the file could not be read.
+        size: bytes on disk.
+        mtime: modification time, seconds since 1970.
+        epoch: epochs done, or None.
+        epoch_source: where the epoch was found, in words; empty when there is none.
+        step: optimiser steps done, or None.
+        step_source: where the step was found, in words; empty when there is none.
+        layout: name of the training code's layout.
+        encoder: which network of the file was evaluated, in words ("teacher", "online backbone").
+        arch: the network built, in words ("vit 384x12, 6 heads, patch 16").
+    """
+
+    path: str
+    aliases: tuple[str, ...] = ()
+    content: str = ""
+    size: int = 0
+    mtime: float = math.nan
+    epoch: float | None = None
+    epoch_source: str = ""
+    step: int | None = None
+    step_source: str = ""
+    layout: str = ""
+    encoder: str = ""
+    arch: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One checkpoint, measured or refused.
+
+    Attributes:
+        status: ``scored``; ``failed`` (could not be measured, see ``reason``); ``invalid`` (measured, but the
+            weights or features are not finite or constant, so the number means nothing).
+        source: the file.
+        settings: how it was measured; None when it failed before that was known.
+        components: the numbers; None unless ``scored``.
+        reason: why it failed or is invalid, one line: found, expected, what to do.
+        error: class name of the error behind ``reason``.
+        seconds: wall time spent, by stage ("read", "forward", "metric", "total").
+        wall_time: when it was measured, seconds since 1970.
+        seq: strictly growing number within a run, microseconds since 1970 or the last one plus one; 0 until recorded.
+        map_file: feature-map image relative to the output folder; empty if there is none.
+        companions: other label-free metrics on the same tokens, by name.
+    """
+
+    status: str
+    source: Source
+    settings: Settings | None = None
+    components: Components | None = None
+    reason: str = ""
+    error: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+    wall_time: float = 0.0
+    seq: int = 0
+    map_file: str = ""
+    companions: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alert:
+    """One change of an alert's state, worth telling somebody.
+
+    Attributes:
+        kind: ``degradation``, ``non-finite``, ``health``, ``plateau`` or ``test``.
+        status: ``pending``, ``firing`` or ``resolved``.
+        severity: ``info``, ``warning`` or ``critical``.
+        run: name of the run.
+        epoch: epochs done at the checkpoint that changed the state.
+        step: steps done at it.
+        since: epoch (or step, if the run counts steps) from which the drop is counted.
+        axis: ``epoch``, ``step`` or ``order``: the unit of ``since`` and ``best_at``.
+        best_at: position of the best checkpoint.
+        best_path: its path relative to the run.
+        drop: DSE of the best less DSE now, at ``lam``.
+        drop_se: standard error of ``drop``.
+        lam: the lambda both were computed with.
+        shares: part of the drop by cause, summing to 1: ``separability`` and ``m_dim``.
+        cause: ``separability``, ``m_dim``, ``both`` or empty.
+        message: the whole story in one or two sentences.
+        key: equal for two reports of the same change: run, kind, episode, status.
+        wall_time: seconds since 1970.
+        seq: as in Evaluation.
+    """
+
+    kind: str
+    status: str
+    severity: str = "warning"
+    run: str = ""
+    epoch: float | None = None
+    step: int | None = None
+    since: float | None = None
+    axis: str = "epoch"
+    best_at: float | None = None
+    best_path: str = ""
+    drop: float = math.nan
+    drop_se: float = math.nan
+    lam: float = 1.0
+    shares: dict[str, float] = field(default_factory=dict)
+    cause: str = ""
+    message: str = ""
+    key: str = ""
+    wall_time: float = 0.0
+    seq: int = 0
+
+
+def to_json(record: Evaluation | Alert | Settings | Source | Components) -> dict[str, Any]:
+    """A record as plain JSON types; NaN and infinities become None, so the text is valid JSON everywhere."""
+    return _finite(dataclasses.asdict(record))
+
+
+def evaluation_from_json(data: dict[str, Any]) -> Evaluation:
+    """The inverse of :func:`to_json` for an Evaluation; unknown fields of a newer minor version are ignored."""
+    fields = _known(Evaluation, data)
+    fields["source"] = Source(**_tuples(_known(Source, data["source"])))
+    if data.get("settings") is not None:
+        fields["settings"] = Settings(**_tuples(_known(Settings, data["settings"])))
+    if data.get("components") is not None:
+        fields["components"] = Components(**_floats(Components, _known(Components, data["components"])))
+    return Evaluation(**fields)
+
+
+def alert_from_json(data: dict[str, Any]) -> Alert:
+    """The inverse of :func:`to_json` for an Alert."""
+    return Alert(**_floats(Alert, _known(Alert, data)))
+
+
+def _canonical(data: dict[str, Any]) -> bytes:
+    return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _known(cls: type, data: dict[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in dataclasses.fields(cls)}
+    return {key: value for key, value in data.items() if key in names}
+
+
+def _tuples(data: dict[str, Any]) -> dict[str, Any]:
+    data = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    return {key: math.nan if key == "mtime" and value is None else value for key, value in data.items()}
+
+
+def _floats(cls: type, data: dict[str, Any]) -> dict[str, Any]:
+    """Restore NaN where a plain float field was written as None."""
+    plain = {f.name for f in dataclasses.fields(cls) if f.type == "float"}
+    return {key: math.nan if value is None and key in plain else value for key, value in data.items()}

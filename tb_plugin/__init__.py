@@ -1,0 +1,1 @@
+"""The DSE tab of TensorBoard."""

@@ -1,0 +1,1 @@
+"""Self-supervised trainers, sixteen methods on one engine, with inline DSE regularisation."""
