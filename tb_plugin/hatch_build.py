@@ -1,8 +1,8 @@
 """Build hook: brings uPlot, the chart library of the DSE tab, into static/vendor/.
 
-The library is not committed. package-lock.json pins its version and the hash of its archive, `npm ci` refuses
-anything else, and `--ignore-scripts` runs none of its code. Three files are kept; they go into wheels and sdists,
-and an sdist that carries them builds without npm and without network.
+The library is not committed. package-lock.json pins its version and the hash of its archive, `npm ci`
+refuses anything else, and `--ignore-scripts` runs none of its code. Three files are kept; they go into
+wheels and sdists, and an sdist that carries them builds without npm and without network.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""TensorBoard's entry point. An error while importing this module would end TensorBoard, so it imports almost nothing.
+"""TensorBoard's entry point.
 
-Everything else is imported in ``load``, whose failure only disables the tab.
+An error while importing this module would end TensorBoard, so it imports almost nothing; everything else is
+imported in ``load``, whose failure only disables the tab.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ class DSELoader(base_plugin.TBLoader):
     """Sets the sampling hints of the tab and makes its plugin."""
 
     def define_flags(self, parser: Any) -> None:
-        """Add ``--dse_full_scalars``, which stops TensorBoard from thinning scalars, the training loss among them."""
+        """Add ``--dse_full_scalars``: TensorBoard then thins no scalars, the training loss among them."""
         parser.add_argument_group("DSE tab").add_argument(
             "--dse_full_scalars",
             action="store_true",
-            help="Keep every scalar event in memory instead of 1,000 per tag, so that the training loss in the "
-            "DSE tab is complete.",
+            help="Keep every scalar event in memory instead of 1,000 per tag, so that the training loss in "
+            "the DSE tab is complete.",
         )
 
     def fix_flags(self, flags: Any) -> None:
@@ -37,7 +38,7 @@ class DSELoader(base_plugin.TBLoader):
             # Without it the Python loader stops reading a run's older file once a newer one appears.
             flags.reload_multifile = True
 
-    def load(self, context: base_plugin.TBContext) -> base_plugin.TBPlugin | None:
+    def load(self, context: base_plugin.TBContext) -> Any:
         """The plugin, or an exception that TensorBoard logs before it goes on without the tab."""
         from tb_plugin.plugin import DSEPlugin
 

@@ -1,0 +1,525 @@
+"""Evaluations and alerts as TensorBoard event data, written through tensorboard's own framing; no torch.
+
+Everything lies in ``<RUN>/dse/``, a folder of its own: a second writer in the trainer's folder would make
+TensorBoard lose points of one of the two. The files can always be written again from the ledger.
+
+====================  ==============  ===================================================================
+tag                   plugin name     content
+====================  ==============  ===================================================================
+``dse/point/<k>``     ``dse``         float64 [COLUMNS], one event per evaluation
+``dse/meta/<k>``      ``dse``         string [1], JSON: what the point's numbers do not say (`metadata`)
+``dse/alert/<k>``     ``dse``         string [1], JSON of an Alert (`record.to_json`)
+``dse/state``         ``dse_state``   string [1], JSON of `publish.state.run_state`; the last one counts
+``dse/score`` ...     ``scalars``     float32, for TensorBoard's own Time Series tab; never read back
+====================  ==============  ===================================================================
+
+TensorBoard keeps ten events per tag at least, whatever its loader and flags, so a tag holds ten events;
+``<k>`` is the sequence number of its first. It also takes a falling step for a restart and forgets what came
+before, so the step of an event is the record's sequence number and the optimiser step is part of the payload.
+The plain scalars carry the true step and may be thinned by TensorBoard.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# (tensorboard's generated protocol modules make their classes at run time)
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import math
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import (
+    DATA_CLASS_SCALAR,
+    DATA_CLASS_TENSOR,
+    Summary,
+    SummaryMetadata,
+)
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from dse_monitor import series
+from dse_monitor.errors import OutputError
+from dse_monitor.record import (
+    PLUGIN,
+    PLUGIN_STATE,
+    SCALAR_TAGS,
+    SCHEMA,
+    TAG_ALERT,
+    TAG_META,
+    TAG_POINT,
+    TAG_STATE,
+    Alert,
+    Evaluation,
+    to_json,
+)
+
+EVENTS_PER_TAG = 10  # what both of TensorBoard's loaders keep without being asked
+STATUS = {"scored": 0.0, "failed": 1.0, "invalid": 2.0}
+
+# One row of float64 per evaluation. NaN means unknown, or not measured.
+COLUMNS = (
+    "schema",  # record.SCHEMA
+    "seq",  # sequence number of the record
+    "status",  # 0 scored, 1 failed, 2 invalid
+    "epoch",  # epochs done
+    "step",  # optimiser steps done
+    "mtime",  # modification time of the file, seconds since 1970
+    "wall_time",  # time of the evaluation, seconds since 1970
+    "m_inter",
+    "m_intra_image",
+    "m_intra_batch",
+    "m_dim",
+    "m_inter_se",
+    "m_intra_image_se",
+    "m_intra_batch_se",
+    "m_dim_se",
+    "separability_se",
+    "separability_dim_cov",
+    "seconds",  # wall time the evaluation took
+    "settings",  # fingerprint of the settings as a whole number (48 bits)
+    "file",  # digest of the checkpoint's path as a whole number (48 bits)
+)
+
+
+def point(evaluation: Evaluation) -> list[float]:
+    """The row of an evaluation, in the order of COLUMNS; NaN where a number is missing."""
+    source, settings = evaluation.source, evaluation.settings
+    row: dict[str, float | None] = {
+        "schema": SCHEMA,
+        "seq": evaluation.seq,
+        "status": STATUS[evaluation.status],
+        "epoch": source.epoch,
+        "step": source.step,
+        "mtime": source.mtime,
+        "wall_time": evaluation.wall_time,
+        "seconds": evaluation.seconds.get("total"),
+        "settings": None if settings is None else int(settings.fingerprint, 16),
+        "file": int(hashlib.sha256(source.path.encode("utf-8", "replace")).hexdigest()[:12], 16),
+    }
+    if evaluation.status == "scored" and evaluation.components is not None:
+        row.update({name: value for name, value in to_json(evaluation.components).items() if name in COLUMNS})
+    values = [row.get(name) for name in COLUMNS]
+    return [math.nan if value is None else float(value) for value in values]
+
+
+def metadata(evaluation: Evaluation) -> dict[str, Any]:
+    """What the row of an evaluation does not say, as plain JSON types.
+
+    The source's fields but the times and positions that the row holds, and: ``seq``, ``status``, ``reason``,
+    ``error``, ``settings`` (the fingerprint; the state of the run spells it out), ``seconds`` by stage,
+    ``companions``, ``map_file``, ``images``, ``tokens`` and ``width``.
+    """
+    data = to_json(evaluation)
+    components = data["components"] or {}
+    return {
+        **{name: value for name, value in data["source"].items() if name not in ("mtime", "epoch", "step")},
+        **{
+            name: data[name]
+            for name in ("seq", "status", "reason", "error", "seconds", "companions", "map_file")
+        },
+        **{name: components.get(name, 0) for name in ("images", "tokens", "width")},
+        "settings": "" if evaluation.settings is None else evaluation.settings.fingerprint,
+    }
+
+
+class EventWriter:
+    """Appends to one new event file in a folder; opened at the first flush, so that making one cannot fail.
+
+    A failed write raises OutputError once. After that the writer is dead (`alive` is False): it ignores what
+    it is given, and what lies in the file stays readable. `reopen` starts a new file and writes what is
+    missing. Not for several threads.
+
+    Args:
+        folder: the run's output folder; made if missing.
+        clock: seconds since 1970.
+    """
+
+    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self.folder = Path(folder)
+        self.alive = True
+        self._clock = clock
+        self._pending: list[bytes] = []
+        self._output: _EventFile | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._points = _Shards(TAG_POINT, TAG_META)
+        self._alerts = _Shards(TAG_ALERT)
+        self._state_step = 0
+        self._described: set[str] = set()
+        self._known: dict[str, _Growing] = {}
+
+    def add_evaluation(self, evaluation: Evaluation) -> None:
+        """Queue the point, its metadata and, if scored, the plain scalars.
+
+        Raises:
+            ValueError: the evaluation has no sequence number yet: the ledger gives it one.
+        """
+        self._remember(evaluation)
+        if not self.alive:
+            return
+        values = [_doubles(point(evaluation)), _string(metadata(evaluation))]
+        self._queue(self._points, evaluation, values)
+        self._queue_scalars(evaluation)
+
+    def add_alert(self, alert: Alert) -> None:
+        """Queue one change of an alert's state.
+
+        Raises:
+            ValueError: the alert has no sequence number yet: the ledger gives it one.
+        """
+        if self.alive:
+            self._queue(self._alerts, alert, [_string(to_json(alert))])
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Queue the state of the run (see `publish.state.run_state`); it replaces the one before."""
+        if not self.alive:
+            return
+        now = self._clock()
+        self._state_step = max(self._state_step + 1, int(now * 1e6))
+        value = Summary.Value(tag=TAG_STATE, tensor=_string(state))
+        if TAG_STATE not in self._described:
+            self._described.add(TAG_STATE)
+            value.metadata.CopyFrom(_describe(PLUGIN_STATE, "State of the run and of its watcher."))
+        self._append(Event(wall_time=now, step=self._state_step, summary=Summary(value=[value])))
+
+    def catch_up(self, evaluations: Iterable[Evaluation], alerts: Iterable[Alert]) -> int:
+        """Queue those records that no event file of the folder holds; returns how many.
+
+        For the start of a watcher (one that was killed may have recorded what it did not publish) and for
+        `reopen`. Reads the folder's event files once.
+        """
+        found = published(self.folder)
+        missing = 0
+        for evaluation in sorted(evaluations, key=lambda record: record.seq):
+            if evaluation.seq in found.evaluations:
+                self._remember(evaluation)
+            else:
+                missing += 1
+                self.add_evaluation(evaluation)
+        for alert in sorted(alerts, key=lambda record: record.seq):
+            if (alert.seq, alert.key) not in found.alerts:
+                missing += 1
+                self.add_alert(alert)
+        return missing
+
+    def reopen(
+        self, evaluations: Iterable[Evaluation], alerts: Iterable[Alert], state: dict[str, Any]
+    ) -> None:
+        """Start a new file with all that the folder lacks; the writer is alive again.
+
+        Raises:
+            OutputError: still impossible; the writer stays dead.
+        """
+        self._drop()
+        self._reset()
+        self.alive = True
+        self.catch_up(evaluations, alerts)
+        self.set_state(state)
+        self.flush()
+
+    def flush(self) -> None:
+        """Hand everything queued to the operating system, whole events or nothing.
+
+        Raises:
+            OutputError: it could not be written; said once, then the writer is dead.
+        """
+        if not self.alive or not self._pending:
+            return
+        try:
+            if self._output is None:
+                self._output = _EventFile(_event_path(self.folder, self._clock()), self._clock())
+            self._output.append(self._pending)
+        except OSError as error:
+            self._drop()
+            self.alive = False
+            raise OutputError(
+                f"{self.folder}: event data cannot be written ({error.strerror or error}); the ledger keeps "
+                "the scores. Free some space or fix the permissions: the missing events are added then."
+            ) from error
+        self._pending.clear()
+
+    def close(self) -> None:
+        """Flush and close the file. A dead writer closes silently."""
+        try:
+            self.flush()
+        finally:
+            self._drop()
+
+    def __enter__(self) -> EventWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _drop(self) -> None:
+        self._pending.clear()
+        if self._output is not None:
+            self._output.close()
+            self._output = None
+
+    def _append(self, event: Event) -> None:
+        self._pending.append(event.SerializeToString())
+
+    def _queue(self, shards: _Shards, record: Evaluation | Alert, tensors: list[TensorProto]) -> None:
+        if record.seq <= 0:
+            raise ValueError(f"sequence number {record.seq}: expected one given by the ledger, above 0")
+        values = []
+        step, tags, first = shards.next(record.seq)
+        for tag, tensor in zip(tags, tensors, strict=True):
+            value = Summary.Value(tag=tag, tensor=tensor)
+            if first:
+                value.metadata.CopyFrom(_describe(PLUGIN, "See tb_plugin/http_api.md."))
+            values.append(value)
+        self._append(Event(wall_time=record.wall_time, step=step, summary=Summary(value=values)))
+
+    def _remember(self, evaluation: Evaluation) -> None:
+        """Keep what the adaptive lambda needs, one series per settings."""
+        if evaluation.status == "scored" and evaluation.components and evaluation.settings:
+            known = self._known.setdefault(evaluation.settings.fingerprint, _Growing())
+            known.append(evaluation.components.separability, evaluation.components.m_dim)
+
+    def _queue_scalars(self, evaluation: Evaluation) -> None:
+        parts, settings = evaluation.components, evaluation.settings
+        if evaluation.status != "scored" or parts is None or settings is None:
+            return
+        known = self._known[settings.fingerprint]
+        lam = series.adaptive_lambda(*known.columns())
+        numbers = (
+            parts.dse(lam),
+            parts.separability,
+            parts.m_inter,
+            parts.m_intra_image,
+            parts.m_intra_batch,
+        )
+        values = []
+        for tag, number in zip(SCALAR_TAGS, (*numbers, parts.m_dim), strict=True):
+            tensor = TensorProto(dtype=DT_FLOAT, float_val=[number])
+            value = Summary.Value(tag=tag, tensor=tensor)
+            if tag not in self._described:
+                self._described.add(tag)
+                value.metadata.CopyFrom(_describe("scalars", _SCALAR_TEXT.get(tag, ""), DATA_CLASS_SCALAR))
+            values.append(value)
+        source = evaluation.source
+        position = source.step if source.step is not None else source.epoch
+        step = len(known) if position is None else round(position)
+        self._append(Event(wall_time=evaluation.wall_time, step=step, summary=Summary(value=values)))
+
+
+_SCALAR_TEXT = {
+    SCALAR_TAGS[0]: "DSE with the lambda known when the checkpoint was measured. The DSE tab uses one lambda "
+    "for the whole run and is the place to compare checkpoints.",
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the event files of a folder hold.
+
+    Attributes:
+        evaluations: sequence numbers of the points.
+        alerts: sequence number and key of each alert.
+    """
+
+    evaluations: set[int] = field(default_factory=set)
+    alerts: set[tuple[int, str]] = field(default_factory=set)
+
+
+def published(folder: Path) -> Published:
+    """Read which records the event files of a folder hold; a torn last event counts as missing."""
+    found = Published()
+    for path in _event_files(folder):
+        for event in _events(path):
+            for value in event.summary.value:
+                if value.tag.startswith(TAG_POINT):
+                    row = dict(zip(COLUMNS, _unpack_doubles(value.tensor), strict=False))
+                    if math.isfinite(row.get("seq", math.nan)):
+                        found.evaluations.add(int(row["seq"]))
+                elif value.tag.startswith(TAG_ALERT):
+                    with contextlib.suppress(ValueError, LookupError, TypeError):  # not one of ours
+                        alert = json.loads(value.tensor.string_val[0])
+                        found.alerts.add((alert["seq"], alert["key"]))
+    return found
+
+
+def rebuild(
+    folder: Path, evaluations: Iterable[Evaluation], alerts: Iterable[Alert], state: dict[str, Any]
+) -> Path:
+    """Write all event data again: one new file beside the old ones, which are removed once it is whole.
+
+    A reader that sees both for a moment finds the same sequence numbers twice and keeps one of each.
+
+    Args:
+        folder: the run's output folder.
+        evaluations: every evaluation of the run, in any order.
+        alerts: every alert, in any order.
+        state: see `publish.state.run_state`.
+
+    Returns:
+        The new event file.
+
+    Raises:
+        OutputError: it could not be written; the old files are untouched.
+    """
+    folder = Path(folder)
+    draft = folder / f"rebuilding-{os.getpid()}"  # a name that TensorBoard does not take for event data
+    try:
+        draft.unlink(missing_ok=True)
+        with EventWriter(folder) as writer:
+            writer._output = _EventFile(draft, time.time())
+            for evaluation in sorted(evaluations, key=lambda record: record.seq):
+                writer.add_evaluation(evaluation)
+            for alert in sorted(alerts, key=lambda record: record.seq):
+                writer.add_alert(alert)
+            writer.set_state(state)
+        old = _event_files(folder)
+        target = _event_path(folder, time.time())
+        os.replace(draft, target)
+        for path in old:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: event data cannot be rebuilt ({error.strerror or error}).") from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+    return target
+
+
+class _EventFile:
+    """One file of framed events; a failed append leaves what was there before."""
+
+    def __init__(self, path: Path, now: float) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._size = 0
+        self._file: IO[bytes] = open(path, "xb")
+        self._frames = RecordWriter(self._file)
+        self.append([Event(wall_time=now, file_version="brain.Event:2").SerializeToString()])
+
+    def append(self, events: list[bytes]) -> None:
+        try:
+            for event in events:
+                self._frames.write(event)
+            self._frames.flush()
+        except OSError:
+            self.close()
+            with contextlib.suppress(OSError):
+                os.truncate(self._path, self._size)
+                if self._size == 0:
+                    self._path.unlink()
+            raise
+        self._size = self._file.tell()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # bytes that a failed flush left behind fail again
+            self._frames.close()
+
+
+class _Shards:
+    """Names of tags that hold ten events each, and growing steps."""
+
+    def __init__(self, *prefixes: str) -> None:
+        self._prefixes = prefixes
+        self._step = 0
+        self._first = 0
+        self._count = EVENTS_PER_TAG
+
+    def next(self, seq: int) -> tuple[int, list[str], bool]:
+        """Step and tags of the next event, and whether they are new tags."""
+        self._step = max(seq, self._step + 1)
+        first = self._count == EVENTS_PER_TAG
+        if first:
+            self._first, self._count = self._step, 0
+        self._count += 1
+        return self._step, [f"{prefix}{self._first}" for prefix in self._prefixes], first
+
+
+class _Growing:
+    """Two columns of float64 that grow by doubling, so that a lambda per checkpoint stays cheap."""
+
+    def __init__(self) -> None:
+        self._rows = np.empty((64, 2))
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, *row: float) -> None:
+        if self._count == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
+        self._rows[self._count] = row
+        self._count += 1
+
+    def columns(self) -> tuple[np.ndarray, np.ndarray]:
+        rows = self._rows[: self._count]
+        return rows[:, 0], rows[:, 1]
+
+
+def _describe(plugin: str, text: str, data_class: Any = DATA_CLASS_TENSOR) -> SummaryMetadata:
+    return SummaryMetadata(
+        plugin_data=SummaryMetadata.PluginData(plugin_name=plugin),
+        data_class=data_class,
+        summary_description=text,
+    )
+
+
+def _doubles(row: list[float]) -> TensorProto:
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(row))])
+    return TensorProto(dtype=DT_DOUBLE, tensor_shape=shape, tensor_content=struct.pack(f"<{len(row)}d", *row))
+
+
+def _unpack_doubles(tensor: TensorProto) -> tuple[float, ...]:
+    content = tensor.tensor_content
+    return struct.unpack(f"<{len(content) // 8}d", content[: len(content) // 8 * 8])
+
+
+def _string(data: dict[str, Any]) -> TensorProto:
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
+    return TensorProto(dtype=DT_STRING, tensor_shape=shape, string_val=[text.encode("utf-8", "replace")])
+
+
+_files_opened = itertools.count()
+
+
+def _event_path(folder: Path, now: float) -> Path:
+    name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}.{next(_files_opened)}"
+    return folder / name
+
+
+def _event_files(folder: Path) -> list[Path]:
+    return sorted(Path(folder).glob("events.out.tfevents.*"))
+
+
+def _events(path: Path) -> Iterator[Event]:
+    """The whole events of a file, up to the first that is torn.
+
+    Reads the frames by itself, because tensorboard's reader checks every checksum in Python, which takes
+    seconds for ten thousand evaluations and tells nothing here.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        while len(header := file.read(12)) == 12:
+            (length,) = struct.unpack("<Q", header[:8])
+            if file.tell() + length + 4 > size:
+                return
+            body = file.read(length + 4)
+            try:
+                yield Event.FromString(body[:length])
+            except DecodeError:
+                return

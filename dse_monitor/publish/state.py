@@ -1,0 +1,108 @@
+"""The state of a run in one small JSON object: what a list of runs shows, and whether data is complete.
+
+Published as the last word of the event data (tag ``dse/state``); `tb_plugin/http_api.md` describes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from dse_monitor.publish.events import COLUMNS
+from dse_monitor.record import SCHEMA, Alert, Evaluation, to_json
+from dse_monitor.series import Series
+
+STATUS_RANK = {"firing": 2, "pending": 1}
+SEVERITY_RANK = {"critical": 2, "warning": 1}
+
+
+def run_state(
+    evaluations: Sequence[Evaluation],
+    alerts: Sequence[Alert],
+    *,
+    run: str,
+    watcher: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Summarise a run.
+
+    Args:
+        evaluations: every evaluation recorded so far, in any order.
+        alerts: every change of an alert's state recorded so far, in any order.
+        run: the run's name.
+        watcher: what the watcher does now, or None if none is running: ``alive`` (bool), ``seen`` (seconds
+            since 1970), ``every`` (seconds until the next word at the latest), ``queue`` (checkpoints
+            waiting), ``current`` (relative path under evaluation, or empty), ``message`` (one line).
+
+    Returns:
+        Plain JSON types: ``schema``, ``run``, ``columns``; counts ``n_written`` (evaluations of any status),
+        ``n_scored``, ``n_failed``, ``n_invalid``, ``n_alerts``; ``last_seq``; of the current series ``axis``,
+        ``lambda``, ``points``, ``best``, ``top3`` and ``last``; ``settings`` (current fingerprint) and
+        ``settings_by_fingerprint``; ``alert`` (see `alert_state`); ``watcher``.
+    """
+    line = Series.from_evaluations(evaluations)
+    counts = {status: 0 for status in ("scored", "failed", "invalid")}
+    settings: dict[str, Any] = {}
+    for evaluation in evaluations:
+        counts[evaluation.status] += 1
+        if evaluation.settings is not None:
+            settings[evaluation.settings.fingerprint] = to_json(evaluation.settings)
+    sequence = [record.seq for record in (*evaluations, *alerts)]
+    size = len(line.evaluations)
+    current = line.evaluations[-1].settings if size else None
+    return {
+        "schema": SCHEMA,
+        "run": run,
+        "columns": list(COLUMNS),
+        "n_written": len(evaluations),
+        **{f"n_{status}": count for status, count in counts.items()},
+        "n_alerts": len(alerts),
+        "last_seq": max(sequence, default=0),
+        "axis": line.axis,
+        "lambda": _number(line.lam),
+        "points": size,
+        "best": None if line.best is None else _place(line, line.best),
+        "top3": [_place(line, index) for index in line.candidates[:3]],
+        "last": _place(line, size - 1) if size else None,
+        "settings": "" if current is None else current.fingerprint,
+        "settings_by_fingerprint": settings,
+        "alert": alert_state(alerts),
+        "watcher": watcher,
+    }
+
+
+def alert_state(alerts: Sequence[Alert]) -> dict[str, Any]:
+    """The alert that matters now: the gravest among those whose last word is ``firing`` or ``pending``.
+
+    Returns:
+        ``status`` ("none" if there is no such alert), and if there is one the fields of that Alert.
+    """
+    last: dict[str, Alert] = {}
+    for alert in sorted(alerts, key=lambda record: record.seq):
+        if alert.kind != "test":
+            last[alert.kind] = alert
+    active = [alert for alert in last.values() if alert.status in STATUS_RANK]
+    if not active:
+        return {"status": "none"}
+    gravest = max(
+        active,
+        key=lambda alert: (STATUS_RANK[alert.status], SEVERITY_RANK.get(alert.severity, 0), alert.seq),
+    )
+    return to_json(gravest)
+
+
+def _place(line: Series, index: int) -> dict[str, Any]:
+    evaluation = line.evaluations[index]
+    return {
+        "seq": evaluation.seq,
+        "x": _number(line.x[index]),
+        "epoch": evaluation.source.epoch,
+        "step": evaluation.source.step,
+        "path": evaluation.source.path,
+        "dse": _number(line.dse[index]),
+        "dse_se": _number(line.dse_se[index]),
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
