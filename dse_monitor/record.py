@@ -1,4 +1,4 @@
-"""What is remembered of a checkpoint: plain frozen dataclasses, their JSON, and the names used in event files.
+"""What is remembered of a checkpoint: plain frozen dataclasses, their JSON, and the names in event files.
 
 Standard library only: the watcher, the TensorBoard plugin and notebooks read records without torch.
 """
@@ -25,7 +25,39 @@ TAG_POINT = "dse/point/"
 TAG_META = "dse/meta/"
 TAG_ALERT = "dse/alert/"
 TAG_STATE = "dse/state"
-SCALAR_TAGS = ("dse/score", "dse/separability", "dse/m_inter", "dse/m_intra_image", "dse/m_intra_batch", "dse/m_dim")
+SCALAR_TAGS = (
+    "dse/score",
+    "dse/separability",
+    "dse/m_inter",
+    "dse/m_intra_image",
+    "dse/m_intra_batch",
+    "dse/m_dim",
+)
+STATUS_CODES = {"scored": 0.0, "failed": 1.0, "invalid": 2.0}
+
+# One row of float64 per evaluation. NaN means unknown, or not measured.
+POINT_COLUMNS = (
+    "schema",  # record.SCHEMA
+    "seq",  # sequence number of the record
+    "status",  # 0 scored, 1 failed, 2 invalid
+    "epoch",  # epochs done
+    "step",  # optimiser steps done
+    "mtime",  # modification time of the file, seconds since 1970
+    "wall_time",  # time of the evaluation, seconds since 1970
+    "m_inter",
+    "m_intra_image",
+    "m_intra_batch",
+    "m_dim",
+    "m_inter_se",
+    "m_intra_image_se",
+    "m_intra_batch_se",
+    "m_dim_se",
+    "separability_se",
+    "separability_dim_cov",
+    "seconds",  # wall time the evaluation took
+    "settings",  # fingerprint of the settings as a whole number (48 bits)
+    "file",  # digest of the checkpoint's path as a whole number (48 bits)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +149,8 @@ class Evaluation:
         error: class name of the error behind ``reason``.
         seconds: wall time spent, by stage ("read", "forward", "metric", "total").
         wall_time: when it was measured, seconds since 1970.
-        seq: strictly growing number within a run, microseconds since 1970 or the last one plus one; 0 until recorded.
+        seq: strictly growing number within a run, microseconds since 1970 or the last one plus one; 0 until
+            recorded.
         map_file: feature-map image relative to the output folder; empty if there is none.
         companions: other label-free metrics on the same tokens, by name.
     """
@@ -188,7 +221,7 @@ def to_json(record: Evaluation | Alert | Settings | Source | Components) -> dict
 
 
 def evaluation_from_json(data: dict[str, Any]) -> Evaluation:
-    """The inverse of :func:`to_json` for an Evaluation; unknown fields of a newer minor version are ignored."""
+    """The inverse of :func:`to_json` for an Evaluation; fields of a newer minor version are ignored."""
     fields = _known(Evaluation, data)
     fields["source"] = Source(**_tuples(_known(Source, data["source"])))
     if data.get("settings") is not None:

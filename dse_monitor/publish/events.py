@@ -6,7 +6,7 @@ TensorBoard lose points of one of the two. The files can always be written again
 ====================  ==============  ===================================================================
 tag                   plugin name     content
 ====================  ==============  ===================================================================
-``dse/point/<k>``     ``dse``         float64 [COLUMNS], one event per evaluation
+``dse/point/<k>``     ``dse``         float64 [POINT_COLUMNS], one event per evaluation
 ``dse/meta/<k>``      ``dse``         string [1], JSON: what the point's numbers do not say (`metadata`)
 ``dse/alert/<k>``     ``dse``         string [1], JSON of an Alert (`record.to_json`)
 ``dse/state``         ``dse_state``   string [1], JSON of `publish.state.run_state`; the last one counts
@@ -57,8 +57,10 @@ from dse_monitor.errors import OutputError
 from dse_monitor.record import (
     PLUGIN,
     PLUGIN_STATE,
+    POINT_COLUMNS,
     SCALAR_TAGS,
     SCHEMA,
+    STATUS_CODES,
     TAG_ALERT,
     TAG_META,
     TAG_POINT,
@@ -69,40 +71,15 @@ from dse_monitor.record import (
 )
 
 EVENTS_PER_TAG = 10  # what both of TensorBoard's loaders keep without being asked
-STATUS = {"scored": 0.0, "failed": 1.0, "invalid": 2.0}
-
-# One row of float64 per evaluation. NaN means unknown, or not measured.
-COLUMNS = (
-    "schema",  # record.SCHEMA
-    "seq",  # sequence number of the record
-    "status",  # 0 scored, 1 failed, 2 invalid
-    "epoch",  # epochs done
-    "step",  # optimiser steps done
-    "mtime",  # modification time of the file, seconds since 1970
-    "wall_time",  # time of the evaluation, seconds since 1970
-    "m_inter",
-    "m_intra_image",
-    "m_intra_batch",
-    "m_dim",
-    "m_inter_se",
-    "m_intra_image_se",
-    "m_intra_batch_se",
-    "m_dim_se",
-    "separability_se",
-    "separability_dim_cov",
-    "seconds",  # wall time the evaluation took
-    "settings",  # fingerprint of the settings as a whole number (48 bits)
-    "file",  # digest of the checkpoint's path as a whole number (48 bits)
-)
 
 
 def point(evaluation: Evaluation) -> list[float]:
-    """The row of an evaluation, in the order of COLUMNS; NaN where a number is missing."""
+    """The row of an evaluation, in the order of POINT_COLUMNS; NaN where a number is missing."""
     source, settings = evaluation.source, evaluation.settings
     row: dict[str, float | None] = {
         "schema": SCHEMA,
         "seq": evaluation.seq,
-        "status": STATUS[evaluation.status],
+        "status": STATUS_CODES[evaluation.status],
         "epoch": source.epoch,
         "step": source.step,
         "mtime": source.mtime,
@@ -112,8 +89,10 @@ def point(evaluation: Evaluation) -> list[float]:
         "file": int(hashlib.sha256(source.path.encode("utf-8", "replace")).hexdigest()[:12], 16),
     }
     if evaluation.status == "scored" and evaluation.components is not None:
-        row.update({name: value for name, value in to_json(evaluation.components).items() if name in COLUMNS})
-    values = [row.get(name) for name in COLUMNS]
+        row.update(
+            {name: value for name, value in to_json(evaluation.components).items() if name in POINT_COLUMNS}
+        )
+    values = [row.get(name) for name in POINT_COLUMNS]
     return [math.nan if value is None else float(value) for value in values]
 
 
@@ -347,7 +326,7 @@ def published(folder: Path) -> Published:
         for event in _events(path):
             for value in event.summary.value:
                 if value.tag.startswith(TAG_POINT):
-                    row = dict(zip(COLUMNS, _unpack_doubles(value.tensor), strict=False))
+                    row = dict(zip(POINT_COLUMNS, _unpack_doubles(value.tensor), strict=False))
                     if math.isfinite(row.get("seq", math.nan)):
                         found.evaluations.add(int(row["seq"]))
                 elif value.tag.startswith(TAG_ALERT):

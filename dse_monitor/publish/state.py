@@ -9,8 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from dse_monitor.publish.events import COLUMNS
-from dse_monitor.record import SCHEMA, Alert, Evaluation, to_json
+from dse_monitor.record import POINT_COLUMNS, SCHEMA, Alert, Evaluation, to_json
 from dse_monitor.series import Series
 
 STATUS_RANK = {"firing": 2, "pending": 1}
@@ -53,7 +52,7 @@ def run_state(
     return {
         "schema": SCHEMA,
         "run": run,
-        "columns": list(COLUMNS),
+        "columns": list(POINT_COLUMNS),
         "n_written": len(evaluations),
         **{f"n_{status}": count for status, count in counts.items()},
         "n_alerts": len(alerts),
