@@ -2,8 +2,7 @@
 
 An object's class is a pair (texture, outline); every texture and every outline serves two classes, so neither
 alone tells the class, and colours are drawn per object, so colour tells nothing. Light, scale, rotation,
-occlusion and shadows vary. A scene is a function of (index, seed); its size is only the resolution it is painted
-at.
+occlusion and shadows vary. A scene is a function of (index, seed); its size only sets the resolution.
 
 Lengths are in units of the image side. H = W = size.
 """
@@ -48,8 +47,8 @@ _LATTICE = 24  # cells per side of fine noise: the finest that 64 px still show
 def generate(index: int, size: int = 64, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Scene number `index`: the image [H, W, 3] and its mask [H, W] of indices into `CLASSES`.
 
-    Pure: equal arguments give equal arrays, and no global random state is read or moved. The same index and seed
-    at another size is the same scene at another resolution.
+    Pure: equal arguments give equal arrays, and no global random state is read or moved. The same index and
+    seed at another size is the same scene at another resolution.
 
     Raises:
         ValueError: negative index or seed, or a size below `MINIMUM_SIZE`.
@@ -82,8 +81,8 @@ def write_folder(
     """Write scenes 0 .. count-1 as PNG files; return the folder that holds the images.
 
     With masks: `folder/images/000000.png` and `folder/masks/000000.png` (palette files whose pixel values are
-    class indices); without: `folder/000000.png`. Files appear whole or not at all, those already there are kept,
-    so an interrupted call can be repeated and a larger count extends a folder.
+    class indices); without: `folder/000000.png`. Files appear whole or not at all and those already there are
+    kept, so an interrupted call can be repeated and a larger count extends a folder.
 
     Raises:
         OutputError: the folder holds scenes of other settings, or cannot be written.
@@ -299,7 +298,7 @@ def _interpolation(size: int, cells: int) -> Field:
 
 
 def _noise(rng: np.random.Generator, size: int, across: int, along: int | None = None) -> Field:
-    """Smooth noise in [-1, 1], [size, size]; `across` cells from left to right, `along` from top to bottom."""
+    """Smooth noise in [-1, 1], [size, size]: `across` cells from left to right, `along` downwards."""
     along = along or across
     lattice = rng.uniform(-1, 1, (along + 1, across + 1)).astype(np.float32)
     return _interpolation(size, along) @ lattice @ _interpolation(size, across).T
