@@ -1,0 +1,103 @@
+"""Collectives that do nothing on one process, and batch norm over processes on any backend."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather as _all_gather_with_gradient
+from torch.distributed.nn.functional import all_reduce as _all_reduce_with_gradient
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Index of this process."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """Sum over processes, without gradient; the input is left alone."""
+    tensor = tensor.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def mean_over_processes(tensor: Tensor) -> Tensor:
+    """Mean over processes, without gradient; the input is left alone."""
+    return sum_over_processes(tensor) / world_size()
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """[B, ...] of every process joined to [world * B, ...] in order of rank, without gradient."""
+    tensor = tensor.detach()
+    if world_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """As :func:`gather`, but differentiable: the backward sums all processes' gradients of the own part.
+
+    With DDP's averaging of parameter gradients, a loss on gathered rows gets exactly the global batch's
+    gradient.
+    """
+    return tensor if world_size() == 1 else torch.cat(_all_gather_with_gradient(tensor.contiguous()))
+
+
+class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over all processes with gloo, where ``torch.nn.SyncBatchNorm`` (accelerators only) does not run.
+
+    Same parameters, buffers and numbers as ``nn.BatchNorm1d/2d`` on the joined batch; equal batches per
+    process.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"SyncedBatchNorm expects at least [B, C], got {input.dim()} dimensions")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise [B, C, ...] over everything but C and over processes."""
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        axes = [0, *range(2, input.dim())]
+        mean = _all_reduce_with_gradient(input.mean(axes)) / world_size()
+        centred = input - mean.view(1, -1, *[1] * (input.dim() - 2))
+        variance = _all_reduce_with_gradient(centred.square().mean(axes)) / world_size()
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            count = input.numel() / input.size(1) * world_size()
+            with torch.no_grad():
+                assert self.momentum is not None
+                assert self.num_batches_tracked is not None
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean.detach(), self.momentum)
+                self.running_var.lerp_(variance.detach() * count / (count - 1), self.momentum)
+        normal = centred * torch.rsqrt(variance + self.eps).view(1, -1, *[1] * (input.dim() - 2))
+        if self.weight is None:
+            return normal
+        shape = (1, -1, *[1] * (input.dim() - 2))
+        return normal * self.weight.view(shape) + self.bias.view(shape)
+
+
+def synchronise_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
+    """Let every batch norm of a module share its statistics over processes; names and state stay the same."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            synced = SyncedBatchNorm(
+                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+            )
+            synced.__dict__.update(
+                {k: child.__dict__[k] for k in ("_parameters", "_buffers", "training", "momentum")}
+            )
+            setattr(module, name, synced)
+        else:
+            synchronise_batchnorm(child, device)
+    return module

@@ -1,0 +1,246 @@
+"""DINO: on every crop, a student matches what its EMA teacher says, centred and sharpened, of another global crop.
+
+Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", arXiv 2104.14294.
+Reference: facebookresearch/dino, branch main: main_dino.py, vision_transformer.py, utils.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainers import backbones, optim, teacher, views
+from trainers.centre import Centre, updated_centre
+from trainers.heads import DINOHead
+from trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
+from trainers.objectives import centred_softmax, mean_over_distinct, pair_cross_entropies
+
+
+@dataclass(frozen=True, kw_only=True)
+class DINORecipe(Recipe):
+    """DINO's numbers: the defaults of main_dino.py, ViT-S/16.
+
+    Attributes:
+        local_size: side of the local crops, pixels.
+        locals_: local crops per image.
+        global_scale: area range of the global crops.
+        local_scale: area range of the local crops.
+        prototypes: output width K.
+        head_hidden: hidden width of the head.
+        head_bottleneck: width before the prototypes.
+        norm_last_layer: keep the prototypes' scale at 1.
+        student_temperature: of the student's softmax.
+        warmup_teacher_temperature: teacher temperature of the first epoch.
+        teacher_temperature: teacher temperature after its warmup.
+        teacher_temperature_epochs: length of that warmup.
+        centre_momentum: of the centre's moving mean.
+        teacher_momentum: of the teacher's EMA at the start; a cosine takes it to 1.
+        final_lr: where the learning rate ends.
+        final_weight_decay: where the weight decay ends.
+        clip: largest gradient norm of one parameter tensor; 0 for none.
+        freeze_last_layer: epochs during which the prototypes stay.
+        drop_path: stochastic depth of the student.
+    """
+
+    backbone: str = "vit_small_patch16_224"  # --arch vit_small, --patch_size 16
+    image_size: int = 224  # DataAugmentationDINO
+    batch_size: int = 1024  # README: 16 GPUs x 64
+    epochs: int = 100  # --epochs
+    warmup_epochs: int = 10  # --warmup_epochs
+    lr: float = 5e-4  # --lr, per 256 images
+    final_lr: float = 1e-6  # --min_lr
+    weight_decay: float = 0.04  # --weight_decay
+    final_weight_decay: float = 0.4  # --weight_decay_end
+    local_size: int = 96  # DataAugmentationDINO
+    locals_: int = 8  # --local_crops_number
+    global_scale: tuple[float, float] = (0.4, 1.0)  # --global_crops_scale
+    local_scale: tuple[float, float] = (0.05, 0.4)  # --local_crops_scale
+    prototypes: int = 65536  # --out_dim
+    head_hidden: int = 2048  # DINOHead
+    head_bottleneck: int = 256  # DINOHead
+    norm_last_layer: bool = True  # --norm_last_layer (README's boosted ViT-S: false)
+    student_temperature: float = 0.1  # DINOLoss
+    warmup_teacher_temperature: float = 0.04  # --warmup_teacher_temp
+    teacher_temperature: float = 0.04  # --teacher_temp (boosted ViT-S: 0.07)
+    teacher_temperature_epochs: int = 0  # --warmup_teacher_temp_epochs (boosted ViT-S: 30)
+    centre_momentum: float = 0.9  # DINOLoss
+    teacher_momentum: float = 0.996  # --momentum_teacher (0.9995 recommended at batch 256)
+    clip: float = 3.0  # --clip_grad
+    freeze_last_layer: int = 1  # --freeze_last_layer
+    drop_path: float = 0.1  # --drop_path_rate
+
+    @classmethod
+    def tiny(cls) -> DINORecipe:
+        """A four-block ViT on 64-px scenes."""
+        return dataclasses.replace(
+            cls(),
+            backbone="vit_mini_patch8",
+            image_size=64,
+            batch_size=64,
+            epochs=10,
+            warmup_epochs=1,
+            lr=4e-3,  # x 64 / 256
+            local_size=32,
+            locals_=4,
+            prototypes=1024,
+            head_hidden=256,
+            head_bottleneck=64,
+            teacher_momentum=0.98,  # a tenth of the steps needs a faster teacher
+            drop_path=0.0,
+        )
+
+
+def dino_loss(student_logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Mean over all pairs (teacher crop i, student crop v != i) of the cross-entropy (equation 3 of the paper).
+
+    Args:
+        student_logits: [V, B, K], the T global crops first.
+        targets: teacher probabilities [T, B, K] from :func:`trainers.objectives.centred_softmax`.
+        temperature: the student's.
+
+    Returns:
+        Scalar; there are T * (V - 1) pairs.
+    """
+    return mean_over_distinct(pair_cross_entropies(student_logits, targets, temperature))
+
+
+def loss_and_centre(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    centre: Tensor,
+    *,
+    crops: int,
+    student_temperature: float,
+    teacher_temperature: float,
+    centre_momentum: float,
+) -> tuple[Tensor, Tensor]:
+    """One call of the authors' DINOLoss on one process: the loss with the old centre, then the new centre.
+
+    Args:
+        student_logits: [V * B, K], crop-major.
+        teacher_logits: [2 * B, K], crop-major.
+        centre: [1, K].
+        crops: V.
+        student_temperature: tau_s.
+        teacher_temperature: tau_t of this epoch.
+        centre_momentum: of the moving mean.
+
+    Returns:
+        The loss and the centre [1, K] for the next call.
+    """
+    targets = centred_softmax(teacher_logits, centre, teacher_temperature).unflatten(0, (2, -1))
+    loss = dino_loss(student_logits.unflatten(0, (crops, -1)), targets, student_temperature)
+    return loss, updated_centre(
+        centre, teacher_logits.detach().float().mean(0, keepdim=True), centre_momentum
+    )
+
+
+class Network(nn.Module):
+    """Backbone and head; equal crop sizes share a backbone pass, all crops share the head's."""
+
+    def __init__(self, backbone: nn.Module, head: DINOHead) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Crops [B, 3, h, w] each, equal sizes adjacent -> logits [V * B, K], tokens of the first size [B', N, D]."""
+        sizes = list(dict.fromkeys(image.shape[-1] for image in images))
+        batches = [torch.cat([image for image in images if image.shape[-1] == size]) for size in sizes]
+        outputs = [backbones.features(self.backbone, batch) for batch in batches]
+        return self.head(torch.cat([output.pooled for output in outputs])), outputs[0].dense
+
+
+class DINO(Method):
+    """Self-distillation with no labels."""
+
+    recipe_type = DINORecipe
+    evaluated = "teacher.backbone."
+    teachers = ("teacher",)
+
+    def __init__(self, recipe: DINORecipe) -> None:
+        super().__init__(recipe)
+        self.recipe = recipe
+        spec = self.backbone_spec = backbones.describe(recipe.backbone, recipe.image_size)
+        self.student = self._network(drop_path_rate=recipe.drop_path)
+        self.teacher = self._network().requires_grad_(False)
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.centre = Centre(1, recipe.prototypes, momentum=recipe.centre_momentum)
+        # batch norm inside the backbone couples the images of a batch; a ViT has none
+        self.batch_coupled = "batch norm" if spec.family == "conv" else ""
+
+    def _network(self, **options: float) -> Network:
+        r = self.recipe
+        backbone = backbones.build(self.backbone_spec, **options)
+        if self.backbone_spec.family == "vit":
+            nn.init.trunc_normal_(backbone.cls_token, std=0.02)  # pyright: ignore[reportArgumentType]
+        head = DINOHead(
+            self.backbone_spec.width,
+            r.prototypes,
+            hidden=r.head_hidden,
+            bottleneck=r.head_bottleneck,
+            norm_last_layer=r.norm_last_layer,
+        )
+        return Network(backbone, head)
+
+    def views(self) -> views.MultiCrop:
+        """Two global crops, then the local ones."""
+        r = self.recipe
+        return views.MultiCrop(
+            views.dino_crops(r.image_size, r.local_size, r.global_scale, r.local_scale, r.locals_)
+        )
+
+    def forward(self, views: Views, progress: Progress) -> StepOutput:
+        """Dense tokens: the student's, after the final norm, of both global crops, [2B, N, D] crop-major."""
+        logits, dense = self.student(views.images)
+        with torch.no_grad():
+            teacher_logits, _ = self.teacher(views.images[:2])
+        targets = centred_softmax(teacher_logits, self.centre.value, progress.values["teacher_temperature"])
+        self.centre.observe(teacher_logits)
+        loss = dino_loss(
+            logits.unflatten(0, (len(views.images), -1)),
+            targets.unflatten(0, (2, -1)),
+            self.recipe.student_temperature,
+        )
+        entropy = -(targets * targets.clamp_min(1e-12).log()).sum(-1).mean()
+        return StepOutput(loss, dense, {"teacher_entropy": entropy})
+
+    def schedules(self, plan: Plan) -> dict[str, np.ndarray]:
+        """Per iteration, but the temperature per epoch."""
+        r, steps = self.recipe, plan.total_steps
+        warmup = r.warmup_epochs * plan.steps_per_epoch
+        return {
+            "lr": optim.linspace_cosine(r.lr * plan.batch_size / 256, r.final_lr, steps, warmup_steps=warmup),
+            "weight_decay": optim.linspace_cosine(r.weight_decay, r.final_weight_decay, steps),
+            "teacher_momentum": optim.linspace_cosine(r.teacher_momentum, 1.0, steps),
+            "teacher_temperature": optim.epoch_table(
+                r.warmup_teacher_temperature,
+                r.teacher_temperature,
+                r.teacher_temperature_epochs,
+                plan.epochs,
+                plan.steps_per_epoch,
+            ),
+        }
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """No decay on biases and one-dimensional parameters."""
+        return optim.split_by_decay(self.student.named_parameters())
+
+    def after_backward(self, progress: Progress) -> None:
+        """Clip each tensor by itself; then leave the prototypes out of the step while they are frozen."""
+        named = [(name, p) for name, p in self.student.named_parameters() if p.grad is not None]
+        if self.recipe.clip:
+            optim.clip_each([p.grad for _, p in named if p.grad is not None], self.recipe.clip)
+        if progress.epoch < self.recipe.freeze_last_layer:
+            for name, p in named:
+                if "last_layer" in name:
+                    p.grad = None
+
+    def after_step(self, progress: Progress) -> None:
+        """Teacher and centre follow."""
+        teacher.ema_update(self.teacher, self.student, progress.values["teacher_momentum"])
+        self.centre.update()

@@ -1,0 +1,239 @@
+"""Optimisers, parameter groups, clipping and schedules. No method knows an optimiser, no optimiser knows a method.
+
+``torch.optim`` gives AdamW and SGD. The three layer-wise ones are here because no package has these exact
+rules: timm's ``Lars`` and the Barlow Twins code agree on the trust ratio but not on its zero-norm case, its
+epsilon or on exempting a group from the ratio; BYOL's code keeps the learning rate inside the momentum
+buffer; and SwAV's is apex's LARC, which takes the raw gradient without decay where a norm is zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainers.method import ParameterGroup, Recipe
+
+# Optimisers -------------------------------------------------------------------------------------------------
+
+
+class LARS(torch.optim.Optimizer):
+    """LARS as in facebookresearch/barlowtwins and vicreg: momentum over adapted gradients, lr outside the buffer.
+
+    g' = (g + wd w) * eta ||w|| / ||g + wd w|| (ratio 1 where a norm is zero); v = m v + g'; w -= lr v. Groups with
+    ``adapt=False`` skip the ratio.
+    """
+
+    def __init__(
+        self, params: Any, lr: float, momentum: float, weight_decay: float = 0.0, eta: float = 1e-3
+    ) -> None:
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "adapt": True}
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update of every parameter that has a gradient."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group, p, grad in _with_gradient(self):
+            update = grad.add(p, alpha=group["weight_decay"])
+            if group["adapt"]:
+                weight_norm, update_norm = p.norm(), update.norm()
+                ratio = group["eta"] * weight_norm / update_norm
+                update = update * torch.where((weight_norm > 0) & (update_norm > 0), ratio, 1.0)
+            buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+            buffer.mul_(group["momentum"]).add_(update)
+            p.add_(buffer, alpha=-group["lr"])
+        return loss
+
+
+class InnerLARS(torch.optim.Optimizer):
+    """LARS as in yaox12/BYOL-PyTorch: the learning rate is inside the momentum buffer.
+
+    local = eta ||w|| / (||g|| + wd ||w||); d = (g + wd w) * local * lr; v = m v + d; w -= v. Groups with ``adapt=False``
+    use local = 1. An all-zero weight has local 0 and never moves.
+    """
+
+    def __init__(
+        self, params: Any, lr: float, momentum: float, weight_decay: float = 0.0, eta: float = 1e-3
+    ) -> None:
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "adapt": True}
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update of every parameter that has a gradient."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group, p, grad in _with_gradient(self):
+            decay = group["weight_decay"]
+            update = grad.add(p, alpha=decay)
+            if group["adapt"]:
+                weight_norm, grad_norm = p.norm(), grad.norm()
+                scale = grad_norm + decay * weight_norm
+                # 0 / 0 where weight and gradient are both zero: nothing to move then
+                update = update * torch.where(scale > 0, group["eta"] * weight_norm / scale, 0.0)
+            buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+            buffer.mul_(group["momentum"]).add_(update, alpha=group["lr"])
+            p.sub_(buffer)
+        return loss
+
+
+class LARC(torch.optim.Optimizer):
+    """SGD under apex's LARC without clipping, as in facebookresearch/swav: every parameter is adapted.
+
+    Where both norms are positive g' = (g + wd w) * eta ||w|| / (||g|| + wd ||w|| + eps), else g' = g without decay;
+    v = g' at first, then m v + g'; w -= lr v.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        momentum: float,
+        weight_decay: float = 0.0,
+        eta: float = 1e-3,
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "eps": eps}
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update of every parameter that has a gradient."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group, p, grad in _with_gradient(self):
+            decay, weight_norm, grad_norm = group["weight_decay"], p.norm(), grad.norm()
+            ratio = group["eta"] * weight_norm / (grad_norm + decay * weight_norm + group["eps"])
+            adapted = grad.add(p, alpha=decay) * ratio
+            update = torch.where((weight_norm > 0) & (grad_norm > 0), adapted, grad)
+            buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+            buffer.mul_(group["momentum"]).add_(update)
+            p.add_(buffer, alpha=-group["lr"])
+        return loss
+
+
+def _with_gradient(optimizer: torch.optim.Optimizer) -> Iterable[tuple[dict[str, Any], Tensor, Tensor]]:
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                yield group, p, p.grad
+
+
+def build(recipe: Recipe, groups: Sequence[ParameterGroup], *, fused: bool = False) -> torch.optim.Optimizer:
+    """The recipe's optimiser over a method's groups; lr and decay start at 0 and are set by the engine at each step.
+
+    Args:
+        recipe: names the optimiser and its constants.
+        groups: from ``Method.parameter_groups``.
+        fused: use torch's fused kernels for AdamW and SGD.
+
+    Raises:
+        ValueError: unknown optimiser, or a parameter in two groups.
+    """
+    seen: set[int] = set()
+    for group in groups:
+        for name, parameter in group.parameters:
+            if id(parameter) in seen:
+                raise ValueError(f"parameter {name} is in two groups (second: {group.name})")
+            seen.add(id(parameter))
+    params: list[dict[str, Any]] = [
+        {"params": [p for _, p in g.parameters], "lr": 0.0, "weight_decay": 0.0} for g in groups
+    ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(params, betas=recipe.betas, fused=fused)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(params, lr=0.0, momentum=recipe.sgd_momentum, fused=fused)
+    if recipe.optimizer == "larc":
+        return LARC(params, 0.0, recipe.sgd_momentum)
+    layerwise = {"lars": LARS, "lars_inner": InnerLARS}.get(recipe.optimizer)
+    if layerwise is None:
+        raise ValueError(f"optimizer {recipe.optimizer!r}: expected adamw, sgd, lars, lars_inner or larc")
+    for entry, group in zip(params, groups, strict=True):
+        entry["adapt"] = group.adapt
+    return layerwise(params, 0.0, recipe.sgd_momentum)
+
+
+# Parameter groups -------------------------------------------------------------------------------------------
+
+
+def split_by_decay(named: Iterable[tuple[str, nn.Parameter]]) -> list[ParameterGroup]:
+    """Two groups: decayed, and not decayed (biases by name and everything one-dimensional); frozen ones are left out."""
+    trainable = [(name, p) for name, p in named if p.requires_grad]
+    plain = [(name, p) for name, p in trainable if name.endswith(".bias") or p.ndim == 1]
+    plain_names = {name for name, _ in plain}
+    return [
+        ParameterGroup("decayed", [(name, p) for name, p in trainable if name not in plain_names]),
+        ParameterGroup("not decayed", plain, weight_decay=""),
+    ]
+
+
+# Clipping ---------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def clip_each(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
+    """Scale every tensor on its own, in place, by max_norm / (norm + 1e-6) where that is below 1 (DINO's clipping).
+
+    Returns:
+        The norms before, [len(gradients)].
+    """
+    if not gradients:
+        return torch.zeros(0)
+    norms = torch._foreach_norm(list(gradients))  # pyright: ignore[reportPrivateImportUsage]
+    scales = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
+    torch._foreach_mul_(list(gradients), scales)  # pyright: ignore[reportPrivateImportUsage]
+    return torch.stack(list(norms))
+
+
+# Schedules: float64 arrays with one value per optimiser step ------------------------------------------------
+
+
+def linspace_cosine(
+    base: float, final: float, steps: int, *, warmup_steps: int = 0, start: float = 0.0
+) -> np.ndarray:
+    """Warmup linspace(start, base) with both ends, then final + (base - final)(1 + cos(pi i / n)) / 2, i < n.
+
+    So ``base`` appears twice in a row and ``final`` is never reached: DINO, iBOT, EsViT, Mugs, SwAV, MEC and
+    ReSA. With ``final=1`` and no warmup it is the momentum of every EMA teacher that follows a cosine.
+    """
+    warmup = np.linspace(start, base, warmup_steps)
+    i = np.arange(steps - warmup_steps)
+    cosine = final + 0.5 * (base - final) * (1 + np.cos(np.pi * i / max(len(i), 1)))
+    return np.concatenate([warmup, cosine])[:steps]
+
+
+def linear_cosine(base: float, final: float, steps: int, *, warmup_steps: float = 0) -> np.ndarray:
+    """Base * t / warmup while t < warmup, then final + (base - final)(1 + cos(pi (t - warmup) / (steps - warmup))) / 2.
+
+    The first value is 0 when there is a warmup: MoCo v3, MAE, Barlow Twins, VICReg, VICRegL.
+    """
+    t = np.arange(steps, dtype=np.float64)
+    rest = max(steps - warmup_steps, 1)
+    cosine = final + 0.5 * (base - final) * (1 + np.cos(np.pi * (t - warmup_steps) / rest))
+    return np.where(t < warmup_steps, base * t / max(warmup_steps, 1), cosine)
+
+
+def epoch_cosine(base: float, final: float, epochs: int, steps_per_epoch: int) -> np.ndarray:
+    """Final + (base - final)(1 + cos(pi e / epochs)) / 2 held for the whole epoch e: SimSiam, DenseCL."""
+    epoch = np.repeat(np.arange(epochs), steps_per_epoch)
+    return final + 0.5 * (base - final) * (1 + np.cos(math.pi * epoch / epochs))
+
+
+def epoch_table(
+    start: float, end: float, warmup_epochs: int, epochs: int, steps_per_epoch: int
+) -> np.ndarray:
+    """linspace(start, end) over the warmup epochs, then ``end``, held within each epoch: teacher temperatures."""
+    warmup = min(warmup_epochs, epochs)
+    table = np.concatenate([np.linspace(start, end, warmup_epochs)[:warmup], np.full(epochs - warmup, end)])
+    return np.repeat(table, steps_per_epoch)
+
+
+def constant(value: float, steps: int) -> np.ndarray:
+    """One value at every step."""
+    return np.full(steps, value, dtype=np.float64)
