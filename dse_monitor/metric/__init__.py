@@ -1,4 +1,4 @@
-"""The metric and the regulariser. Imports torch and nothing else of this project, and torch only when asked."""
+"""The metric and the regulariser. Imports torch, nothing else of this project, and only when asked."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dse_monitor.metric.components import Components, NonFiniteFeatures
-    from dse_monitor.metric.measure import PseudoLabels, average, measure
+    from dse_monitor.metric.measurement import PseudoLabels, average, measure
     from dse_monitor.metric.regularizer import DSERegularizer
 
 _HOMES = {
     "Components": "components",
     "DSERegularizer": "regularizer",
     "NonFiniteFeatures": "components",
-    "PseudoLabels": "measure",
-    "average": "measure",
-    "measure": "measure",
+    "PseudoLabels": "measurement",
+    "average": "measurement",
+    "measure": "measurement",
 }
 
 __all__ = ["Components", "DSERegularizer", "NonFiniteFeatures", "PseudoLabels", "average", "measure"]

@@ -1,4 +1,4 @@
-"""The four numbers DSE is made of, with their errors. Standard library only, so records can hold them without torch."""
+"""The four numbers DSE is made of, with their errors. Standard library only: records hold them without torch."""
 
 from __future__ import annotations
 

@@ -1,0 +1,349 @@
+"""Dense features of one batch of images -> the components of DSE with their standard errors.
+
+Shapes: B images, N tokens of an image, D feature width, G groups of consecutive images, K clusters.
+What the errors mean, and what they leave out, is in docs/metric.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dse_monitor.metric import clustering, terms, uncertainty
+from dse_monitor.metric.chunks import chunks
+from dse_monitor.metric.components import Components, NonFiniteFeatures
+
+INFLUENCE_POSITIONS = 8  # positions whose eigenvectors are computed for the error of m_dim; ours
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """Clusters and permutation to use in place of k-means and chance, for comparison with other implementations.
+
+    Attributes:
+        local_labels: cluster of each token among its own image's, integers [B, N].
+        global_labels: for each group, cluster of each of its tokens, integers [n * N] with n its images.
+        global_centroids: for each group, float [K, D]; of normalised tokens if tokens are normalised.
+        position_permutation: token of each image that takes each position, integers [B, N]; None for chance.
+    """
+
+    local_labels: Tensor
+    global_labels: Sequence[Tensor]
+    global_centroids: Sequence[Tensor]
+    position_permutation: Tensor | None = None
+
+
+@torch.no_grad()
+def measure(
+    features: Tensor,
+    *,
+    group: int = 8,
+    local_clusters: int = 3,
+    global_clusters: int = 24,
+    normalize: bool = True,
+    seed: int = 0,
+    pseudo_labels: PseudoLabels | None = None,
+) -> Components:
+    """Components of DSE of one batch of dense features, as the released code of arXiv 2510.17299 computes them.
+
+    The batch is part of the definition, for m_dim depends on B; several batches are combined by :func:`average`.
+
+    Args:
+        features: last-layer patch tokens [B, N, D], any floating dtype and device; half precision becomes float32.
+        group: consecutive images clustered together; the last group may hold fewer.
+        local_clusters: clusters within one image (at most N are used).
+        global_clusters: clusters within one group (at most its tokens are used).
+        normalize: divide every token by its length first; zero tokens stay zero.
+        seed: fixes k-means and the permutation of positions. Drawn on the CPU, so the same on every device; the global
+            generator is not touched.
+        pseudo_labels: use these clusters and this permutation instead.
+
+    Returns:
+        The components in units of the feature scale, with standard errors over images. Where all tokens are equal the
+        scale is zero, and so are radii and separation.
+
+    Raises:
+        NonFiniteFeatures: NaN or infinity among the features.
+        ValueError: an argument has the wrong shape, dtype or range.
+    """
+    check_shape(features)
+    check_finite(features)
+    check_counts(group=group, local_clusters=local_clusters, global_clusters=global_clusters)
+    with torch.autocast(features.device.type, enabled=False):
+        tokens = as_tokens(features, normalize)
+        width = tokens.shape[2]
+        chance = draw_chance(tokens.shape, group, local_clusters, global_clusters, seed)
+        permutation = chance.permutation
+        if pseudo_labels is not None:
+            check_pseudo_labels(pseudo_labels, tokens.shape, group)
+            if pseudo_labels.position_permutation is not None:
+                permutation = pseudo_labels.position_permutation.long()
+        scale = terms.feature_scale(tokens)
+        # The mean token deviates with the images too, and moves the distances to it.
+        scale_parts = uncertainty.of_mean(scale.image_distances - scale.image_means.double() @ scale.direction.double())
+        image_radii = _image_radii(tokens, chance, pseudo_labels)
+        groups = _groups(tokens, group, chance, pseudo_labels)
+        dimensions, dimension_parts = _dimensions(tokens, permutation.to(tokens.device))
+    return _components(
+        scale.value.cpu(), scale_parts.cpu(), image_radii.cpu(), groups, dimensions, dimension_parts, group, width
+    )
+
+
+def average(batches: Sequence[Components]) -> Components:
+    """Plain mean over batches of images, as released, with the errors of independent batches.
+
+    Args:
+        batches: components of disjoint sets of images, at least one; errors that are nan stay nan.
+
+    Raises:
+        ValueError: no batches, or batches that differ in tokens or width.
+    """
+    if not batches:
+        raise ValueError("average() needs the components of at least one batch, got none")
+    shapes = {(batch.tokens, batch.width) for batch in batches}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"average() got batches of different (tokens, width): {sorted(shapes)}; "
+            "values of different image sizes or layers are not comparable, measure them apart"
+        )
+    count = len(batches)
+
+    def mean(name: str) -> float:
+        return math.fsum(getattr(batch, name) for batch in batches) / count
+
+    def error(name: str) -> float:
+        return math.sqrt(math.fsum(getattr(batch, name) ** 2 for batch in batches)) / count
+
+    return Components(
+        m_inter=mean("m_inter"),
+        m_intra_image=mean("m_intra_image"),
+        m_intra_batch=mean("m_intra_batch"),
+        m_dim=mean("m_dim"),
+        m_inter_se=error("m_inter_se"),
+        m_intra_image_se=error("m_intra_image_se"),
+        m_intra_batch_se=error("m_intra_batch_se"),
+        m_dim_se=error("m_dim_se"),
+        separability_se=error("separability_se"),
+        separability_dim_cov=mean("separability_dim_cov") / count,
+        images=sum(batch.images for batch in batches),
+        tokens=batches[0].tokens,
+        width=batches[0].width,
+    )
+
+
+def check_shape(features: Tensor) -> None:
+    """Raise ValueError unless features are floating-point [B, N, D] with B, N, D >= 1."""
+    if features.ndim != 3 or 0 in features.shape or not features.is_floating_point():
+        raise ValueError(
+            f"features are {features.dtype} of shape {tuple(features.shape)}; expected floating-point [B, N, D] = "
+            "[images, tokens per image, width], none of them zero (drop class tokens, flatten maps of patches)"
+        )
+
+
+def check_finite(features: Tensor) -> None:
+    """Raise NonFiniteFeatures for NaN or infinity in [B, N, D]; the message counts them and names the images."""
+    sums = features.sum((1, 2), dtype=torch.float64)  # one pass: a sum is finite unless a number is not
+    if bool(sums.isfinite().all()):
+        return
+    nan, infinite = features.isnan().sum((1, 2)), features.isinf().sum((1, 2))
+    images = (nan + infinite).nonzero()[:, 0].tolist()
+    named = ", ".join(map(str, images[:10])) + (", ..." if len(images) > 10 else "")
+    raise NonFiniteFeatures(
+        f"features hold {int(nan.sum())} NaN and {int(infinite.sum())} infinite numbers of {features.numel()}, in "
+        f"{len(images)} of {features.shape[0]} images (index {named}); the network or its precision diverged"
+    )
+
+
+def check_counts(**counts: int) -> None:
+    """Raise ValueError for a count below one."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} is {count}; expected at least 1")
+
+
+def check_pseudo_labels(given: PseudoLabels, shape: Sequence[int], group: int) -> None:
+    """Raise ValueError where pseudo-labels do not fit features of ``shape`` [B, N, D] in groups of ``group``."""
+    images, positions, width = shape
+    members = [min(group, images - start) for start in range(0, images, group)]
+    problems = []
+    if tuple(given.local_labels.shape) != (images, positions):
+        problems.append(f"local_labels {tuple(given.local_labels.shape)}, expected {(images, positions)}")
+    permutation = given.position_permutation
+    if permutation is not None and tuple(permutation.shape) != (images, positions):
+        problems.append(f"position_permutation {tuple(permutation.shape)}, expected {(images, positions)}")
+    if not len(given.global_labels) == len(given.global_centroids) == len(members):
+        problems.append(
+            f"{len(given.global_labels)} global_labels and {len(given.global_centroids)} global_centroids, "
+            f"expected one of each for {len(members)} groups"
+        )
+    else:
+        for index, (labels, centroids, count) in enumerate(
+            zip(given.global_labels, given.global_centroids, members, strict=True)
+        ):
+            if (
+                tuple(labels.shape) != (count * positions,)
+                or centroids.ndim != 2
+                or centroids.shape[1] != width
+            ):
+                problems.append(
+                    f"group {index}: labels {tuple(labels.shape)} and centroids {tuple(centroids.shape)}, "
+                    f"expected {(count * positions,)} and [K, {width}]"
+                )
+            elif int(labels.max()) >= centroids.shape[0]:
+                problems.append(
+                    f"group {index}: label {int(labels.max())} among {centroids.shape[0]} centroids"
+                )
+    if problems:
+        raise ValueError("pseudo_labels do not fit the features: " + "; ".join(problems))
+
+
+def as_tokens(features: Tensor, normalize: bool) -> Tensor:
+    """Tokens [B, N, D] to compute with: float32 (float64 stays), each of length one if ``normalize``."""
+    tokens = features if features.dtype == torch.float64 else features.float()
+    return torch.nn.functional.normalize(tokens, dim=-1) if normalize else tokens
+
+
+class Groups(NamedTuple):
+    """One number for each of G groups: mean distance to the nearest other centroid; sum and count of cluster radii."""
+
+    separation: Tensor
+    radius_sum: Tensor
+    radius_count: Tensor
+
+
+class Chance(NamedTuple):
+    """Everything random: uniform draws for both k-means and the token that takes each position, [B, N]."""
+
+    local: Tensor
+    groups: Tensor
+    permutation: Tensor
+
+
+def draw_chance(
+    shape: Sequence[int], group: int, local_clusters: int, global_clusters: int, seed: int
+) -> Chance:
+    """Three independent streams of one seed, so that changing one cluster number leaves the other draws alone."""
+    images, positions, _ = shape
+    seeds = torch.randint(2**62, (3,), generator=torch.Generator().manual_seed(seed)).tolist()
+    local, groups, permutation = (torch.Generator().manual_seed(part) for part in seeds)
+    return Chance(
+        clustering.seeding_draws(images, min(local_clusters, positions), local),
+        clustering.seeding_draws(-(-images // group), global_clusters, groups),
+        torch.rand(images, positions, dtype=torch.float64, generator=permutation).argsort(1),
+    )
+
+
+def blocks(tokens: Tensor, group: int) -> Iterator[tuple[slice, Tensor]]:
+    """Groups of equal size together: the full groups, then a smaller last one. Yields (groups, [P, n * N, D])."""
+    images, _, width = tokens.shape
+    full = images // group
+    if full:
+        yield slice(0, full), tokens[: full * group].reshape(full, -1, width)
+    if images % group:
+        yield slice(full, full + 1), tokens[full * group :].reshape(1, -1, width)
+
+
+def given_clusters(given: PseudoLabels, groups: slice, device: torch.device) -> clustering.Clusters:
+    """Pseudo-labels of some groups of equal size as if k-means had found them."""
+    return clustering.Clusters(
+        torch.stack([labels.to(device).long() for labels in given.global_labels[groups]]),
+        torch.stack([centroids.to(device) for centroids in given.global_centroids[groups]]),
+    )
+
+
+def _image_radii(tokens: Tensor, chance: Chance, given: PseudoLabels | None) -> Tensor:
+    """Mean cluster radius within each image, float64 [B]."""
+    if given is None:
+        labels, clusters = clustering.kmeans(tokens, chance.local).labels, chance.local.shape[1]
+    else:
+        labels = given.local_labels.to(tokens.device).long()
+        clusters = int(labels.max()) + 1
+    return terms.mean_radius(*terms.cluster_radii(tokens, labels, clusters))
+
+
+def _groups(tokens: Tensor, group: int, chance: Chance, given: PseudoLabels | None) -> Groups:
+    """Separation and radii of each group, float64 [G] on the CPU."""
+    found: list[Groups] = []
+    for which, points in blocks(tokens, group):
+        if given is None:
+            draws = chance.groups[which, : min(points.shape[1], chance.groups.shape[1])]
+            labels, centroids = clustering.kmeans(points, draws)
+        else:
+            labels, centroids = given_clusters(given, which, tokens.device)
+        separation = points.new_empty(points.shape[0], dtype=torch.float64)
+        for part in chunks(points.shape[0], points[0].numel() * points.element_size(), points.device):
+            distance = terms.nearest_other_distance(points[part], labels[part], centroids[part])
+            separation[part] = distance.mean(1, dtype=torch.float64)
+        radii, sizes = terms.cluster_radii(points, labels, centroids.shape[1])
+        found.append(Groups(separation.cpu(), radii.sum(1).cpu(), (sizes > 1).sum(1).double().cpu()))
+    return Groups(*(torch.cat(part) for part in zip(*found, strict=True)))
+
+
+def _dimensions(tokens: Tensor, permutation: Tensor) -> tuple[Tensor, Tensor]:
+    """Effective dimension at each position, float64 [N] on the CPU, and the images' shares in it at S of them [S, B]."""
+    images, positions, width = tokens.shape
+    image = torch.arange(images, device=tokens.device)
+
+    def at(some: slice) -> Tensor:
+        return tokens[image, permutation[:, some].mT]
+
+    dimensions = tokens.new_empty(positions, dtype=torch.float64)
+    for part in chunks(positions, images * width * 8, tokens.device):
+        dimensions[part] = terms.effective_dimension(at(part))
+    sampled = range(min(INFLUENCE_POSITIONS, positions))
+    parts = torch.cat([terms.effective_dimension_parts(at(slice(n, n + 1))) for n in sampled])
+    return dimensions.cpu(), parts.cpu()
+
+
+def _components(
+    scale: Tensor,
+    scale_parts: Tensor,
+    image_radii: Tensor,
+    groups: Groups,
+    dimensions: Tensor,
+    dimension_parts: Tensor,
+    group: int,
+    width: int,
+) -> Components:
+    """Means and errors of what was measured, all float64 on the CPU."""
+    images, count = image_radii.numel(), groups.separation.numel()
+    member = torch.arange(images) // group
+
+    def by_group(parts: Tensor) -> Tensor:
+        return parts.new_zeros(count).index_add_(0, member, parts)
+
+    def over_scale(value: Tensor, parts: Tensor, scale_parts: Tensor) -> tuple[float, Tensor]:
+        if scale == 0:  # all tokens equal: nothing is wide, nothing is apart
+            return 0.0, torch.zeros_like(parts)
+        return float(value / scale), uncertainty.in_units_of(scale, scale_parts, value, parts)
+
+    scale_by_group = by_group(scale_parts)
+    m_inter, inter_parts = over_scale(
+        groups.separation.mean(), uncertainty.of_mean(groups.separation), scale_by_group
+    )
+    m_intra_image, image_parts = over_scale(image_radii.mean(), uncertainty.of_mean(image_radii), scale_parts)
+    radius, radius_parts = uncertainty.ratio(
+        groups.radius_sum, groups.radius_count, terms.RADIUS_WITHOUT_CLUSTERS
+    )
+    m_intra_batch, batch_parts = over_scale(radius, radius_parts, scale_by_group)
+    separability_parts = inter_parts - (by_group(image_parts) + batch_parts) / 2
+    return Components(
+        m_inter=m_inter,
+        m_intra_image=m_intra_image,
+        m_intra_batch=m_intra_batch,
+        m_dim=float(dimensions.mean()),
+        m_inter_se=uncertainty.standard_error(inter_parts),
+        m_intra_image_se=uncertainty.standard_error(image_parts),
+        m_intra_batch_se=uncertainty.standard_error(batch_parts),
+        m_dim_se=uncertainty.standard_error_over_positions(dimension_parts, dimensions.numel()),
+        separability_se=uncertainty.standard_error(separability_parts),
+        separability_dim_cov=uncertainty.covariance(separability_parts, by_group(dimension_parts.mean(0))),
+        images=images,
+        tokens=dimensions.numel(),
+        width=width,
+    )
