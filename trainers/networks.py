@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import timm
+import torch
+from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from trainers import backbones
@@ -24,3 +27,13 @@ class Projected(nn.Module):
         """Images [B, 3, h, w] -> projections [B, C] and dense tokens [B, N, D]."""
         features = backbones.features(self.backbone, images)
         return self.projector(features.pooled), features.dense
+
+
+def build_without_zero_init(spec: backbones.Backbone) -> nn.Module:
+    """As :func:`trainers.backbones.build`, but the last norm of a ResNet's blocks starts at 1, not at 0.
+
+    timm starts residual blocks as identities; BYOL, SwAV and DenseCL did not.
+    """
+    with torch.device("meta"):
+        is_resnet = isinstance(timm.create_model(spec.name), ResNet)
+    return backbones.build(spec, **({"zero_init_last": False} if is_resnet else {}))
