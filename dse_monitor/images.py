@@ -65,8 +65,8 @@ class ImageSet:
     """The sample, decoded.
 
     Attributes:
-        pixels: uint8 [n, S, S, 3], RGB, read-only and mapped from the cache file: touching a part reads
-            that part.
+        pixels: uint8 [n, S, S, 3], RGB, mapped from the cache file: touching a part reads that part, and
+            writing to it changes this process's copy alone.
         names: paths relative to the folder with forward slashes, in the order of `pixels`.
         fingerprint: sixteen hexadecimal digits, equal exactly when pixels, their order and the recipe are.
         found: image files in the folder when the sample was drawn.
@@ -170,7 +170,7 @@ def prepare(
         if not fingerprint:
             raise OutputError(f"{pixel_file}: what was written reads back differently; check the disk")
     return ImageSet(
-        pixels=np.memmap(pixel_file, np.uint8, "r", shape=(len(sample.names), size, size, 3)),
+        pixels=np.memmap(pixel_file, np.uint8, "c", shape=(len(sample.names), size, size, 3)),
         names=sample.names,
         fingerprint=fingerprint,
         found=sample.found,

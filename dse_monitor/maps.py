@@ -1,0 +1,161 @@
+"""Dense tokens of a few example images as colour maps that stay comparable over a run.
+
+A map shows the first three principal components of the examples' tokens as red, green and blue. Principal
+components of two checkpoints are not comparable: features rotate while a network learns, and components
+swap and change sign. So the first checkpoint painted becomes the run's colour reference, and the components
+of every other one are turned onto it by the orthogonal matrix that fits best (orthogonal Procrustes,
+Schönemann 1966) over the same tokens of the same images. A rotation changes no distance between tokens: a
+map that loses contrast between its regions, or all but one hue, shows features that did.
+
+Shapes: E example images, N = G * G tokens each, D feature width, M = E * N.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dse_monitor.errors import OutputError
+
+EXAMPLES = 6  # images in a strip; ours, what fits beside the charts
+MEDIA_FOLDER = "media"  # below the run's output folder
+ORIGINALS = "images.png"  # the examples themselves, in MEDIA_FOLDER
+TILE = 112  # px, side of an original in its strip
+
+_CONTRAST = 1.5  # slope of the colour curve: one standard deviation reaches 82 % of a channel
+
+Scores = NDArray[np.float64]
+
+
+def paint_tokens(folder: Path, tokens: NDArray[np.floating], *, name: str, images: str) -> str:
+    """Write the maps of one checkpoint: a horizontal strip of E square tiles, one pixel per token.
+
+    The colour reference of these images is read from the folder, or written there by the first call. Equal
+    tokens and an equal reference give an equal file.
+
+    Args:
+        folder: the run's output folder.
+        tokens: [E, N, D], finite.
+        name: what tells this checkpoint from others; becomes part of the file's name.
+        images: fingerprint of the images, so that no reference of other images is used.
+
+    Returns:
+        The file relative to `folder`, with forward slashes; empty when N is no square number, which makes
+        no map.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    examples, count, _ = tokens.shape
+    grid = math.isqrt(count)
+    if grid * grid != count:
+        return ""
+    scores = principal_scores(tokens.reshape(examples * count, -1))
+    reference = folder / f"map-colours-{_plain(images)}-{examples}x{grid}.npy"
+    target = folder / MEDIA_FOLDER / f"map-{_plain(name)}.png"
+    try:
+        (folder / MEDIA_FOLDER).mkdir(parents=True, exist_ok=True)
+        known = _read_scores(reference, scores.shape)
+        if known is None:
+            stream = io.BytesIO()
+            np.save(stream, scores)
+            _replace(reference, stream.getvalue())
+        else:
+            scores = align(scores, known)
+        tiles = colours(scores).reshape(examples, grid, grid, 3)
+        _replace(target, _png(np.concatenate(list(tiles), axis=1)))
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: feature maps cannot be written ({error}); check space and rights"
+        ) from error
+    return target.relative_to(folder).as_posix()
+
+
+def paint_images(folder: Path, pixels: NDArray[np.uint8]) -> None:
+    """Write the example images [E, S, S, 3] as a strip of E tiles beside the maps, once.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    side = min(pixels.shape[1], TILE)
+    tiles = [
+        np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BOX)) for image in pixels
+    ]
+    target, content = folder / MEDIA_FOLDER / ORIGINALS, _png(np.concatenate(tiles, axis=1))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists() or target.read_bytes() != content:
+            _replace(target, content)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: example images cannot be written ({error}); check space and rights"
+        ) from error
+
+
+def principal_scores(tokens: NDArray[np.floating]) -> Scores:
+    """The first three principal components of M tokens [M, D]: scores [M, 3], centred.
+
+    Scaled together so that their mean square is one: the relative spread of the three is kept, for it shows
+    how many directions the features use. Zero where there is no such direction. Each sign makes the largest
+    score positive.
+    """
+    values = tokens.astype(np.float64)
+    values -= values.mean(0)
+    if values.shape[1] <= values.shape[0]:
+        _, vectors = np.linalg.eigh(values.T @ values)
+        scores = values @ vectors[:, ::-1][:, :3]
+    else:  # fewer tokens than dimensions: the small Gram matrix has the same components
+        squares, vectors = np.linalg.eigh(values @ values.T)
+        scores = vectors[:, ::-1][:, :3] * np.sqrt(np.maximum(squares[::-1][:3], 0))
+    scores = np.pad(scores, ((0, 0), (0, 3 - scores.shape[1])))
+    scores *= np.sign(scores[np.abs(scores).argmax(0), range(3)])
+    size = math.sqrt(np.square(scores).mean())
+    return scores / size if size > 1e-9 * (1 + np.abs(tokens).max()) else np.zeros_like(scores)
+
+
+def align(scores: Scores, reference: Scores) -> Scores:
+    """Scores [M, 3] turned onto a reference [M, 3] by the best-fitting orthogonal matrix."""
+    left, _, right = np.linalg.svd(scores.T @ reference)
+    return scores @ (left @ right)
+
+
+def colours(scores: Scores) -> NDArray[np.uint8]:
+    """Scores [M, 3] as RGB [M, 3]; zero is mid-grey, and no score is cut off."""
+    return np.round(255 / (1 + np.exp(-_CONTRAST * scores))).astype(np.uint8)
+
+
+def _read_scores(file: Path, shape: tuple[int, ...]) -> Scores | None:
+    """A reference written earlier; None when there is none, or a damaged one."""
+    try:
+        scores = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return scores if scores.shape == shape and np.isfinite(scores).all() else None
+
+
+def _plain(name: str) -> str:
+    """A name without anything that means something in a path."""
+    return re.sub(r"[^\w-]+", "-", name)[-64:]
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def _replace(target: Path, content: bytes) -> None:
+    """Write a file that appears under its name only when whole."""
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
