@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "dse_monitor.metric": ("dse_monitor.metric",),
     "dse_monitor.errors": ("dse_monitor.metric.components",),
     "dse_monitor.record": ("dse_monitor.metric.components",),
-    "dse_monitor.scenes": (),
+    "dse_monitor.scenes": ("dse_monitor.errors",),
     "dse_monitor.series": ("dse_monitor.record",),
     "dse_monitor.images": ("dse_monitor.errors",),
     "dse_monitor.maps": ("dse_monitor.errors",),
