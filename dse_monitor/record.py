@@ -6,6 +6,7 @@ Standard library only: the watcher, the TensorBoard plugin and notebooks read re
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -96,7 +97,7 @@ class Settings:
     precision: str = "float32"
     seed: int = 0
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that are equal exactly when all settings are."""
         return hashlib.sha256(_canonical(dataclasses.asdict(self))).hexdigest()[:12]

@@ -44,7 +44,7 @@ def run_state(
     settings: dict[str, Any] = {}
     for evaluation in evaluations:
         counts[evaluation.status] += 1
-        if evaluation.settings is not None:
+        if evaluation.settings is not None and evaluation.settings.fingerprint not in settings:
             settings[evaluation.settings.fingerprint] = to_json(evaluation.settings)
     sequence = [record.seq for record in (*evaluations, *alerts)]
     size = len(line.evaluations)
