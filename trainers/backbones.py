@@ -226,8 +226,8 @@ def interpolate_positions(positions: Tensor, height: int, width: int, patch: int
 def sincos_positions(width: int, grid: int, *, cls: bool = False, rows_first: bool = False) -> Tensor:
     """Fixed 2-D sin-cos position embeddings, float64 inside.
 
-    Frequencies omega_k = 10000^(-k / (D/4)), k < D/4; an axis is written [sin, cos]. MAE and I-JEPA put the column in the
-    first half and the row in the second; MoCo v3's table is the other way round (``rows_first``).
+    Frequencies omega_k = 10000^(-k / (D/4)), k < D/4; an axis is written [sin, cos]. MAE and I-JEPA put the
+    column in first half and the row in the second; MoCo v3's table is the other way round (``rows_first``).
 
     Args:
         width: D, a multiple of four.

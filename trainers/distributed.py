@@ -52,7 +52,7 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
 
 
 class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over all processes with gloo, where ``torch.nn.SyncBatchNorm`` (accelerators only) does not run.
+    """Batch norm over all processes for gloo; ``torch.nn.SyncBatchNorm`` runs on accelerators only.
 
     Same parameters, buffers and numbers as ``nn.BatchNorm1d/2d`` on the joined batch; equal batches per
     process.

@@ -5,12 +5,12 @@ what happens around an optimiser step. The engine owns everything else: devices,
 the optimiser step, the DSE term, logging, saving and resuming. Order of one optimiser step, as the engine
 runs it::
 
-    method.before_step(progress)                    # e.g. an EMA that must precede the forward, prototype scaling
+    method.before_step(progress)            # e.g. an EMA that must precede the forward, prototype scaling
     for each micro-batch:
-        out = method(views, progress)               # DDP wraps this call; loss / micro-batches is back-propagated
-    method.after_backward(progress)                 # e.g. clipping per tensor, freezing by ``grad = None``
-    optimizer.step()                                # lr and weight decay of every group set from the schedules
-    method.after_step(progress)                     # e.g. the teacher's EMA, centres
+        out = method(views, progress)       # DDP wraps this call; loss / micro-batches is back-propagated
+    method.after_backward(progress)         # e.g. clipping per tensor, freezing by ``grad = None``
+    optimizer.step()                        # lr and weight decay of every group set from the schedules
+    method.after_step(progress)             # e.g. the teacher's EMA, centres
 
 Shape letters used in this package: B images in a micro-batch on one process, V views, N tokens, D feature
 width, K prototypes, C embedding width, Q queue length.
@@ -36,7 +36,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Every number of a training run that a method's authors chose. A method subclasses it and sets its own defaults.
+    """Every number of a training run that a method's authors chose; a method subclasses it with its defaults.
 
     Each field becomes a command-line flag, so each has one plain type; the subclass notes where each number
     comes from.
@@ -238,13 +238,13 @@ class Method(nn.Module):
     # What is computed ---------------------------------------------------------------------------------------
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:
-        """Loss of one micro-batch, under the engine's autocast. Objectives compute in float32 by themselves."""
+        """Loss of one micro-batch, under the engine's autocast; objectives go to float32 by themselves."""
         raise NotImplementedError
 
     # What changes over time ---------------------------------------------------------------------------------
 
     def schedules(self, plan: Plan) -> dict[str, np.ndarray]:
-        """Float64 arrays [total_steps] by name. ``lr`` and ``weight_decay`` drive the optimiser, all are logged."""
+        """Float64 arrays [total_steps] by name. ``lr`` and ``weight_decay`` drive the optimiser."""
         raise NotImplementedError
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -257,7 +257,7 @@ class Method(nn.Module):
         """Once per optimiser step, before its first forward: EMAs that use the weights of the step before."""
 
     def after_backward(self, progress: Progress) -> None:
-        """Once per optimiser step, gradients complete and unscaled: clip, or set ``grad = None`` to freeze."""
+        """Once per optimiser step, gradients complete and unscaled: clip; ``grad = None`` freezes."""
 
     def after_step(self, progress: Progress) -> None:
         """Once per optimiser step, after it: the teacher's EMA, centres."""

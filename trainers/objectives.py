@@ -23,8 +23,9 @@ def centred_softmax(logits: Tensor, centre: Tensor, temperature: float) -> Tenso
 def pair_cross_entropies(student_logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """Cross-entropy of every teacher view with every student view, mean over the batch.
 
-    Entry (i, v) = mean_B( - sum_K targets[i] * log_softmax(student_logits[v] / temperature) ). A method picks the pairs
-    it wants: DINO, EsViT and iBOT average all i != v, Mugs averages large and small crops apart.
+    Entry (i, v) = mean_B( - sum_K targets[i] * log_softmax(student_logits[v] / temperature) ). A method
+    picks the pairs it wants: DINO, EsViT and iBOT average all i != v, Mugs averages large and small crops
+    apart.
 
     Args:
         student_logits: [V, B, K].
@@ -48,9 +49,9 @@ def mean_over_distinct(pairs: Tensor) -> Tensor:
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     """Balanced soft assignment of samples to columns (SwAV section 3.2, ReSA), over all processes.
 
-    Q = exp(scores / epsilon), divided by its total; then alternately columns of ``scores`` (prototypes) to mass 1 / K and
-    samples to mass 1 / B; at last every sample's row sums to 1. No maximum is subtracted, as released:
-    float32 is needed.
+    Q = exp(scores / epsilon), divided by its total; then alternately columns of ``scores`` (prototypes) to
+    mass 1 / K and samples to mass 1 / B; at last every sample's row sums to 1. No maximum is subtracted, as
+    released: float32 is needed.
 
     Args:
         scores: [B, K], this process's samples.
@@ -88,11 +89,11 @@ def queue_contrast(queries: Tensor, keys: Tensor, queue: Tensor, temperature: fl
 
 
 def off_diagonal(matrix: Tensor) -> Tensor:
-    """The D * (D - 1) entries of [..., D, D] off the diagonal, as [..., D * (D - 1)] (Barlow Twins, VICReg)."""
+    """Entries of [..., D, D] off the diagonal, as [..., D * (D - 1)] (Barlow Twins, VICReg)."""
     size = matrix.shape[-1]
     return matrix.flatten(-2)[..., :-1].unflatten(-1, (size - 1, size + 1))[..., 1:].flatten(-2)
 
 
 def variance_hinge(x: Tensor, epsilon: float = 1e-4) -> Tensor:
-    """Mean relu(1 - sqrt(var + epsilon)), the unbiased variance taken over axis 0 (VICReg equation 1, VICRegL)."""
+    """Mean of relu(1 - sqrt(var + epsilon)) with the unbiased variance over axis 0 (VICReg, VICRegL)."""
     return F.relu(1 - torch.sqrt(x.float().var(0) + epsilon)).mean()

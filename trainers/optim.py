@@ -1,4 +1,4 @@
-"""Optimisers, parameter groups, clipping and schedules. No method knows an optimiser, no optimiser knows a method.
+"""Optimisers, parameter groups, clipping and schedules.
 
 ``torch.optim`` gives AdamW and SGD. The three layer-wise ones are here because no package has these exact
 rules: timm's ``Lars`` and the Barlow Twins code agree on the trust ratio but not on its zero-norm case, its
@@ -22,10 +22,10 @@ from trainers.method import ParameterGroup, Recipe
 
 
 class LARS(torch.optim.Optimizer):
-    """LARS as in facebookresearch/barlowtwins and vicreg: momentum over adapted gradients, lr outside the buffer.
+    """LARS as in facebookresearch/barlowtwins and vicreg: the learning rate is outside the momentum buffer.
 
-    g' = (g + wd w) * eta ||w|| / ||g + wd w|| (ratio 1 where a norm is zero); v = m v + g'; w -= lr v. Groups with
-    ``adapt=False`` skip the ratio.
+    g' = (g + wd w) * eta ||w|| / ||g + wd w|| (ratio 1 where a norm is zero); v = m v + g'; w -= lr v.
+    Groups with ``adapt=False`` skip the ratio.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class LARS(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore
         """One update of every parameter that has a gradient."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group, p, grad in _with_gradient(self):
@@ -54,8 +54,8 @@ class LARS(torch.optim.Optimizer):
 class InnerLARS(torch.optim.Optimizer):
     """LARS as in yaox12/BYOL-PyTorch: the learning rate is inside the momentum buffer.
 
-    local = eta ||w|| / (||g|| + wd ||w||); d = (g + wd w) * local * lr; v = m v + d; w -= v. Groups with ``adapt=False``
-    use local = 1. An all-zero weight has local 0 and never moves.
+    local = eta ||w|| / (||g|| + wd ||w||); d = (g + wd w) * local * lr; v = m v + d; w -= v.
+    Groups with ``adapt=False`` use local = 1. An all-zero weight has local 0 and never moves.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class InnerLARS(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore
         """One update of every parameter that has a gradient."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group, p, grad in _with_gradient(self):
@@ -86,8 +86,8 @@ class InnerLARS(torch.optim.Optimizer):
 class LARC(torch.optim.Optimizer):
     """SGD under apex's LARC without clipping, as in facebookresearch/swav: every parameter is adapted.
 
-    Where both norms are positive g' = (g + wd w) * eta ||w|| / (||g|| + wd ||w|| + eps), else g' = g without decay;
-    v = g' at first, then m v + g'; w -= lr v.
+    Where both norms are positive g' = (g + wd w) eta ||w|| / (||g|| + wd ||w|| + eps), else g' = g (no
+    decay); v = g' at first, then m v + g'; w -= lr v.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class LARC(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore
         """One update of every parameter that has a gradient."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group, p, grad in _with_gradient(self):
@@ -126,7 +126,7 @@ def _with_gradient(optimizer: torch.optim.Optimizer) -> Iterable[tuple[dict[str,
 
 
 def build(recipe: Recipe, groups: Sequence[ParameterGroup], *, fused: bool = False) -> torch.optim.Optimizer:
-    """The recipe's optimiser over a method's groups; lr and decay start at 0 and are set by the engine at each step.
+    """The recipe's optimiser over a method's groups; the engine sets lr and decay before each step.
 
     Args:
         recipe: names the optimiser and its constants.
@@ -163,7 +163,7 @@ def build(recipe: Recipe, groups: Sequence[ParameterGroup], *, fused: bool = Fal
 
 
 def split_by_decay(named: Iterable[tuple[str, nn.Parameter]]) -> list[ParameterGroup]:
-    """Two groups: decayed, and not decayed (biases by name and everything one-dimensional); frozen ones are left out."""
+    """Two groups: decayed, and not (biases, everything one-dimensional). Frozen parameters are left out."""
     trainable = [(name, p) for name, p in named if p.requires_grad]
     plain = [(name, p) for name, p in trainable if name.endswith(".bias") or p.ndim == 1]
     plain_names = {name for name, _ in plain}
@@ -178,7 +178,7 @@ def split_by_decay(named: Iterable[tuple[str, nn.Parameter]]) -> list[ParameterG
 
 @torch.no_grad()
 def clip_each(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
-    """Scale every tensor on its own, in place, by max_norm / (norm + 1e-6) where that is below 1 (DINO's clipping).
+    """Scale each tensor on its own, in place, by max_norm / (norm + 1e-6) where below 1 (DINO's clipping).
 
     Returns:
         The norms before, [len(gradients)].
@@ -209,7 +209,7 @@ def linspace_cosine(
 
 
 def linear_cosine(base: float, final: float, steps: int, *, warmup_steps: float = 0) -> np.ndarray:
-    """Base * t / warmup while t < warmup, then final + (base - final)(1 + cos(pi (t - warmup) / (steps - warmup))) / 2.
+    """Warmup base * t / w, t < w; then final + (base - final)(1 + cos(pi (t - w) / (steps - w))) / 2.
 
     The first value is 0 when there is a warmup: MoCo v3, MAE, Barlow Twins, VICReg, VICRegL.
     """
@@ -228,7 +228,7 @@ def epoch_cosine(base: float, final: float, epochs: int, steps_per_epoch: int) -
 def epoch_table(
     start: float, end: float, warmup_epochs: int, epochs: int, steps_per_epoch: int
 ) -> np.ndarray:
-    """linspace(start, end) over the warmup epochs, then ``end``, held within each epoch: teacher temperatures."""
+    """Teacher temperatures: linspace(start, end) over the warmup, then ``end``; one value per epoch."""
     warmup = min(warmup_epochs, epochs)
     table = np.concatenate([np.linspace(start, end, warmup_epochs)[:warmup], np.full(epochs - warmup, end)])
     return np.repeat(table, steps_per_epoch)

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+torch.set_num_threads(1)  # small tensors: threads only get in each other's way
+
+
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
 

@@ -1,4 +1,4 @@
-"""DINO: on every crop, a student matches what its EMA teacher says, centred and sharpened, of another global crop.
+"""DINO: on every crop, a student matches what its EMA teacher says of another, global crop.
 
 Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", arXiv 2104.14294.
 Reference: facebookresearch/dino, branch main: main_dino.py, vision_transformer.py, utils.py.
@@ -95,7 +95,7 @@ class DINORecipe(Recipe):
 
 
 def dino_loss(student_logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Mean over all pairs (teacher crop i, student crop v != i) of the cross-entropy (equation 3 of the paper).
+    """Mean cross-entropy over all pairs of teacher crop i and student crop v != i (equation 3 of the paper).
 
     Args:
         student_logits: [V, B, K], the T global crops first.
@@ -148,7 +148,7 @@ class Network(nn.Module):
         self.head = head
 
     def forward(self, images: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Crops [B, 3, h, w] each, equal sizes adjacent -> logits [V * B, K], tokens of the first size [B', N, D]."""
+        """Crops [B, 3, h, w], equal sizes adjacent -> logits [V * B, K], first size's tokens [B', N, D]."""
         sizes = list(dict.fromkeys(image.shape[-1] for image in images))
         batches = [torch.cat([image for image in images if image.shape[-1] == size]) for size in sizes]
         outputs = [backbones.features(self.backbone, batch) for batch in batches]
