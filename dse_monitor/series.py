@@ -1,7 +1,7 @@
 """A run's evaluations as one line: adaptive lambda, DSE with errors, candidates, best.
 
-Pure functions over numpy and records; no torch. Components are what is stored; DSE is derived here, again each
-time a checkpoint arrives, because the adaptive lambda moves as the run grows.
+Pure functions over numpy and records; no torch. Components are what is stored; DSE is derived here, again
+each time a checkpoint arrives, because the adaptive lambda moves as the run grows.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def candidates(scores: ArrayLike) -> list[int]:
     """Indices of the checkpoints worth keeping, best first: the released selection rule of arXiv 2510.17299.
 
     A checkpoint is a candidate when no neighbour within two positions on either side scores higher (fewer
-    neighbours at the ends). Candidates are sorted by falling score, equal scores by position; the first three are
-    returned. Scores that are not finite are never candidates and do not count as neighbours.
+    neighbours at the ends). Candidates are sorted by falling score, equal scores by position; the first three
+    are returned. Scores that are not finite are never candidates and do not count as neighbours.
 
     Args:
         scores: one score per checkpoint, in training order.
@@ -82,7 +82,7 @@ class Series:
 
     Attributes:
         evaluations: the scored evaluations, sorted by position.
-        axis: unit of ``x``: ``epoch`` if every evaluation has one, else ``step``, else ``order`` of evaluation.
+        axis: unit of ``x``: ``epoch`` if all evaluations have one, else ``step``, else ``order``.
         x: positions [n]: epochs done, steps done, or 1, 2, 3, ...
         separability: M_inter - M_intra [n].
         m_dim: M_dim [n].
@@ -111,8 +111,9 @@ class Series:
     def from_evaluations(cls, evaluations: Iterable[Evaluation], lam: float | None = None) -> Series:
         """Sort what was measured into one line.
 
-        Only scored evaluations with finite components take part, only those under the settings of the newest of
-        them, and where two stand at one position, the newer (larger ``seq``; of equal ones the later given).
+        Only scored evaluations with finite components take part, only those under the settings of the newest
+        of them, and where two stand at one position, the newer (larger ``seq``; of equal ones the later
+        given).
 
         Args:
             evaluations: in any order, of any status.

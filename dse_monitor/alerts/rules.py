@@ -1,0 +1,258 @@
+"""What counts as dense degradation: pure functions over a run's DSE in training order.
+
+A run is judged again at each checkpoint with what was known then. Two questions have to be answered with yes:
+
+* Is the drop real? Recent checkpoints are compared with the best stretch before them, over several stretch
+  lengths at once. The best of many noisy stretches looks better than it is; that excess is taken off first.
+* Does it matter? The drop must exceed a share of the run's own range of DSE so far, at each of several
+  checkpoints in a row. The scale of DSE differs from run to run, so no absolute number would do.
+
+The noise is the standard error of each checkpoint, or what the series shows itself when that is larger.
+`benchmarks/alerts.py` prints what the defaults do on published runs and on simulated ones.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+# checkpoints per stretch searched for the best level; ours, see benchmarks/alerts.py
+BASE_LENGTHS = (2, 8, 32)
+TAIL_LENGTHS = (3, 5)  # recent checkpoints compared with it, the newest weighing most; ours, likewise
+_KEPT = 0.8  # share of the smallest residuals that the noise is estimated from
+# raises the noise estimate of few checkpoints; ours, so that short runs raise no more false alarms
+_FEW = 1.5
+_ROUNDING = 1e-9  # of the range: differences below it are arithmetic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """When to speak. Every number trades early warnings against false ones.
+
+    Attributes:
+        margin: smallest drop that matters, as a share of the run's range of DSE so far. On the published runs
+            healthy ones stay below 0.09, degraded ones exceed 0.6. Smaller: earlier, and noisier.
+        threshold: how many standard errors the drop must be worth. Larger: fewer false alarms, later.
+        sustain: checkpoints in a row that must lie beyond the margin; also how many bring the all-clear.
+        recovered: share of ``margin`` below which the drop counts as made good.
+        warmup: checkpoints before anything is judged.
+        early_best: checkpoints before a run is judged that was at its best from the start (a dip during
+            warm-up looks like that).
+        worsened: factor by which the drop must grow after an alarm to be told once more, as critical.
+        plateau: checkpoints without progress that make a plateau (information only); 0 switches it off.
+        failures: failed checkpoints in a row that make a health alert.
+        stale_seconds: silence of the training that makes a health alert, s, unless four times the usual gap
+            between checkpoints is longer; 0 switches it off.
+        remind_seconds: time between reminders of an alert that goes on, s.
+        per_hour: most messages about one run within an hour; what is held back is told later, if still true.
+        lam: a fixed lambda; None for the adaptive one of the checkpoints known at the time.
+    """
+
+    margin: float = 0.2
+    threshold: float = 3.5
+    sustain: int = 2
+    recovered: float = 0.5
+    warmup: int = 5
+    early_best: int = 8
+    worsened: float = 2.0
+    plateau: int = 20
+    failures: int = 3
+    stale_seconds: float = 7200.0
+    remind_seconds: float = 86400.0
+    per_hour: int = 6
+    lam: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.margin < 1:
+            raise ValueError(
+                f"margin is a share of the run's range of DSE, between 0 and 1, found {self.margin}"
+            )
+        if not 0 <= self.recovered <= 1:
+            raise ValueError(f"recovered is a share of the margin, from 0 to 1, found {self.recovered}")
+        for name in ("threshold", "worsened"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
+        for name in ("sustain", "warmup", "early_best", "failures", "per_hour"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("plateau", "stale_seconds", "remind_seconds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """How the newest checkpoint of a series compares with the best stretch before it.
+
+    Attributes:
+        drop: level of the best stretch less DSE of the newest checkpoint.
+        level_drop: level of the best stretch less the recent level (weighted mean of the last checkpoints).
+        scale: range of DSE so far.
+        z: the drop of the recent level in standard errors, corrected for the search.
+        beyond: the newest checkpoint lies beyond the margin, and the run is old enough to be judged.
+        significant: ``z`` exceeds the threshold.
+        recovered: the recent level is back within the hysteresis.
+    """
+
+    drop: float
+    level_drop: float
+    scale: float
+    z: float
+    beyond: bool
+    significant: bool
+    recovered: bool
+
+
+def noise(x: Floats, dse: Floats) -> float:
+    """Standard deviation of single checkpoints around a smooth curve, from the series itself.
+
+    The distance of a checkpoint from the line between its neighbours; the largest fifth of the distances is
+    left out (bends and outliers), which the normal distribution allows to correct for. Few checkpoints say
+    little, so the estimate is raised for them. Infinite below five.
+
+    Args:
+        x: positions [n], growing; spacing may be uneven.
+        dse: DSE [n].
+    """
+    n = len(dse)
+    if n < 5:
+        return math.inf
+    share = (x[1:-1] - x[:-2]) / (x[2:] - x[:-2])
+    residual = dse[1:-1] - (1 - share) * dse[:-2] - share * dse[2:]
+    residual /= np.sqrt(1 + share**2 + (1 - share) ** 2)  # variance of a checkpoint less that interpolation
+    kept = np.sort(np.abs(residual))[: math.ceil(_KEPT * len(residual))]
+    part = len(kept) / len(residual)
+    widest = NormalDist().inv_cdf((1 + part) / 2) if part < 1 else math.inf
+    # of a standard normal variable
+    mean_of_kept = math.sqrt(2 / math.pi) * -math.expm1(-(widest**2) / 2) / part
+    return float(kept.mean()) / mean_of_kept * (1 + _FEW / math.sqrt(n - 2))
+
+
+def errors(x: Floats, dse: Floats, dse_se: Floats) -> Floats:
+    """Standard error of each checkpoint for comparisons within the run [n].
+
+    The larger of the given error and what the series shows (less a sampling allowance, where errors are
+    given). Errors over images leave out what differs from checkpoint to checkpoint: clustering and training
+    itself.
+    """
+    seen = noise(x, dse)
+    known = np.isfinite(dse_se) & (dse_se >= 0)
+    if not known.any():
+        return np.full(len(dse), seen)
+    given = np.where(known, dse_se, np.median(dse_se[known]))
+    beyond_chance = 0.0 if math.isinf(seen) else seen / (1 + 1.5 / math.sqrt(len(dse)))
+    return np.maximum(given, beyond_chance)
+
+
+def judge(x: Floats, dse: Floats, dse_se: Floats, rules: Rules) -> Judgement:
+    """Compare the newest checkpoint with everything before it.
+
+    Args:
+        x: positions [n], growing.
+        dse: DSE [n] at one lambda, finite.
+        dse_se: its standard errors [n]; ``nan`` where unknown.
+        rules: margins and thresholds.
+    """
+    n = len(dse)
+    scale = float(np.ptp(dse)) if n else 0.0
+    quiet = Judgement(
+        drop=0.0, level_drop=0.0, scale=scale, z=0.0, beyond=False, significant=False, recovered=True
+    )
+    if n < max(rules.warmup, BASE_LENGTHS[0] + TAIL_LENGTHS[0]) or not scale > 0:
+        return quiet
+    sigma = np.maximum(errors(x, dse, dse_se), _ROUNDING * scale)
+    if not np.isfinite(sigma).all():
+        return quiet
+    z, best, end = _compare(dse, sigma**2)
+    weights = _tail_weights(TAIL_LENGTHS[0])
+    recent = float(weights @ dse[-TAIL_LENGTHS[0] :])
+    margin = rules.margin * scale
+    rise = best - float(dse[: end + 1].min())
+    judged = n >= (rules.warmup if rise >= margin else max(rules.warmup, rules.early_best))
+    return Judgement(
+        drop=best - float(dse[-1]),
+        level_drop=best - recent,
+        scale=scale,
+        z=z,
+        beyond=judged and best - float(dse[-1]) > margin,
+        significant=judged and z > rules.threshold,
+        recovered=best - recent < rules.recovered * margin,
+    )
+
+
+def _compare(dse: Floats, variance: Floats) -> tuple[float, float, int]:
+    """Largest standardised drop, level of the best stretch, index of its last checkpoint.
+
+    Of each stretch's mean sqrt(2 log(n / length)) standard errors are taken off: about what the highest of
+    n / length means of pure noise exceeds their expectation by.
+    """
+    n = len(dse)
+    total, square = np.concatenate([[0.0], np.cumsum(dse)]), np.concatenate([[0.0], np.cumsum(variance)])
+    z, best, end = -math.inf, -math.inf, 0
+    for length in BASE_LENGTHS:
+        if length > n - TAIL_LENGTHS[0]:
+            break
+        # [k]: stretch whose last checkpoint is k + length - 1
+        mean = (total[length:] - total[:-length]) / length
+        mean_variance = (square[length:] - square[:-length]) / length**2
+        for tail in TAIL_LENGTHS:
+            count = n - tail - length + 1  # stretches that end before the tail
+            if count < 1:
+                break
+            shrunk = mean[:count] - np.sqrt(2 * math.log((n - tail) / length) * mean_variance[:count])
+            k = int(np.argmax(shrunk))
+            weights = _tail_weights(tail)
+            recent, recent_variance = weights @ dse[n - tail :], weights**2 @ variance[n - tail :]
+            z = max(z, float((shrunk[k] - recent) / math.sqrt(mean_variance[k] + recent_variance)))
+            if shrunk[k] > best:
+                best, end = float(shrunk[k]), k + length - 1
+    return z, best, end
+
+
+def _tail_weights(length: int) -> Floats:
+    """Growing linearly to the newest checkpoint: the shape of a gradual fall."""
+    weights = np.arange(1.0, length + 1)
+    return weights / weights.sum()
+
+
+def shares(separability_drop: float, m_dim_drop: float, lam: float) -> tuple[dict[str, float], str]:
+    """Part of a drop of DSE by cause, and the cause in one word.
+
+    A term that rose meanwhile has no part in the drop. A cause is named alone when it holds two thirds.
+
+    Args:
+        separability_drop: separability of the best checkpoint less that of the newest.
+        m_dim_drop: M_dim of the best less that of the newest.
+        lam: weight of M_dim.
+
+    Returns:
+        ``{"separability": s, "m_dim": 1 - s}`` and ``separability``, ``m_dim`` or ``both``; empty when
+        neither fell.
+    """
+    fell, shrank = max(separability_drop, 0.0), max(lam * m_dim_drop, 0.0)
+    if not math.isfinite(fell + shrank) or fell + shrank <= 0:
+        return {}, ""
+    part = fell / (fell + shrank)
+    cause = "separability" if part >= 2 / 3 else "m_dim" if part <= 1 / 3 else "both"
+    return {"separability": part, "m_dim": 1 - part}, cause
+
+
+def on_plateau(dse: Floats, sigma: float, rules: Rules) -> bool:
+    """Whether the last ``rules.plateau`` checkpoints brought no progress worth a quarter of the margin.
+
+    The two halves of that stretch are compared; their difference must be below it by more than its error, or
+    the error itself must be small against the margin.
+    """
+    length = rules.plateau
+    if length < 4 or len(dse) < 2 * length:
+        return False
+    last, before = dse[-(length // 2) :], dse[-length : -(length // 2)]
+    worth = rules.margin / 4 * float(np.ptp(dse))
+    error = sigma * math.sqrt(1 / len(last) + 1 / len(before))
+    return worth > 0 and float(last.mean() - before.mean()) < worth and error < worth
