@@ -1,4 +1,4 @@
-"""Opening a checkpoint of any container: is it whole, what is in it, and the bytes of the tensors that are wanted.
+"""Opening a checkpoint of any container: is it whole, what is in it, and the bytes of wanted tensors.
 
 Imports no torch, executes nothing of the file, keeps no file open between calls.
 """
@@ -77,7 +77,7 @@ class Archive:
         return config if isinstance(config, dict) else {}
 
     def read(self, refs: Sequence[TensorRef]) -> list[bytearray]:
-        """Contiguous row-major little-endian bytes of each tensor, checksums compared where the file has them.
+        """Row-major little-endian bytes of each tensor; checksums are compared where the file has any.
 
         Raises:
             CorruptCheckpoint: a checksum differs, or the file changed since it was opened.
@@ -88,7 +88,8 @@ class Archive:
     def verify_unchanged(self) -> None:
         """Look at every file once more, after reading.
 
-        A file that was deleted meanwhile is no error: what was read came through a handle on it, and is noted.
+        A file that was deleted meanwhile is no error: what was read came through a handle on it, and is
+        noted.
 
         Raises:
             CorruptCheckpoint: a file was rewritten or replaced.

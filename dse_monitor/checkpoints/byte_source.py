@@ -1,7 +1,7 @@
 """Reading somebody else's file by position, and noticing when it changes meanwhile.
 
-No mapping and no handle kept: a trainer may delete, truncate or replace the file at any moment, and a mapped file
-that shrinks kills the process, while a short read is an error that can be handled.
+No mapping and no handle kept: a trainer may delete, truncate or replace the file at any moment, and a mapped
+file that shrinks kills the process, while a short read is an error that can be handled.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class ByteSource:
         path: the file.
         size: its bytes.
         identity: what it looked like.
-        checksummed: set by a container whose checksums vouch for what is read; then a change of ctime alone (a new
-            hard link, other permissions) is none.
+        checksummed: set by a container whose checksums vouch for what is read; then a change of ctime alone
+            (a new hard link, other permissions) is none.
 
     Raises:
         IncompleteCheckpoint: the file is not there or cannot be read now; the OSError is the cause.
@@ -60,7 +60,7 @@ class ByteSource:
 
     @contextmanager
     def open(self) -> Iterator[int]:
-        """A read-only file descriptor for a moment; the file is compared with the first look before and after."""
+        """A read-only descriptor for a moment; the file is compared with the first look before and after."""
         try:
             # Opening a named pipe would wait for a writer without O_NONBLOCK; regular files ignore it.
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
@@ -92,7 +92,7 @@ class ByteSource:
             )
 
     def verify_unchanged(self) -> bool:
-        """Compare the path with the first look once more; False when the file is gone (what was read stays good)."""
+        """Compare the path with the first look again; False when it is gone (what was read stays good)."""
         try:
             status = os.stat(self.path)
         except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""What is found in a checkpoint: plain Python values, tensors by description, and everything else by name only.
+"""What is found in a checkpoint: plain values, tensors by description, everything else by name only.
 
-Nothing here is built from the file's classes. A `TensorRef` says where a tensor's bytes lie; an `Opaque` records that the
-file asked for an object, and with what, without making it.
+Nothing here is built from the file's classes. A `TensorRef` says where a tensor's bytes lie; an `Opaque`
+records that the file asked for an object, and with what, without making it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from dse_monitor.checkpoints.byte_source import Record
 
 # Bytes per element of the dtypes a tensor can have; names as in torch, without "torch.".
 ITEM_SIZES = {
-    "bool": 1, "uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4, "uint64": 8, "int64": 8,
-    "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "complex32": 4, "complex64": 8, "complex128": 16,
-    "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1, "float8_e8m0fnu": 1,
+    "bool": 1, "uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4, "uint64": 8,
+    "int64": 8, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "complex32": 4, "complex64": 8,
+    "complex128": 16, "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1,
+    "float8_e8m0fnu": 1,
 }  # fmt: skip
 COMPLEX = {"complex32", "complex64", "complex128"}
 
@@ -51,7 +52,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """One box of a tensor that was saved in pieces: its first index and its size per dimension, and the piece."""
+    """One box of a tensor that was saved in pieces: first index and size per dimension, and the piece."""
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -120,7 +121,8 @@ def describe_tensor(
         offset: elements before the first one.
         shape: tuple of sizes.
         stride: tuple of strides, elements.
-        expanded_limit: bytes a tensor may be larger than its storage (a stride of zero repeats elements for free).
+        expanded_limit: bytes a tensor may be larger than its storage (a stride of zero repeats elements for
+            free).
 
     Raises:
         Contradiction: the description does not fit itself or the storage.
@@ -139,7 +141,8 @@ def describe_tensor(
         last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
         if (last + 1) * itemsize > storage.nbytes:
             raise Contradiction(
-                f"elements {offset} to {last} of {itemsize} bytes reach beyond a storage of {storage.nbytes} bytes"
+                f"elements {offset} to {last} of {itemsize} bytes reach beyond a storage of "
+                f"{storage.nbytes} bytes"
             )
     if count * itemsize > storage.nbytes + expanded_limit:
         raise Unbuilt(f"{count} elements repeated out of a storage of {storage.nbytes} bytes")
@@ -174,7 +177,8 @@ def walk(tree: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
 def module_state(module: Opaque) -> dict[str, TensorRef]:
     """The state dict of a whole pickled ``nn.Module``: parameters and buffers under dotted names.
 
-    Empty when the object is no module. Wrappers' names (``module.``, ``_orig_mod.``) are kept, as in a state dict.
+    Empty when the object is no module. Wrappers' names (``module.``, ``_orig_mod.``) are kept, as in a state
+    dict.
     """
     flat: dict[str, TensorRef] = {}
     stack: list[tuple[str, Any]] = [("", module)]
@@ -199,8 +203,8 @@ def attributes(value: Any) -> dict[str, Any]:
     """The named values in a dict or in a settings object that was pickled by its class.
 
     Understands plain dicts, ``argparse.Namespace`` and other objects with a ``__dict__``, subclasses of dict
-    (Lightning's, mmengine's, fvcore's) and OmegaConf containers, one level deep: nested values come back as they are
-    and can be handed in again. Empty when there is nothing to name.
+    (Lightning's, mmengine's, fvcore's) and OmegaConf containers, one level deep: nested values come back as
+    they are and can be handed in again. Empty when there is nothing to name.
     """
     if isinstance(value, dict):
         return {key: _unwrap(item) for key, item in value.items() if isinstance(key, str)}

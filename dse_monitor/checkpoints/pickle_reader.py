@@ -1,12 +1,13 @@
-"""The inert pickle reader: opcodes in, plain values and descriptions out. Nothing is imported, nothing is called.
+"""The inert pickle reader: opcodes in, values and descriptions out; nothing is imported or called.
 
-A pickle is a program whose instructions may import any name and call it. This reader runs the same stack machine, but a
-name stays a string, and a call becomes a record of what was to be called (`Opaque`). Only the names listed in
-`understood.py` are given a meaning, by functions of ours that make plain values.
+A pickle is a program whose instructions may import any name and call it. This reader runs the same stack
+machine, but a name stays a string, and a call becomes a record of what was to be called (`Opaque`). Only the
+names listed in `understood.py` are given a meaning, by functions of ours that make plain values.
 
-The loop is our own and not `pickletools.genops`: genops copies an argument before anybody can ask how long it claims
-to be, decodes numbers of any length, and needs five times as long, which a hostile pickle of many million opcodes
-would turn into minutes. Opcodes and their encodings are those of CPython's `pickletools`, protocols 0 to 5.
+The loop is our own and not `pickletools.genops`: genops copies an argument before anybody can ask how long
+it claims to be, decodes numbers of any length, and needs five times as long, which a hostile pickle of many
+million opcodes would turn into minutes. Opcodes and their encodings are those of CPython's `pickletools`,
+protocols 0 to 5.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class Limits(NamedTuple):
         number: bytes of one integer.
         name: bytes of one module or class name.
         tuple_keys: keys that are tuples, in all dicts together; their hashes can be made to collide.
-        memory: estimated bytes of all values together, for pickles up to ``grows_after`` bytes; longer ones may use
-            ``growth`` bytes more for each byte.
+        memory: estimated bytes of all values together, for pickles up to ``grows_after`` bytes; longer ones
+            may use ``growth`` bytes more for each byte.
     """
 
     opcodes: int = 20_000_000
@@ -98,7 +99,7 @@ def read_pickle(
 
 
 class _Machine:
-    """Pickle's stack machine. Every ``_op_*`` method runs one opcode: position of its argument in, of the next out."""
+    """Pickle's stack machine. An ``_op_*`` method gets the position of its argument, returns the next."""
 
     def __init__(
         self,
@@ -158,7 +159,8 @@ class _Machine:
 
     def unsafe(self, asks: str) -> UnsafeCheckpoint:
         return UnsafeCheckpoint(
-            f"{self.where} was refused at byte {self.position}: it asks for {asks}, expected a plain checkpoint. "
+            f"{self.where} was refused at byte {self.position}: it asks for {asks}, expected a plain "
+            "checkpoint. "
             "Nothing of it was executed; save the weights alone (a state dict) to have it measured"
         )
 
@@ -245,7 +247,7 @@ class _Machine:
             raise self.unsafe(f"a dict key that is a {kind.__name__}")
 
     def store(self, target: Any, items: list[Any]) -> None:
-        """SETITEM and SETITEMS. Only dicts take items: what else would is how real unpicklers were broken into."""
+        """SETITEM and SETITEMS, for dicts only: real unpicklers were broken into by letting others in."""
         if len(items) % 2:
             raise self.corrupt("a key without a value")
         if type(target) is Opaque and target.args is not None:
@@ -319,7 +321,7 @@ class _Machine:
         self.stack.append(Opaque(function.name, args, keywords or None, note=note))
 
     def made(self, value: Any) -> Any:
-        """The value of a rule; dicts and sets are filled here, where their keys are checked before they are hashed."""
+        """The value of a rule; dicts and sets are filled here, their keys checked before they are hashed."""
         if type(value) is Pairs:
             self.charge(_CONTAINER)
             result: dict[Any, Any] = {}
@@ -583,7 +585,7 @@ class _Machine:
         return position + 4
 
     def put(self, index: int) -> None:
-        """Remember the top of the stack. Writers count up from zero, so a list serves and cannot be blown up."""
+        """Remember the top of the stack. Writers count up from zero: a list serves and stays small."""
         memo = self.memo
         if index == len(memo) and index < self.limits.memo:
             memo.append(self.stack[-1])
@@ -709,18 +711,19 @@ _U64 = struct.Struct("<Q").unpack_from
 _F64 = struct.Struct(">d").unpack_from
 
 _OPCODES = {
-    b"\x80": "proto", b"\x95": "frame", b".": "stop", b"(": "mark", b"0": "pop", b"1": "pop_mark", b"2": "dup",
-    b"N": "none", b"\x88": "true", b"\x89": "false", b"I": "int_text", b"L": "long_text", b"F": "float_text",
-    b"J": "binint", b"K": "binint1", b"M": "binint2", b"\x8a": "long1", b"\x8b": "long4", b"G": "binfloat",
-    b"S": "string_text", b"T": "binstring", b"U": "short_binstring", b"V": "unicode_text",
-    b"\x8c": "short_binunicode", b"X": "binunicode", b"\x8d": "binunicode8", b"C": "short_binbytes",
-    b"B": "binbytes", b"\x8e": "binbytes8", b"\x96": "binbytes8", b"]": "empty_list", b"}": "empty_dict",
-    b"\x8f": "empty_set", b")": "empty_tuple", b"l": "list", b"t": "tuple", b"\x85": "tuple1", b"\x86": "tuple2",
-    b"\x87": "tuple3", b"d": "dict", b"a": "append", b"e": "appends", b"s": "setitem", b"u": "setitems",
-    b"\x90": "additems", b"\x91": "frozenset", b"g": "get_text", b"h": "binget", b"j": "long_binget",
-    b"p": "put_text", b"q": "binput", b"r": "long_binput", b"\x94": "memoize", b"c": "global",
-    b"\x93": "stack_global", b"R": "reduce", b"\x81": "reduce", b"\x92": "newobj_ex", b"i": "inst", b"o": "obj",
-    b"b": "build", b"Q": "binpersid", b"P": "persid_text",
+    b"\x80": "proto", b"\x95": "frame", b".": "stop", b"(": "mark", b"0": "pop", b"1": "pop_mark",
+    b"2": "dup", b"N": "none", b"\x88": "true", b"\x89": "false", b"I": "int_text", b"L": "long_text",
+    b"F": "float_text", b"J": "binint", b"K": "binint1", b"M": "binint2", b"\x8a": "long1",
+    b"\x8b": "long4", b"G": "binfloat", b"S": "string_text", b"T": "binstring", b"U": "short_binstring",
+    b"V": "unicode_text", b"\x8c": "short_binunicode", b"X": "binunicode", b"\x8d": "binunicode8",
+    b"C": "short_binbytes", b"B": "binbytes", b"\x8e": "binbytes8", b"\x96": "binbytes8",
+    b"]": "empty_list", b"}": "empty_dict", b"\x8f": "empty_set", b")": "empty_tuple", b"l": "list",
+    b"t": "tuple", b"\x85": "tuple1", b"\x86": "tuple2", b"\x87": "tuple3", b"d": "dict", b"a": "append",
+    b"e": "appends", b"s": "setitem", b"u": "setitems", b"\x90": "additems", b"\x91": "frozenset",
+    b"g": "get_text", b"h": "binget", b"j": "long_binget", b"p": "put_text", b"q": "binput",
+    b"r": "long_binput", b"\x94": "memoize", b"c": "global", b"\x93": "stack_global", b"R": "reduce",
+    b"\x81": "reduce", b"\x92": "newobj_ex", b"i": "inst", b"o": "obj", b"b": "build", b"Q": "binpersid",
+    b"P": "persid_text",
 }  # fmt: skip
 _METHODS = ["_op_" + _OPCODES.get(bytes([code]), "unknown") for code in range(256)]
 _EXTENSIONS = {0x82, 0x83, 0x84}  # EXT1, EXT2, EXT4

@@ -1,4 +1,4 @@
-"""JSON somebody else wrote: bounded before it is parsed, so that a small file cannot become gigabytes of lists."""
+"""JSON somebody else wrote, bounded before it is parsed: a small file cannot become gigabytes of lists."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def parse_json(raw: bytes, where: str) -> Any:
     parts = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
     if len(raw) > MAX_BYTES or parts > MAX_PARTS:
         raise UnsafeCheckpoint(
-            f"{where} holds {len(raw):,} bytes of JSON with {parts:,} parts, expected at most {MAX_BYTES:,} and {MAX_PARTS:,}"
+            f"{where} holds {len(raw):,} bytes of JSON with {parts:,} parts, expected at most "
+            f"{MAX_BYTES:,} and {MAX_PARTS:,}"
         )
     try:
         return json.loads(raw, object_pairs_hook=_unique)

@@ -1,6 +1,7 @@
 """safetensors files: eight bytes of length, a JSON header, then all tensors without a gap.
 
-Read by position instead of through the safetensors package, which maps the file. Format: huggingface/safetensors README.
+Read by position instead of through the safetensors package, which maps the file. Format:
+huggingface/safetensors README.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from dse_monitor.errors import CorruptCheckpoint, IncompleteCheckpoint
 
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 DTYPES = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
-    "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
-    "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32",
+    "I32": "int32",
+    "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32",
+    "F64": "float64", "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
 }  # fmt: skip
 
 
@@ -38,11 +41,13 @@ def read_header(source: ByteSource) -> tuple[dict[str, Any], int]:
         length = int.from_bytes(read_at(descriptor, source, 0, 8), "little")
         if length > MAX_HEADER:
             raise CorruptCheckpoint(
-                f"{source.path} (safetensors) claims a header of {length:,} bytes, expected at most {MAX_HEADER:,}"
+                f"{source.path} (safetensors) claims a header of {length:,} bytes, expected at most "
+                f"{MAX_HEADER:,}"
             )
         if 8 + length > source.size:
             raise IncompleteCheckpoint(
-                f"{source.path} (safetensors) ends at byte {source.size}, inside its header of {length} bytes; "
+                f"{source.path} (safetensors) ends at byte {source.size}, inside its header of {length} "
+                "bytes; "
                 "it is cut short or still being written"
             )
         raw = read_at(descriptor, source, 8, length)
@@ -77,7 +82,8 @@ def read_safetensors(source: ByteSource) -> tuple[dict[str, Any], dict[str, Any]
         nbytes = math.prod(shape) * ITEM_SIZES[known]
         if nbytes != end - start:
             raise CorruptCheckpoint(
-                f"{source.path} (safetensors): tensor {name!r:.200} has {end - start} bytes, {known} {list(shape)} needs "
+                f"{source.path} (safetensors): tensor {name!r:.200} has {end - start} bytes, {known} "
+                f"{list(shape)} needs "
                 f"{nbytes}; save the checkpoint again"
             )
         record = Record(source, name, begin + start, nbytes)
@@ -102,7 +108,8 @@ def _covered(source: ByteSource, spans: list[tuple[int, int, str]]) -> int:
     for start, end, name in sorted(spans):
         if start != position:
             raise CorruptCheckpoint(
-                f"{source.path} (safetensors): tensor {name!r:.200} begins at byte {start} of the data, expected {position}; "
+                f"{source.path} (safetensors): tensor {name!r:.200} begins at byte {start} of the data, "
+                f"expected {position}; "
                 "save the checkpoint again"
             )
         position = end
@@ -111,20 +118,17 @@ def _covered(source: ByteSource, spans: list[tuple[int, int, str]]) -> int:
 
 def _entry(source: ByteSource, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     fields = entry if isinstance(entry, dict) else {}
-    dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
-    if (
-        not isinstance(dtype, str)
-        or not _whole_numbers(shape)
-        or not _whole_numbers(offsets)
-        or len(offsets) != 2
-        or offsets[0] > offsets[1]
-        or len(shape) > 64
-    ):
-        raise CorruptCheckpoint(
-            f"{source.path} (safetensors): the entry of {name!r:.200} is {entry!r:.120}, expected dtype, shape and data_offsets"
+    dtype = fields.get("dtype")
+    shape, offsets = _whole_numbers(fields.get("shape")), _whole_numbers(fields.get("data_offsets"))
+    if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2 or offsets[0] >
+        offsets[1]: raise CorruptCheckpoint(
+            f"{source.path} (safetensors): the entry of {name!r:.200} is {entry!r:.120}, "
+            "expected dtype, shape and data_offsets"
         )
-    return dtype, tuple(shape), offsets[0], offsets[1]
+    return dtype, shape, offsets[0], offsets[1]
 
 
-def _whole_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 62 for item in value)
+def _whole_numbers(value: Any) -> tuple[int, ...] | None:
+    if not isinstance(value, list) or len(value) > 64:
+        return None
+    return tuple(value) if all(type(item) is int and 0 <= item < 1 << 62 for item in value) else None

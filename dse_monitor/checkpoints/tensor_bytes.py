@@ -1,4 +1,4 @@
-"""From descriptions of tensors to their bytes: each record is read once, in order, and its checksum compared."""
+"""From descriptions of tensors to their bytes: each record is read once and its checksum compared."""
 
 from __future__ import annotations
 
@@ -163,7 +163,8 @@ def _join(ref: TensorRef, target: bytearray, open_chunk: Callable[[Chunk, str], 
         part = open_chunk(chunk, ref.dtype)
         if part.shape != chunk.sizes or part.dtype != ref.dtype or part._chunks:
             raise CheckpointError(
-                f"{chunk.record.source.path}: {chunk.record.name!r} holds {part.dtype} {list(part.shape)}, its metadata "
+                f"{chunk.record.source.path}: {chunk.record.name!r} holds {part.dtype} {list(part.shape)}, "
+                "its metadata "
                 f"says {ref.dtype} {list(chunk.sizes)}; save the checkpoint again"
             )
         content = bytearray(part.nbytes)

@@ -1,4 +1,4 @@
-"""Files of `torch.save` since version 1.6: a zip of one pickle (``data.pkl``) and one stored member per storage."""
+"""Files of `torch.save` since version 1.6: a zip of a pickle (``data.pkl``) and a member per storage."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def read_torch_zip(
     def storage(identifier: Any) -> Storage | Opaque:
         return _storage(source, root, members, storages, identifier, checked, big_endian)
 
-    value, end = read_pickle(data, where=where, persistent=storage)
+    value, _ = read_pickle(data, where=where, persistent=storage)
     tree, cuts = untangle(value, where)
     return tree, notes + cuts
 
@@ -78,8 +78,10 @@ def _root(source: ByteSource, members: dict[str, Record]) -> str:
         root = roots[0]
         if f"{root}constants.pkl" in members:
             raise CheckpointError(
-                f"{source.path} is a TorchScript archive (it holds code in {root}code/), expected the weights of torch.save; "
-                "export its state dict once with a trusted torch: torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
+                f"{source.path} is a TorchScript archive (it holds code in {root}code/), expected the "
+                "weights of torch.save; "
+                "export its state dict once with a trusted torch: "
+                "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
             )
         return root
     raise foreign_zip(source, list(members), roots)
@@ -90,12 +92,14 @@ def foreign_zip(source: ByteSource, names: list[str], roots: list[str]) -> Check
     first = ", ".join(repr(name) for name in names[:3]) or "nothing"
     if any(name.endswith(".npy") for name in names):
         return CheckpointError(
-            f"{source.path} is a NumPy .npz archive (members {first}), expected a torch or safetensors checkpoint; "
+            f"{source.path} is a NumPy .npz archive (members {first}), expected a torch or safetensors "
+            "checkpoint; "
             "convert its arrays to tensors and save them as safetensors"
         )
     if "model.weights.h5" in names or "config.json" in names:
         return CheckpointError(
-            f"{source.path} is a Keras archive (members {first}), expected a torch or safetensors checkpoint; "
+            f"{source.path} is a Keras archive (members {first}), expected a torch or safetensors "
+            "checkpoint; "
             "convert its weights and save them as safetensors"
         )
     if len(roots) > 1:
@@ -103,7 +107,8 @@ def foreign_zip(source: ByteSource, names: list[str], roots: list[str]) -> Check
             f"{source.path}: a zip with {len(roots)} files data.pkl, expected one; save it again"
         )
     return CheckpointError(
-        f"{source.path} is a zip of {len(names)} members ({first}) without NAME/data.pkl, expected what torch.save writes"
+        f"{source.path} is a zip of {len(names)} members ({first}) without NAME/data.pkl, expected what "
+        "torch.save writes"
     )
 
 
@@ -112,7 +117,8 @@ def _crc_is_real(
 ) -> bool:
     """Whether checksums can be trusted; a wrong one in a file that has right ones is damage.
 
-    torch can write files with zeros for checksums. Then those of the small records are wrong too, whose content is known.
+    torch can write files with zeros for checksums. Then those of the small records are wrong too, whose
+    content is known.
     """
     right = {
         name: zlib.crc32(content) == members[root + name].crc for name, content in contents.items() if content
@@ -156,7 +162,8 @@ def _storage(
     member = members.get(f"{root}data/{key}")
     if member is None:
         raise CorruptCheckpoint(
-            f"{source.path}: its pickle names storage {key!r:.80}, which the archive lacks; save the checkpoint again"
+            f"{source.path}: its pickle names storage {key!r:.80}, which the archive lacks; save the "
+            "checkpoint again"
         )
     if member.nbytes != count * itemsize:
         raise CorruptCheckpoint(
@@ -165,7 +172,8 @@ def _storage(
         )
     if member.packed is not None and member.nbytes > min(MAX_PACKED_STORAGE, 1100 * member.packed):
         raise CorruptCheckpoint(
-            f"{source.path}: storage {key!r} is packed from {member.nbytes:,} bytes to {member.packed:,}, more than "
+            f"{source.path}: storage {key!r} is packed from {member.nbytes:,} bytes to {member.packed:,}, "
+            "more than "
             "deflate can; this is no checkpoint"
         )
     found = known.get(key)

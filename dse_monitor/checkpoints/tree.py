@@ -1,4 +1,4 @@
-"""From a value that may refer to itself to a tree anybody can walk: no cycles, no depth, no hidden multiplication."""
+"""From a value that may refer to itself to a tree anybody can walk: no cycles, no depth, no hidden bulk."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ class _Frame:
 def untangle(root: Any, where: str) -> tuple[Any, list[str]]:
     """Make a value read from a pickle safe to walk.
 
-    A container inside itself is replaced, where it comes round again, by an `Opaque` that says so, and so is an
-    object nested deeper than MAX_DEPTH inside other objects (a pickled module may refer to its whole trainer).
+    A container inside itself is replaced, where it comes round again, by an `Opaque` that says so, and so is
+    an object nested deeper than MAX_DEPTH inside other objects (a pickled module may refer to its whole
+    trainer).
 
     Args:
         root: the value; lists, dicts and Opaques are changed in place.
@@ -41,8 +42,8 @@ def untangle(root: Any, where: str) -> tuple[Any, list[str]]:
         The tree, and notes on what was replaced.
 
     Raises:
-        UnsafeCheckpoint: plain containers nested deeper than MAX_DEPTH, or shared so often that a walk would meet
-            more than MAX_VALUES values.
+        UnsafeCheckpoint: plain containers nested deeper than MAX_DEPTH, or shared so often that a walk would
+            meet more than MAX_VALUES values.
     """
     notes: list[str] = []
     finished: dict[int, tuple[Any, int]] = {}
@@ -75,7 +76,8 @@ def untangle(root: Any, where: str) -> tuple[Any, list[str]]:
         if done is None and len(frames) >= MAX_DEPTH:
             if not opaque_depth:
                 raise UnsafeCheckpoint(
-                    f"{where} nests containers more than {MAX_DEPTH} deep, expected the few levels of a checkpoint; "
+                    f"{where} nests containers more than {MAX_DEPTH} deep, expected the few levels of a "
+                    "checkpoint; "
                     "save the weights alone (a state dict) to have it measured"
                 )
             done = Opaque(_name(part), (), note=f"nested deeper than {MAX_DEPTH} levels"), 1
@@ -97,7 +99,8 @@ def _add(frame: _Frame, part: Any, done: tuple[Any, int], where: str) -> None:
     frame.total += total
     if frame.total > MAX_VALUES:
         raise UnsafeCheckpoint(
-            f"{where} unfolds to more than {MAX_VALUES:,} values by using the same ones again and again, expected a "
+            f"{where} unfolds to more than {MAX_VALUES:,} values by using the same ones again and again, "
+            "expected a "
             "checkpoint; save the weights alone (a state dict) to have it measured"
         )
 

@@ -1,4 +1,4 @@
-"""The names a checkpoint may use with a meaning, and what they mean here: plain values, made by functions of ours.
+"""The names a checkpoint may use with a meaning, and their meaning: plain values made by our own functions.
 
 Everything else a pickle names becomes an `Opaque`. Names are compared as text; none of them is ever imported.
 """
@@ -21,7 +21,8 @@ from dse_monitor.checkpoints.contents import (
 )
 
 STORAGE_TYPES = {
-    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
     "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
     "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128", "UntypedStorage": "",
@@ -33,8 +34,10 @@ QUANTISED_STORAGES = {
     "QUInt4x2Storage": 1,
     "QUInt2x4Storage": 1,
 }
-OLD_DTYPES = {"float": "float32", "double": "float64", "half": "float16", "long": "int64", "int": "int32",
-              "short": "int16", "cfloat": "complex64", "cdouble": "complex128", "chalf": "complex32"}  # fmt: skip
+OLD_DTYPES = {
+    "float": "float32", "double": "float64", "half": "float16", "long": "int64", "int": "int32",
+    "short": "int16", "cfloat": "complex64", "cdouble": "complex128", "chalf": "complex32",
+}  # fmt: skip
 MAX_NUMPY_TEXT = 1 << 16  # bytes of a NumPy string scalar; ours
 
 
@@ -254,8 +257,9 @@ def _numpy_type(value: Any) -> tuple[str, int, str]:
 
 
 _SCALARS = {
-    ("f", 2): "e", ("f", 4): "f", ("f", 8): "d", ("b", 1): "?", ("i", 1): "b", ("i", 2): "h", ("i", 4): "i",
-    ("i", 8): "q", ("u", 1): "B", ("u", 2): "H", ("u", 4): "I", ("u", 8): "Q", ("c", 8): "ff", ("c", 16): "dd",
+    ("f", 2): "e", ("f", 4): "f", ("f", 8): "d", ("b", 1): "?", ("i", 1): "b", ("i", 2): "h",
+    ("i", 4): "i", ("i", 8): "q", ("u", 1): "B", ("u", 2): "H", ("u", 4): "I", ("u", 8): "Q",
+    ("c", 8): "ff", ("c", 16): "dd",
 }  # fmt: skip
 _NUMPY_TENSORS = {
     ("f", 2): "float16", ("f", 4): "float32", ("f", 8): "float64", ("b", 1): "bool", ("i", 1): "int8",
@@ -284,7 +288,7 @@ def _array(kind: Any = None, *_: Any) -> Opaque:
 
 
 def finish(value: Opaque) -> Any:
-    """A record whose meaning is known only once its state is: NumPy's arrays. Others come back as they are."""
+    """A record whose meaning is known only once its state is (NumPy's arrays); others stay as they are."""
     if value.name != "numpy.ndarray" or value.args is None or value.state is None:
         return value
     try:

@@ -1,8 +1,9 @@
 """The directory of a zip file, read by position and believed only where it agrees with the file.
 
-The standard library's `zipfile` accepts what a checkpoint never has (bytes before the first member, two members of one
-name, members that share bytes), and those are the ways to show two readers two different files. Formats: PKWARE
-APPNOTE 6.3, sections 4.3.7 (local header), 4.3.12 (directory), 4.3.14 to 4.3.16 (end records).
+The standard library's `zipfile` accepts what a checkpoint never has (bytes before the first member, two
+members of one name, members that share bytes), and those are the ways to show two readers two different
+files. Formats: PKWARE APPNOTE 6.3, sections 4.3.7 (local header), 4.3.12 (directory), 4.3.14 to 4.3.16 (end
+records).
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def read_directory(descriptor: int, source: ByteSource, base: int, size: int) ->
     end = find_end(descriptor, source, base, size)
     if end.members > MAX_MEMBERS or end.size > MAX_DIRECTORY:
         raise UnsafeCheckpoint(
-            f"{source.path}: its zip directory claims {end.members:,} members in {end.size:,} bytes, expected at most "
+            f"{source.path}: its zip directory claims {end.members:,} members in {end.size:,} bytes, "
+            "expected at most "
             f"{MAX_MEMBERS:,}; this is no checkpoint"
         )
     raw = read_at(descriptor, source, base + end.offset, end.size)
@@ -125,7 +127,8 @@ def _records(source: ByteSource, base: int, end: End, entries: list[tuple]) -> d
     ):
         if header + 30 + name_size + packed > following:
             raise CorruptCheckpoint(
-                f"{source.path}: zip member {name!r} of {packed} bytes at byte {header} reaches beyond byte {following}, "
+                f"{source.path}: zip member {name!r} of {packed} bytes at byte {header} reaches beyond "
+                f"byte {following}, "
                 "where the next one or the directory begins; save the checkpoint again"
             )
         if name in records:
@@ -138,7 +141,8 @@ def _records(source: ByteSource, base: int, end: End, entries: list[tuple]) -> d
             or (method == _STORED and packed != length)
         ):
             raise CorruptCheckpoint(
-                f"{source.path}: zip member {name!r} is encrypted or packed by method {method}, expected stored bytes"
+                f"{source.path}: zip member {name!r} is encrypted or packed by method {method}, expected "
+                "stored bytes"
             )
         records[name] = Record(
             source, name, base + header, length, crc, member=True, limit=base + following,
@@ -192,7 +196,8 @@ def read_member(descriptor: int, record: Record, limit: int) -> bytes:
     """
     if record.nbytes > limit:
         raise UnsafeCheckpoint(
-            f"{record.source.path}: record {record.name!r} has {record.nbytes:,} bytes, expected at most {limit:,}; "
+            f"{record.source.path}: record {record.name!r} has {record.nbytes:,} bytes, expected at most "
+            f"{limit:,}; "
             "this is no checkpoint"
         )
     start = data_offset(descriptor, record)
