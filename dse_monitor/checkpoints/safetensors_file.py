@@ -120,8 +120,14 @@ def _entry(source: ByteSource, name: str, entry: Any) -> tuple[str, tuple[int, .
     fields = entry if isinstance(entry, dict) else {}
     dtype = fields.get("dtype")
     shape, offsets = _whole_numbers(fields.get("shape")), _whole_numbers(fields.get("data_offsets"))
-    if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2 or offsets[0] >
-        offsets[1]: raise CorruptCheckpoint(
+    if (
+        not isinstance(dtype, str)
+        or shape is None
+        or offsets is None
+        or len(offsets) != 2
+        or offsets[0] > offsets[1]
+    ):
+        raise CorruptCheckpoint(
             f"{source.path} (safetensors): the entry of {name!r:.200} is {entry!r:.120}, "
             "expected dtype, shape and data_offsets"
         )
