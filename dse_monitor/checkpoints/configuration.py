@@ -1,0 +1,106 @@
+"""What a training code wrote about its network beside the tensors: arguments, configurations, config.json.
+
+Only plain values are looked at; nothing of a configuration is executed or imported. An architecture's name is believed
+about its heads only if its width is that of the tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dse_monitor.checkpoints.contents import attributes
+from dse_monitor.checkpoints.layouts import Layout
+from dse_monitor.checkpoints.network import Heads, Hints
+
+MAX_CONFIG_BYTES = 1 << 20  # config.json of a published model has a few kB; ours
+
+# Where training codes keep their settings, from the top of the file.
+CONFIGURATIONS = (
+    "args",
+    "config",
+    "cfg",
+    "hyper_parameters",
+    "opt",
+    "model_args",
+    "backbone",
+    "model_config",
+)
+HEAD_FIELDS = ("num_heads", "num_attention_heads", "n_heads", "nhead", "heads")
+
+
+def hints(tree: Any, path: Path, layout: Layout, *, num_heads: int | None, norm_eps: float | None) -> Hints:
+    """What is known about the network beside its shapes.
+
+    Args:
+        tree: the file's contents.
+        path: the file; a config.json beside it is read.
+        layout: the recognised layout.
+        num_heads: the user's answer.
+        norm_eps: epsilon of the dialect, if it has one of its own.
+    """
+    beside = config_json(path)
+    if layout.norm_eps is not None:
+        norm_eps = layout.norm_eps
+    eps = _number(beside.get("layer_norm_eps"))
+    recorded = _recorded_heads(tree, beside)
+    details = dict(layout.details)
+    for key in ("rope_theta", "hidden_act"):
+        if key in beside:
+            details[key] = beside[key]
+    own = attributes(tree.get("backbone")) if isinstance(tree, Mapping) else {}
+    size = _number(beside.get("image_size")) or _number(own.get("image_size"))
+    return Hints(
+        num_heads=num_heads,
+        recorded_heads=recorded,
+        heads_by_width=layout.heads_by_width,
+        heads_origin=f"the models of {layout.origin}",
+        norm_eps=_number(own.get("norm_eps")) or eps or norm_eps,
+        image_size=None if size is None else int(size),
+        details=details,
+    )
+
+
+def config_json(path: Path) -> dict[str, Any]:
+    """The Hugging Face configuration beside a weights file, or in a checkpoint folder; empty if there is none."""
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    try:
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            return {}
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) and "model_type" in config else {}
+
+
+def _recorded_heads(tree: Any, beside: Mapping[str, Any]) -> Heads | None:
+    count = _number(beside.get("num_attention_heads"))
+    if count:
+        return Heads(int(count), "config.json")
+    for place, values in _settings(tree):
+        for field in HEAD_FIELDS:
+            count = _number(values.get(field))
+            if count and float(count).is_integer():
+                return Heads(int(count), f"{place}.{field} in the file")
+    return None
+
+
+def _settings(tree: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every group of settings in the file with its name, at most three levels deep."""
+    if not isinstance(tree, Mapping):
+        return
+    level = [(key, attributes(tree[key])) for key in CONFIGURATIONS if key in tree]
+    for _ in range(3):
+        deeper: list[tuple[str, Mapping[str, Any]]] = []
+        for place, values in level:
+            yield place, values
+            deeper += [
+                (f"{place}.{key}", attributes(value)) for key, value in values.items() if attributes(value)
+            ]
+        level = deeper[:100]
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 else None

@@ -1,0 +1,450 @@
+"""How different libraries name the tensors of the same network, and how each is turned into timm's names.
+
+A dialect is recognised by two tensor names that every network of that dialect has; what stands before the first of
+them is the prefix of the encoder. No torch is imported here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dse_monitor.checkpoints.network import Piece
+from dse_monitor.checkpoints.statedicts import Shape, StateDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Pieces = dict[str, Piece]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One way of naming the tensors of one architecture family.
+
+    Attributes:
+        name: for messages.
+        family: key of ``architecture.FAMILIES``.
+        anchor: ends the name of a tensor every such network has; what precedes it is the prefix.
+        needs: another tensor below the same prefix that must exist.
+        translate: this dialect's pieces -> pieces under timm's names.
+        norm_eps: LayerNorm epsilon this dialect's library uses, if it differs from the family's usual one.
+    """
+
+    name: str
+    family: str
+    anchor: str
+    needs: str
+    translate: Callable[[Pieces], Pieces] = lambda pieces: pieces
+    norm_eps: float | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """An encoder somewhere in the file: which state dict, below which prefix, in which dialect."""
+
+    state: StateDict
+    prefix: str
+    dialect: Dialect
+
+    @property
+    def location(self) -> str:
+        """``path/prefix`` without wrappers, as layouts are matched against."""
+        return ".".join(self.state.path) + "/" + self.prefix
+
+    @property
+    def spelled(self) -> str:
+        """``path/prefix`` as the file spells it."""
+        return ".".join(self.state.path) + "/" + self.state.prefix_in_file(self.prefix, self.dialect.anchor)
+
+    def shapes(self) -> dict[str, Shape]:
+        """Shapes by the file's names below the prefix."""
+        return self.state.below(self.prefix)
+
+    def pieces(self) -> Pieces:
+        """The tensors below the prefix under timm's names."""
+        return self.dialect.translate({name: Piece((name,), shape) for name, shape in self.shapes().items()})
+
+
+def find(states: list[StateDict]) -> Iterator[Found]:
+    """Every encoder in the file, in the file's order."""
+    for state in states:
+        for name in state.tensors:
+            for dialect in DIALECTS:
+                if name == dialect.anchor or name.endswith("." + dialect.anchor):
+                    prefix = name[: len(name) - len(dialect.anchor)]
+                    if prefix + dialect.needs in state.tensors:
+                        yield Found(state, prefix, dialect)
+                        break
+
+
+def renamed(pieces: Mapping[str, Piece], rules: list[tuple[str, str]]) -> Pieces:
+    """Names rewritten by the first regular expression that matches the whole name; the others stay."""
+    out: Pieces = {}
+    for name, piece in pieces.items():
+        for pattern, replacement in rules:
+            new, count = re.subn(f"^(?:{pattern})$", replacement, name)
+            if count:
+                name = new
+                break
+        if name:
+            out[name] = piece
+    return out
+
+
+def _rows(piece: Piece, start: int, stop: int) -> Piece:
+    """Rows start..stop of a tensor."""
+    make = piece.make
+    return Piece(
+        piece.sources, (stop - start, *piece.shape[1:]), lambda tensors: make(tensors)[start:stop].clone()
+    )
+
+
+def _stacked(pieces: list[Piece | None], rows: int) -> Piece:
+    """Tensors one above the other; None stands for `rows` zeros (a bias that is fixed at zero)."""
+    given = [piece for piece in pieces if piece is not None]
+    width = given[0].shape[1:]
+    counts = [len(piece.sources) if piece is not None else 0 for piece in pieces]
+
+    def make(tensors: list[Tensor]) -> Tensor:
+        import torch
+
+        parts: list[Tensor] = []
+        taken = 0
+        for piece, count in zip(pieces, counts, strict=True):
+            if piece is None:
+                parts.append(tensors[0].new_zeros((rows, *width)))
+            else:
+                parts.append(piece.make(tensors[taken : taken + count]))
+            taken += count
+        return torch.cat(parts)
+
+    total = sum(rows if piece is None else piece.shape[0] for piece in pieces)
+    return Piece(tuple(source for piece in given for source in piece.sources), (total, *width), make)
+
+
+def _reshaped(piece: Piece, shape: Shape) -> Piece:
+    make = piece.make
+    return Piece(piece.sources, shape, lambda tensors: make(tensors).reshape(shape))
+
+
+def _joined_qkv(pieces: Pieces) -> Pieces:
+    """Separate query, key and value projections (``attn.q``, ``.k``, ``.v``) as one ``attn.qkv``.
+
+    A missing bias among present ones is zero, as in BEiT and DINOv3, whose keys have none.
+    """
+    out = {name: piece for name, piece in pieces.items() if not re.search(r"\.attn\.[qkv]\.", name)}
+    blocks = {name.removesuffix(".attn.q.weight") for name in pieces if name.endswith(".attn.q.weight")}
+    for block in blocks:
+        for kind in ("weight", "bias"):
+            parts = [pieces.get(f"{block}.attn.{part}.{kind}") for part in "qkv"]
+            if any(part is not None for part in parts):
+                rows = pieces[f"{block}.attn.q.weight"].shape[0]
+                out[f"{block}.attn.qkv.{kind}"] = _stacked(parts, rows)
+    return out
+
+
+def _timm_vit(pieces: Pieces) -> Pieces:
+    """Timm's plain ViT, DeiT, DINOv2 and their like: layer scale, registers and gates under one set of names."""
+    pieces = renamed(
+        pieces,
+        [
+            (
+                r"blocks\.\d+\.(\d+)\.(.+)",
+                r"blocks.\1.\2",
+            ),  # DINOv2's chunks of blocks keep the block's own number
+            (r"(register_tokens|storage_tokens)", "reg_token"),
+            (r"dist_token", "reg_token"),  # DeiT's distillation token is one more prefix token
+        ],
+    )
+    pieces = renamed(
+        pieces,
+        [
+            (r"(blocks\.\d+\.)gamma_([12])", r"\1ls\2.gamma"),
+            (r"(blocks\.\d+\.mlp\.)w12\.(.+)", r"\1fc1.\2"),
+            (r"(blocks\.\d+\.mlp\.)w3\.(.+)", r"\1fc2.\2"),
+        ],
+    )
+    out = dict(pieces)
+    for name, piece in pieces.items():  # BEiT and EVA keep the biases of query and value apart
+        if name.endswith(".attn.q_bias"):
+            block = name.removesuffix(".q_bias")
+            value = out.pop(f"{block}.v_bias", None)
+            out.pop(name)
+            out.pop(f"{block}.k_bias", None)
+            out[f"{block}.qkv.bias"] = _stacked([piece, None, value], piece.shape[0])
+    return out
+
+
+def _torchvision_vit(pieces: Pieces) -> Pieces:
+    return renamed(
+        pieces,
+        [
+            (r"class_token", "cls_token"),
+            (r"conv_proj\.(.+)", r"patch_embed.proj.\1"),
+            (r"encoder\.pos_embedding", "pos_embed"),
+            (r"encoder\.ln\.(.+)", r"norm.\1"),
+            (r"encoder\.layers\.encoder_layer_(\d+)\.ln_([12])\.(.+)", r"blocks.\1.norm\2.\3"),
+            (
+                r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.in_proj_(weight|bias)",
+                r"blocks.\1.attn.qkv.\2",
+            ),
+            (
+                r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.out_proj\.(.+)",
+                r"blocks.\1.attn.proj.\2",
+            ),
+            (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:0|linear_1)\.(.+)", r"blocks.\1.mlp.fc1.\2"),
+            (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:3|linear_2)\.(.+)", r"blocks.\1.mlp.fc2.\2"),
+        ],
+    )
+
+
+def _huggingface_vit(pieces: Pieces) -> Pieces:
+    """ViT, ViT-MAE, DINOv2 and DINOv2 with registers of Hugging Face transformers."""
+    block = r"encoder\.layer\.(\d+)\."
+    return _joined_qkv(
+        renamed(
+            pieces,
+            [
+                (r"embeddings\.mask_token", ""),
+                (r"embeddings\.cls_token", "cls_token"),
+                (r"embeddings\.register_tokens", "reg_token"),
+                (r"embeddings\.position_embeddings", "pos_embed"),
+                (r"embeddings\.patch_embeddings\.projection\.(.+)", r"patch_embed.proj.\1"),
+                (r"layernorm\.(.+)", r"norm.\1"),
+                (rf"{block}attention\.attention\.(q|k|v)(?:uery|ey|alue)\.(.+)", r"blocks.\1.attn.\2.\3"),
+                (rf"{block}attention\.output\.dense\.(.+)", r"blocks.\1.attn.proj.\2"),
+                (rf"{block}intermediate\.dense\.(.+)", r"blocks.\1.mlp.fc1.\2"),
+                (rf"{block}output\.dense\.(.+)", r"blocks.\1.mlp.fc2.\2"),
+                (rf"{block}layernorm_before\.(.+)", r"blocks.\1.norm1.\2"),
+                (rf"{block}layernorm_after\.(.+)", r"blocks.\1.norm2.\2"),
+                (rf"{block}layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
+                (rf"{block}mlp\.weights_in\.(.+)", r"blocks.\1.mlp.fc1.\2"),
+                (rf"{block}mlp\.weights_out\.(.+)", r"blocks.\1.mlp.fc2.\2"),
+                (rf"{block}(.+)", r"blocks.\1.\2"),
+            ],
+        )
+    )
+
+
+def _mmpretrain_vit(pieces: Pieces) -> Pieces:
+    block = r"layers\.(\d+)\."
+    return renamed(
+        pieces,
+        [
+            (r"patch_embed\.projection\.(.+)", r"patch_embed.proj.\1"),
+            (r"(?:ln1|norm1)\.(.+)", r"norm.\1"),
+            (r"pre_norm\.(.+)", r"norm_pre.\1"),
+            (rf"{block}(?:ln|norm)([12])\.(.+)", r"blocks.\1.norm\2.\3"),
+            (rf"{block}attn\.(.+)", r"blocks.\1.attn.\2"),
+            (rf"{block}ffn\.layers\.0\.0\.(.+)", r"blocks.\1.mlp.fc1.\2"),
+            (rf"{block}ffn\.layers\.1\.(.+)", r"blocks.\1.mlp.fc2.\2"),
+        ],
+    )
+
+
+def _sequential_resnet(pieces: Pieces) -> Pieces:
+    """``nn.Sequential(*resnet.children())``: children by their position (BYOL-PyTorch, lightly)."""
+    children = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+    return {
+        ".".join([children.get(first, first), *rest]): piece
+        for name, piece in pieces.items()
+        for first, *rest in [name.split(".")]
+    }
+
+
+_DROPPED_BUFFERS = (r"(?:.+\.)?(?:relative_position_index|relative_coords_table|attn_mask)", "")
+
+
+def _timm_swin(pieces: Pieces) -> Pieces:
+    return renamed(pieces, [_DROPPED_BUFFERS])
+
+
+def _official_swin(pieces: Pieces) -> Pieces:
+    """The Swin authors, EsViT, iBOT: a stage ends with its merging layer; in timm the next one begins with it."""
+    shifted = {
+        re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.", name): piece
+        for name, piece in pieces.items()
+    }
+    return _timm_swin(shifted)
+
+
+def _torchvision_swin(pieces: Pieces) -> Pieces:
+    """Stages are the odd ``features``, merging layers the even ones."""
+
+    def stage(match: re.Match[str]) -> str:
+        number, rest = int(match[1]), match[2]
+        if number % 2 == 0:
+            return f"layers.{number // 2}.downsample.{rest}"
+        rest = re.sub(r"^(\d+)\.mlp\.0\.", r"\1.mlp.fc1.", re.sub(r"^(\d+)\.mlp\.3\.", r"\1.mlp.fc2.", rest))
+        return f"layers.{number // 2}.blocks.{rest}"
+
+    pieces = renamed(
+        pieces,
+        [
+            _DROPPED_BUFFERS,
+            (r"features\.0\.0\.(.+)", r"patch_embed.proj.\1"),
+            (r"features\.0\.2\.(.+)", r"patch_embed.norm.\1"),
+        ],
+    )
+    return {re.sub(r"^features\.(\d+)\.(.+)$", stage, name): piece for name, piece in pieces.items()}
+
+
+def _mmpretrain_swin(pieces: Pieces) -> Pieces:
+    """Mmpretrain unfolds 2x2 neighbours channel by channel and column by column; Swin neighbour by neighbour."""
+    block = r"stages\.(\d+)\.blocks\.(\d+)\."
+    pieces = renamed(
+        pieces,
+        [
+            _DROPPED_BUFFERS,
+            (r"patch_embed\.projection\.(.+)", r"patch_embed.proj.\1"),
+            (r"norm3\.(.+)", r"norm.\1"),
+            (r"stages\.(\d+)\.downsample\.(.+)", r"layers.\1.downsample.\2"),
+            (rf"{block}attn\.w_msa\.(.+)", r"layers.\1.blocks.\2.attn.\3"),
+            (rf"{block}ffn\.layers\.0\.0\.(.+)", r"layers.\1.blocks.\2.mlp.fc1.\3"),
+            (rf"{block}ffn\.layers\.1\.(.+)", r"layers.\1.blocks.\2.mlp.fc2.\3"),
+            (rf"{block}(.+)", r"layers.\1.blocks.\2.\3"),
+        ],
+    )
+    for name, piece in pieces.items():
+        if ".downsample.reduction.weight" in name or ".downsample.norm." in name:
+            pieces[name] = Piece(piece.sources, piece.shape, lambda tensors: _neighbour_first(tensors[0]))
+    return _official_swin(pieces)
+
+
+def _neighbour_first(tensor: Tensor) -> Tensor:
+    """[..., 4C] ordered (channel, row, column) -> (column, row, channel), the order of Swin's merging."""
+    channels = tensor.shape[-1] // 4
+    split = tensor.reshape(-1, channels, 2, 2)
+    return split.permute(0, 3, 2, 1).reshape(tensor.shape).contiguous()
+
+
+def _original_convnext(pieces: Pieces) -> Pieces:
+    """The ConvNeXt authors' names, also VICRegL's."""
+    block = r"stages\.(\d+)\.(\d+)\."
+    pieces = renamed(
+        pieces,
+        [
+            (r"norm\.(.+)", "") if "norm.weight" in pieces else (r"(?!)", ""),
+            (r"downsample_layers\.0\.(.+)", r"stem.\1"),
+            (r"downsample_layers\.(\d+)\.(.+)", r"stages.\1.downsample.\2"),
+            (rf"{block}dwconv\.(.+)", r"stages.\1.blocks.\2.conv_dw.\3"),
+            (rf"{block}pwconv([12])\.(.+)", r"stages.\1.blocks.\2.mlp.fc\3.\4"),
+            (rf"{block}grn\.gamma", r"stages.\1.blocks.\2.mlp.grn.weight"),
+            (rf"{block}grn\.beta", r"stages.\1.blocks.\2.mlp.grn.bias"),
+            (rf"{block}(.+)", r"stages.\1.blocks.\2.\3"),
+        ],
+    )
+    return {
+        name: _reshaped(piece, (piece.shape[-1],)) if ".grn." in name else piece
+        for name, piece in pieces.items()
+    }
+
+
+def _huggingface_convnext(pieces: Pieces) -> Pieces:
+    block = r"encoder\.stages\.(\d+)\.layers\.(\d+)\."
+    return _original_convnext(
+        renamed(
+            pieces,
+            [
+                (r"layernorm\.(.+)", ""),
+                (r"embeddings\.patch_embeddings\.(.+)", r"downsample_layers.0.0.\1"),
+                (r"embeddings\.layernorm\.(.+)", r"downsample_layers.0.1.\1"),
+                (r"encoder\.stages\.(\d+)\.downsampling_layer\.(.+)", r"downsample_layers.\1.\2"),
+                (rf"{block}layernorm\.(.+)", r"stages.\1.\2.norm.\3"),
+                (rf"{block}layer_scale_parameter", r"stages.\1.\2.gamma"),
+                (rf"{block}grn\.weight", r"stages.\1.\2.grn.gamma"),
+                (rf"{block}grn\.bias", r"stages.\1.\2.grn.beta"),
+                (rf"{block}(.+)", r"stages.\1.\2.\3"),
+            ],
+        )
+    )
+
+
+def _torchvision_convnext(pieces: Pieces) -> Pieces:
+    def stage(match: re.Match[str]) -> str:
+        number, rest = int(match[1]), match[2]
+        if number == 0:
+            return f"stem.{rest}"
+        if number % 2 == 0:
+            return f"stages.{number // 2}.downsample.{rest}"
+        names = {"block.0": "conv_dw", "block.2": "norm", "block.3": "mlp.fc1", "block.5": "mlp.fc2"}
+        rest = re.sub(r"block\.\d", lambda m: names[m[0]], rest).replace("layer_scale", "gamma")
+        return f"stages.{number // 2}.blocks.{rest}"
+
+    out = {re.sub(r"^features\.(\d+)\.(.+)$", stage, name): piece for name, piece in pieces.items()}
+    return {
+        name: _reshaped(piece, (piece.shape[0],)) if name.endswith(".gamma") else piece
+        for name, piece in out.items()
+    }
+
+
+# The first that fits decides; dialects that share an anchor differ in what else they need.
+DIALECTS: tuple[Dialect, ...] = (
+    Dialect("timm ViT", "vit", "patch_embed.proj.weight", "blocks.0.norm1.weight", _timm_vit),
+    Dialect("DINOv2 in chunks", "vit", "patch_embed.proj.weight", "blocks.0.0.norm1.weight", _timm_vit),
+    Dialect("torchvision ViT", "vit", "conv_proj.weight", "encoder.pos_embedding", _torchvision_vit),
+    Dialect(
+        "Hugging Face DINOv2",
+        "vit",
+        "embeddings.patch_embeddings.projection.weight",
+        "encoder.layer.0.norm1.weight",
+        _huggingface_vit,
+    ),
+    Dialect(
+        "Hugging Face ViT",
+        "vit",
+        "embeddings.patch_embeddings.projection.weight",
+        "encoder.layer.0.layernorm_before.weight",
+        _huggingface_vit,
+        norm_eps=1e-12,  # transformers' default for ViT and ViT-MAE
+    ),
+    Dialect(
+        "mmpretrain ViT", "vit", "patch_embed.projection.weight", "layers.0.attn.qkv.weight", _mmpretrain_vit
+    ),
+    Dialect(
+        "official Swin",
+        "swin",
+        "patch_embed.proj.weight",
+        "layers.0.downsample.reduction.weight",
+        _official_swin,
+    ),
+    Dialect("timm Swin", "swin", "patch_embed.proj.weight", "layers.0.blocks.0.norm1.weight", _timm_swin),
+    Dialect(
+        "torchvision Swin", "swin", "features.0.0.weight", "features.1.0.attn.qkv.weight", _torchvision_swin
+    ),
+    Dialect(
+        "mmpretrain Swin",
+        "swin",
+        "patch_embed.projection.weight",
+        "stages.0.blocks.0.attn.w_msa.qkv.weight",
+        _mmpretrain_swin,
+    ),
+    Dialect("timm ConvNeXt", "convnext", "stem.0.weight", "stages.0.blocks.0.conv_dw.weight"),
+    Dialect(
+        "original ConvNeXt",
+        "convnext",
+        "downsample_layers.0.0.weight",
+        "stages.0.0.dwconv.weight",
+        _original_convnext,
+    ),
+    Dialect(
+        "Hugging Face ConvNeXt",
+        "convnext",
+        "embeddings.patch_embeddings.weight",
+        "encoder.stages.0.layers.0.dwconv.weight",
+        _huggingface_convnext,
+    ),
+    Dialect(
+        "torchvision ConvNeXt",
+        "convnext",
+        "features.0.0.weight",
+        "features.1.0.block.0.weight",
+        _torchvision_convnext,
+    ),
+    Dialect("ResNet", "resnet", "conv1.weight", "layer1.0.conv1.weight"),
+    Dialect("ResNet, deep stem", "resnet", "conv1.0.weight", "layer1.0.conv1.weight"),
+    Dialect("ResNet as a sequence", "resnet", "0.weight", "4.0.conv1.weight", _sequential_resnet),
+)

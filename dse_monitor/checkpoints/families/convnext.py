@@ -1,0 +1,89 @@
+"""ConvNeXt, versions 1 and 2, of any width and depth.
+
+Shapes: stem [C, 3, p, p]; a block's depthwise convolution [C, 1, k, k].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from dse_monitor.checkpoints.network import IMAGE_SIZE, Hints, Network, NotThisNetwork, count_blocks
+from dse_monitor.checkpoints.statedicts import Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+NORM_EPS = 1e-6  # LayerNorm epsilon of the authors, timm and torchvision
+
+
+def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
+    """The network of these tensors (timm's names).
+
+    Raises:
+        NotThisNetwork: no ConvNeXt that can be built.
+    """
+    stem = shapes.get("stem.0.weight", ())
+    if len(stem) != 4 or stem[1] != 3 or stem[2] != stem[3]:
+        raise NotThisNetwork(f"stem.0.weight is {list(stem)}, not [C, 3, p, p]")
+    if len(shapes.get("stem.1.weight", ())) != 1:
+        raise NotThisNetwork("its stem has more than one convolution; use --arch")
+    patch = stem[2]
+    stages = count_blocks(shapes, "stages.")
+    depths = tuple(count_blocks(shapes, f"stages.{stage}.blocks.") for stage in range(stages))
+    kernels = [shapes.get(f"stages.{stage}.blocks.0.conv_dw.weight", ()) for stage in range(stages)]
+    if any(len(kernel) != 4 or kernel[1] != 1 for kernel in kernels):
+        raise NotThisNetwork("its blocks do not begin with a depthwise convolution stages.i.blocks.j.conv_dw")
+    widths = tuple(kernel[0] for kernel in kernels)
+    linear = shapes.get("stages.0.blocks.0.mlp.fc1.weight", ())
+    if not linear:
+        raise NotThisNetwork("its blocks have no stages.i.blocks.j.mlp.fc1")
+    second = "stages.0.blocks.0.mlp.grn.weight" in shapes
+    scaled = "stages.0.blocks.0.gamma" in shapes
+    options: dict[str, Any] = dict(
+        depths=depths,
+        dims=widths,
+        patch_size=patch,
+        kernel_sizes=tuple(kernel[-1] for kernel in kernels),
+        conv_mlp=len(linear) == 4,
+        conv_bias="stages.0.blocks.0.conv_dw.bias" in shapes,
+        use_grn=second,
+        ls_init_value=1e-6 if scaled else None,
+    )
+    ratio = linear[0] / widths[0]
+    if ratio != 4:
+        raise NotThisNetwork(f"its blocks widen {ratio:g} times; timm's ConvNeXt widens 4 times")
+    size = hints.image_size or IMAGE_SIZE
+    side = math.ceil(math.ceil(size / patch) / 2 ** (stages - 1))
+    return Network(
+        family="convnext",
+        description=(
+            f"convnext{' v2' if second else ''} {'-'.join(map(str, widths))}, blocks {'-'.join(map(str, depths))}, "
+            f"patch {patch}"
+        ),
+        build=partial(_build, options, hints.norm_eps or NORM_EPS),
+        tokens=_tokens,
+        num_tokens=side * side,
+        width=widths[-1],
+        image_size=size,
+        any_size=True,
+        convolutional=True,
+        mean=hints.mean,
+        std=hints.std,
+    )
+
+
+def _build(options: dict[str, Any], eps: float) -> nn.Module:
+    from timm.models.convnext import ConvNeXt
+    from torch import nn
+
+    model = ConvNeXt(**options, num_classes=0, norm_eps=eps)
+    model.head = nn.Identity()  # its norm stands after pooling and takes no part in the map
+    return model
+
+
+def _tokens(model: Any, images: Tensor) -> Tensor:
+    """The last stage's map, row by row, [B, 3, H, W] -> [B, N, D]; ConvNeXt norms only after pooling."""
+    return model.forward_features(images).flatten(2).transpose(1, 2)

@@ -1,0 +1,228 @@
+"""Residual networks of any width and depth: basic and bottleneck blocks, wide, grouped, with three kinds of stem.
+
+Shapes: a block's ``conv1`` is [w, in, 1, 1] in a bottleneck and [planes, in, 3, 3] in a basic block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from dse_monitor.checkpoints.network import IMAGE_SIZE, Hints, Network, NotThisNetwork, count_blocks
+from dse_monitor.checkpoints.statedicts import Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+EXPANSION = 4  # a bottleneck's output channels per plane, in every published residual network
+SMALL_IMAGE = 32  # pixels; side of CIFAR images, for which the 3x3 stem was made
+DEPTHS = {
+    (False, (2, 2, 2, 2)): "resnet18", (False, (3, 4, 6, 3)): "resnet34", (True, (3, 4, 6, 3)): "resnet50",
+    (True, (3, 4, 23, 3)): "resnet101", (True, (3, 8, 36, 3)): "resnet152",
+}  # fmt: skip
+
+
+def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
+    """The network of these tensors (torchvision's names, which are timm's).
+
+    Raises:
+        NotThisNetwork: no residual network that can be built.
+    """
+    stages = count_stages(shapes)
+    blocks = tuple(count_blocks(shapes, f"layer{stage}.") for stage in range(1, stages + 1))
+    bottleneck = "layer1.0.conv3.weight" in shapes
+    stem = _Stem(shapes, hints)
+    if "bn1.running_mean" not in shapes and "bn1.weight" in shapes:
+        raise NotThisNetwork("its norms keep no running statistics, so they are not BatchNorm")
+    out = "conv3" if bottleneck else "conv2"
+    outputs = [_shape(shapes, f"layer{stage}.0.{out}.weight")[0] for stage in range(1, stages + 1)]
+    channels = tuple(width // EXPANSION if bottleneck else width for width in outputs)
+    cardinality, base_width = _widths(shapes, channels) if bottleneck else (1, 64)
+    options: dict[str, Any] = dict(
+        channels=channels, cardinality=cardinality, base_width=base_width, **_shortcut(shapes, stages)
+    )
+    attention = _squeeze(shapes)
+    stride = stem.stride * 2 ** (stages - 1)
+    size = hints.image_size or (SMALL_IMAGE if stem.small else IMAGE_SIZE)
+    notes = ()
+    if stem.small:
+        notes = (
+            "The 3x3 stem is read as the one for small images: stride 1, no max pooling"
+            f"{', padding 2' if stem.padding == 2 else ''}; the shapes cannot show it.",
+        )
+    side = math.ceil(size / stride)
+    return Network(
+        family="resnet",
+        description=_words(bottleneck, blocks, channels, cardinality, base_width, stem, bool(attention)),
+        build=partial(_build, bottleneck, blocks, options, stem, attention),
+        tokens=_tokens,
+        num_tokens=side * side,
+        width=outputs[-1],
+        image_size=size,
+        any_size=True,
+        convolutional=True,
+        mean=hints.mean,
+        std=hints.std,
+        notes=notes,
+    )
+
+
+def count_stages(shapes: Mapping[str, Shape]) -> int:
+    """Number of consecutive stages ``layer1``, ``layer2``, ..."""
+    stages = 0
+    while f"layer{stages + 1}.0.conv1.weight" in shapes:
+        stages += 1
+    return stages
+
+
+class _Stem:
+    """The layers before the first stage.
+
+    Attributes:
+        width: channels that enter the first stage.
+        deep: widths of the three 3x3 convolutions, or empty for a single convolution.
+        small: whether it is the single 3x3 convolution made for small images.
+        padding: of the single convolution.
+        stride: of stem and max pooling together.
+    """
+
+    def __init__(self, shapes: Mapping[str, Shape], hints: Hints):
+        self.deep: tuple[int, ...] = ()
+        self.small = False
+        self.padding = 3
+        self.stride = 4
+        if "conv1.0.weight" in shapes:
+            convolutions = [_shape(shapes, f"conv1.{index}.weight") for index in (0, 3, 6)]
+            if convolutions[0][1] != 3 or any(shape[2:] != (3, 3) for shape in convolutions):
+                raise NotThisNetwork("the deep stem is not made of three 3x3 convolutions")
+            self.deep = tuple(shape[0] for shape in convolutions)
+            self.width = self.deep[-1]
+            return
+        self.width, channels, height, kernel = _shape(shapes, "conv1.weight")
+        if channels != 3:
+            raise NotThisNetwork(f"the first convolution takes {channels} channels; images here have 3")
+        if height != kernel or kernel not in (3, 7):
+            raise NotThisNetwork(f"the first convolution is {height}x{kernel}; 7x7 and 3x3 stems are known")
+        if kernel == 3:
+            self.small, self.stride = True, 1
+            self.padding = int(hints.details.get("small_stem_padding", 1))
+
+
+def _shape(shapes: Mapping[str, Shape], name: str) -> Shape:
+    shape = shapes.get(name, ())
+    if len(shape) != 4:
+        raise NotThisNetwork(
+            f"{name} is {'missing' if not shape else list(shape)}; a convolution was expected"
+        )
+    return shape
+
+
+def _widths(shapes: Mapping[str, Shape], channels: tuple[int, ...]) -> tuple[int, float]:
+    """Groups of the 3x3 convolutions, and channels per group for 64 planes (timm's ``base_width``)."""
+    found: set[tuple[int, float]] = set()
+    for stage, planes in enumerate(channels, 1):
+        width, per_group = _shape(shapes, f"layer{stage}.0.conv2.weight")[:2]
+        if width % per_group:
+            raise NotThisNetwork(f"layer{stage}.0.conv2 has {width} channels in groups of {per_group}")
+        found.add((width // per_group, per_group * 64 / planes))
+    if len({groups for groups, _ in found}) > 1 or max(b for _, b in found) - min(b for _, b in found) > 1e-6:
+        raise NotThisNetwork(f"its stages have bottlenecks of different proportions: {sorted(found)}")
+    groups, base = found.pop()
+    # timm truncates planes * base_width / 64; a small surplus keeps an inexact quotient from falling short
+    return groups, int(base) if base.is_integer() else base * (1 + 1e-9)
+
+
+def _shortcut(shapes: Mapping[str, Shape], stages: int) -> dict[str, Any]:
+    """How the first block of a stage matches its input: a strided convolution, or pooling and a convolution."""
+    for stage in range(1, stages + 1):
+        if len(shapes.get(f"layer{stage}.0.downsample.1.weight", ())) == 4:
+            return {"avg_down": True}
+        kernel = shapes.get(f"layer{stage}.0.downsample.0.weight", ())
+        if len(kernel) == 4 and kernel[-1] != 1:
+            return {"down_kernel_size": kernel[-1]}
+    return {}
+
+
+def _squeeze(shapes: Mapping[str, Shape]) -> float:
+    """Share of channels a squeeze-and-excitation layer keeps, or 0 without one."""
+    squeeze = shapes.get("layer1.0.se.fc1.weight", ())
+    return squeeze[0] / squeeze[1] if len(squeeze) == 4 else 0.0
+
+
+def _words(
+    bottleneck: bool,
+    blocks: tuple[int, ...],
+    channels: tuple[int, ...],
+    cardinality: int,
+    base_width: float,
+    stem: _Stem,
+    attention: bool,
+) -> str:
+    usual = channels == (64, 128, 256, 512) and cardinality == 1 and base_width == 64 and stem.width == 64
+    name = DEPTHS.get((bottleneck, blocks)) if usual and not attention else None
+    words = [name or f"resnet, {'bottleneck' if bottleneck else 'basic'} blocks {'-'.join(map(str, blocks))}"]
+    if not usual:
+        words.append(f"planes {'-'.join(map(str, channels))}")
+        if cardinality != 1:
+            words.append(f"{cardinality} groups")
+        if base_width != 64:
+            words.append(f"base width {base_width:g}")
+    if attention:
+        words.append("squeeze-excitation")
+    if stem.small:
+        words.append("3x3 stem")
+    if stem.deep:
+        words.append("deep stem")
+    return ", ".join(words)
+
+
+def _build(
+    bottleneck: bool, blocks: tuple[int, ...], options: dict[str, Any], stem: _Stem, attention: float
+) -> nn.Module:
+    from timm.layers import SEModule
+    from timm.models.resnet import BasicBlock, Bottleneck, ResNet, make_blocks
+    from torch import nn
+
+    block: Any = Bottleneck if bottleneck else BasicBlock
+    extra: dict[str, Any] = {}
+    if stem.deep:
+        tiered = stem.deep[0] != stem.deep[1]
+        extra = dict(stem_type="deep_tiered" if tiered else "deep", stem_width=stem.deep[1])
+    block_options: dict[str, Any] = {}
+    if attention:
+        block_options = dict(attn_layer=partial(SEModule, rd_ratio=attention, rd_divisor=1))
+    model = ResNet(
+        block, blocks, num_classes=0, zero_init_last=False, block_args=block_options, **options, **extra
+    )
+    if stem.deep:
+        return model
+    if (
+        stem.width != 64
+    ):  # timm's single-convolution stem always has 64 channels: build the stages for this one
+        kept = {key: value for key, value in options.items() if key != "channels"}
+        stages, _ = make_blocks(
+            (block,) * len(blocks),
+            options["channels"],
+            blocks,
+            stem.width,
+            act_layer=nn.ReLU,
+            norm_layer=nn.BatchNorm2d,
+            **kept,
+            **block_options,
+        )
+        for name, stage in stages:
+            model.add_module(name, stage)
+        model.bn1 = nn.BatchNorm2d(stem.width)
+    if stem.small:
+        model.conv1 = nn.Conv2d(3, stem.width, 3, stride=1, padding=stem.padding, bias=False)
+        model.maxpool = nn.Identity()
+    elif stem.width != 64:
+        model.conv1 = nn.Conv2d(3, stem.width, 7, stride=2, padding=3, bias=False)
+    return model
+
+
+def _tokens(model: Any, images: Tensor) -> Tensor:
+    """The last stage's map after its ReLU, row by row: [B, 3, H, W] -> [B, N, D]."""
+    return model.forward_features(images).flatten(2).transpose(1, 2)

@@ -1,0 +1,269 @@
+"""Vision transformers of any width, depth and patch, from the shapes of their tensors.
+
+Shapes: D width, p patch side, g patches per side, r register tokens, h heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from dse_monitor.checkpoints.network import (
+    IMAGE_SIZE,
+    Heads,
+    Hints,
+    Network,
+    NotThisNetwork,
+    Piece,
+    count_blocks,
+)
+from dse_monitor.checkpoints.statedicts import Shape
+from dse_monitor.errors import AmbiguousArchitecture
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+NORM_EPS = 1e-6  # LayerNorm epsilon of timm, torchvision, DINO, MAE, MoCo v3 and I-JEPA vision transformers
+
+# Heads of every published vision transformer of these widths (timm 1.0's 259 models agree on each, but for three
+# rare 768-wide ones); 1152, 1280 and 1536 occur with two different counts and are therefore absent.
+USUAL_HEADS = {
+    192: 3, 256: 4, 320: 5, 384: 6, 512: 8, 640: 10, 768: 12, 832: 13, 896: 14, 1024: 16, 1408: 16, 1664: 16
+}  # fmt: skip
+USUAL_HEAD_WIDTHS = (64, 32, 80, 72, 88, 96, 128)  # in order of how often they occur; used to list candidates
+
+
+def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
+    """The network of these tensors (timm's names).
+
+    Raises:
+        NotThisNetwork: no vision transformer that can be built.
+        AmbiguousArchitecture: the number of heads follows from nothing known.
+    """
+    width, patch = _patch_embedding(shapes)
+    depth = count_blocks(shapes, "blocks.")
+    if not depth or "blocks.0.norm1.weight" not in shapes:
+        raise NotThisNetwork("no transformer blocks named blocks.0.norm1, blocks.0.attn, ...")
+    if any("relative_position" in name for name in shapes):
+        raise NotThisNetwork("relative position biases in a vision transformer are not supported")
+    class_token = "cls_token" in shapes
+    registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
+    heads = _heads(shapes, width, hints)
+    mlp, mlp_words = _mlp(shapes, width)
+    rotary = "pos_embed" not in shapes
+    eps = hints.norm_eps or (1e-5 if rotary else NORM_EPS)  # DINOv3: 1e-5
+
+    notes: list[str] = []
+    renamed: dict[str, Piece] = {}
+    has_final_norm = "norm.weight" in shapes
+    if not has_final_norm:
+        notes.append("the file has no norm after the last block: tokens are read without it")
+    common: dict[str, Any] = dict(
+        patch_size=patch,
+        num_classes=0,
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads.count,
+        class_token=class_token,
+        global_pool="token" if class_token else "avg",
+    )
+    if rotary:
+        grid = (hints.image_size or IMAGE_SIZE) // patch
+        build = _rotary(shapes, hints, common, mlp, eps, registers, renamed)
+        positions = "rotary positions"
+    else:
+        grid, embeds_prefix = _grid(shapes["pos_embed"], class_token, registers, renamed, shapes)
+        build = _absolute(shapes, common, mlp, eps, registers, embeds_prefix, grid * patch, has_final_norm)
+        positions = ""
+    words = [
+        f"vit {width}x{depth}",
+        f"{heads.count} heads",
+        f"patch {patch}",
+        mlp_words,
+        f"{registers} registers" if registers else "",
+        "" if class_token else "no class token",
+        positions,
+    ]
+    return Network(
+        family="vit",
+        description=", ".join(word for word in words if word),
+        build=build,
+        tokens=_tokens,
+        num_tokens=grid * grid,
+        width=width,
+        image_size=grid * patch,
+        any_size=rotary,
+        heads=f"{heads.count} ({heads.source})",
+        mean=hints.mean,
+        std=hints.std,
+        renamed=renamed,
+        notes=tuple(notes),
+    )
+
+
+def _patch_embedding(shapes: Mapping[str, Shape]) -> tuple[int, int]:
+    weight = shapes.get("patch_embed.proj.weight", ())
+    if len(weight) != 4:
+        raise NotThisNetwork(f"patch_embed.proj.weight is {list(weight)}, not [D, 3, p, p]")
+    width, channels, patch, across = weight
+    if channels != 3:
+        raise NotThisNetwork(f"the patch embedding takes {channels} channels; images here have 3")
+    if patch != across:
+        raise NotThisNetwork(f"patches of {patch}x{across} pixels are not square")
+    return width, patch
+
+
+def _heads(shapes: Mapping[str, Shape], width: int, hints: Hints) -> Heads:
+    """The number of attention heads, from the strongest evidence there is; never a guess.
+
+    A wrong count loads without complaint and yields wrong features.
+    """
+    if hints.num_heads is not None:
+        if hints.num_heads < 1 or width % hints.num_heads:
+            raise AmbiguousArchitecture(
+                f"--num-heads {hints.num_heads} does not divide the width {width}; "
+                f"candidates: {_listed(_candidates(width))}"
+            )
+        return Heads(hints.num_heads, "--num-heads")
+    for name in ("blocks.0.attn.q_norm.weight", "blocks.0.attn.k_norm.weight"):
+        per_head = shapes.get(name, (0,))[0]
+        if per_head and per_head < width and width % per_head == 0:
+            return Heads(width // per_head, f"{name} has one weight per channel of a head")
+    if hints.recorded_heads and width % hints.recorded_heads.count == 0:
+        return hints.recorded_heads
+    if width in hints.heads_by_width:
+        return Heads(hints.heads_by_width[width], f"width {width} in {hints.heads_origin}")
+    if not hints.heads_by_width and width in USUAL_HEADS:
+        return Heads(USUAL_HEADS[width], f"every published vision transformer of width {width}")
+    known = ", ".join(f"{w}: {h}" for w, h in hints.heads_by_width.items())
+    expected = f"{hints.heads_origin} define {known}" if known else "no published model settles it"
+    raise AmbiguousArchitecture(
+        f"a vision transformer of width {width} does not say its number of heads, and a wrong one loads silently; "
+        f"{expected}. Candidates: {_listed(_candidates(width))}. Pass --num-heads N"
+    )
+
+
+def _candidates(width: int) -> list[int]:
+    """Head counts that divide the width, the likeliest first."""
+    usual = [width // head for head in USUAL_HEAD_WIDTHS if width % head == 0]
+    others = [count for count in range(1, width + 1) if width % count == 0 and count not in usual]
+    if not usual:
+        others.sort(key=lambda count: abs(math.log(width / count / 64)))
+    return usual + others[: 6 - len(usual)] if len(usual) < 6 else usual
+
+
+def _listed(counts: list[int]) -> str:
+    return ", ".join(str(count) for count in counts)
+
+
+def _mlp(shapes: Mapping[str, Shape], width: int) -> tuple[dict[str, Any], str]:
+    """Keyword arguments of the feed-forward part, without timm's classes, and words for it."""
+    out = shapes.get("blocks.0.mlp.fc2.weight", (0, 0))[1]
+    if "blocks.0.mlp.fc1_g.weight" in shapes:
+        hidden, kind = shapes["blocks.0.mlp.fc1_g.weight"][0], "swiglu"
+    else:
+        hidden = shapes.get("blocks.0.mlp.fc1.weight", (0,))[0]
+        kind = "swiglu-packed" if hidden and hidden == 2 * out else "mlp"
+    if not hidden or not out:
+        raise NotThisNetwork("no feed-forward layers named blocks.0.mlp.fc1 and blocks.0.mlp.fc2")
+    ratio = (hidden + 0.5) / width  # timm truncates width * ratio
+    words = "SwiGLU" if kind != "mlp" else ("" if hidden == 4 * width else f"mlp {hidden}")
+    return {"kind": kind, "mlp_ratio": ratio, "hidden": hidden}, words
+
+
+def _grid(
+    position: Shape, class_token: bool, registers: int, renamed: dict[str, Piece], shapes: Mapping[str, Shape]
+) -> tuple[int, bool]:
+    """Patches per side, and whether prefix tokens have positions of their own.
+
+    Position tables come as [1, g*g, D] (no prefix), [1, prefix + g*g, D], or, in DINOv2 with registers,
+    [1, 1 + g*g, D] where only the class token has a position: that one is added to the class token.
+    """
+    if len(position) != 3 or position[0] != 1:
+        raise NotThisNetwork(f"pos_embed is {list(position)}, not [1, tokens, D]")
+    length = position[1]
+    prefix = int(class_token) + registers
+    for extra in dict.fromkeys((prefix, int(class_token), 0)):
+        side = math.isqrt(max(length - extra, 0))
+        if side and side * side == length - extra:
+            if extra == 1 and registers:
+                _fold_class_position(position, renamed)
+                return side, False
+            return side, extra > 0
+    raise NotThisNetwork(
+        f"pos_embed has {length} positions, which leave no square grid beside {prefix} prefix tokens"
+    )
+
+
+def _fold_class_position(position: Shape, renamed: dict[str, Piece]) -> None:
+    _, length, width = position
+    renamed["cls_token"] = Piece(("cls_token", "pos_embed"), (1, 1, width), lambda t: t[0] + t[1][:, :1])
+    renamed["pos_embed"] = Piece(("pos_embed",), (1, length - 1, width), lambda t: t[0][:, 1:].clone())
+
+
+def _absolute(
+    shapes: Mapping[str, Shape],
+    common: dict[str, Any],
+    mlp: dict[str, Any],
+    eps: float,
+    registers: int,
+    embeds_prefix: bool,
+    image_size: int,
+    final_norm: bool,
+) -> Any:
+    def build() -> nn.Module:
+        from timm.layers import PatchEmbed, SwiGLU, SwiGLUPacked
+        from timm.models.vision_transformer import VisionTransformer
+        from torch import nn
+
+        def embed(*args: Any, bias: bool = True, **kwargs: Any) -> nn.Module:
+            return PatchEmbed(*args, bias="patch_embed.proj.bias" in shapes, **kwargs)
+
+        gated: dict[str, Any] = {"swiglu": SwiGLU, "swiglu-packed": SwiGLUPacked}
+        extra: dict[str, Any] = {}
+        if mlp["kind"] in gated:
+            extra.update(mlp_layer=gated[mlp["kind"]], act_layer=nn.SiLU)
+        if "blocks.0.attn.norm.weight" in shapes:
+            extra.update(scale_attn_norm=True)
+        if "blocks.0.mlp.norm.weight" in shapes:
+            extra.update(scale_mlp_norm=True)
+        if "blocks.0.attn.proj.bias" not in shapes:
+            extra.update(proj_bias=False)
+        return VisionTransformer(
+            **common,
+            img_size=image_size,
+            mlp_ratio=mlp["mlp_ratio"],
+            qkv_bias="blocks.0.attn.qkv.bias" in shapes,
+            qk_norm="blocks.0.attn.q_norm.weight" in shapes,
+            init_values=1.0 if "blocks.0.ls1.gamma" in shapes else None,
+            no_embed_class=not embeds_prefix,
+            reg_tokens=registers,
+            pre_norm="norm_pre.weight" in shapes,
+            final_norm=final_norm,
+            fc_norm=False,  # the norm belongs before pooling: tokens are read, nothing is pooled
+            norm_layer=partial(nn.LayerNorm, eps=eps),
+            embed_layer=embed,
+            weight_init="skip",
+            **extra,
+        )
+
+    return build
+
+
+def _rotary(
+    shapes: Mapping[str, Shape],
+    hints: Hints,
+    common: dict[str, Any],
+    mlp: dict[str, Any],
+    eps: float,
+    registers: int,
+    renamed: dict[str, Piece],
+) -> Any:
+    raise NotThisNetwork("there is no pos_embed, and rotary positions cannot be read off the tensors")
+
+
+def _tokens(model: Any, images: Tensor) -> Tensor:
+    """Patch tokens after the final norm, [B, 3, H, W] -> [B, N, D]; class and register tokens are dropped."""
+    return model.forward_features(images)[:, model.num_prefix_tokens :]

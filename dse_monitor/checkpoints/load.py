@@ -1,0 +1,113 @@
+"""A checkpoint's path -> Encoder: open, recognise, build, read exactly the encoder's tensors, close, assign."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dse_monitor.checkpoints.archive import open_archive
+from dse_monitor.checkpoints.recognise import Recognition, recognise
+from dse_monitor.encoder import Encoder
+from dse_monitor.record import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dse_monitor.checkpoints.archive import Archive
+    from dse_monitor.checkpoints.contents import TensorRef
+
+
+def load_encoder(
+    path: str | os.PathLike[str],
+    *,
+    layout: str | None = None,
+    encoder: str | None = None,
+    arch: str | None = None,
+    num_heads: int | None = None,
+) -> Encoder:
+    """The evaluated encoder of a checkpoint, ready to turn images into dense tokens.
+
+    Only the encoder's tensors are read, and nothing of the file is executed.
+
+    Args:
+        path: a file (torch zip or legacy, safetensors, Lightning) or a checkpoint folder.
+        layout: name of a known layout, instead of the recognised one.
+        encoder: which of the file's networks: a name the layout knows ("teacher", "student", ...) or a location.
+        arch: name of a timm model to build, instead of reading the architecture off the shapes.
+        num_heads: attention heads of a vision transformer, where nothing in the file tells them.
+
+    Raises:
+        IncompleteCheckpoint: cut short, or still being written.
+        CorruptCheckpoint: its bytes contradict themselves, or changed while being read.
+        UnsafeCheckpoint: asks for more than data.
+        UnknownLayout: no encoder was recognised; says what was found and what helps.
+        AmbiguousArchitecture: several networks fit; names them and the option that decides.
+    """
+    path = Path(path)
+    with open_archive(path) as archive:
+        found = recognise(
+            archive,
+            layout=layout,
+            encoder=encoder,
+            arch=arch,
+            num_heads=num_heads,
+            scalars=lambda refs: read_scalars(archive, refs),
+        )
+        sources = found.sources()
+        blobs = archive.read(list(sources.values()))
+        archive.verify_unchanged()
+    digest = hashlib.sha256()
+    tensors: dict[str, Tensor] = {}
+    for (name, ref), blob in zip(sources.items(), blobs, strict=True):
+        digest.update(blob)
+        tensors[name] = as_tensor(ref, blob)
+    return _assembled(path, found, tensors, digest.hexdigest())
+
+
+def as_tensor(ref: TensorRef, blob: bytearray) -> Tensor:
+    """The tensor a reference describes, over its bytes; floating types become float32."""
+    dtype: torch.dtype = getattr(torch, ref.dtype)
+    if not blob:
+        return torch.zeros(tuple(ref.shape), dtype=dtype)
+    tensor = torch.frombuffer(blob, dtype=torch.uint8).view(dtype).view(tuple(ref.shape))
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def read_scalars(archive: Archive, refs: Sequence[TensorRef]) -> list[float]:
+    """The values of tensors that hold one number each."""
+    blobs = archive.read(list(refs))
+    return [as_tensor(ref, blob).item() for ref, blob in zip(refs, blobs, strict=True)]
+
+
+def _assembled(path: Path, found: Recognition, tensors: dict[str, Tensor], digest: str) -> Encoder:
+    state = {
+        name: piece.make([tensors[source] for source in piece.sources])
+        for name, piece in found.pieces.items()
+    }
+    non_finite = tuple(
+        name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()
+    )
+    for name, tensor in found.module.state_dict().items():  # counters that files of old torch versions lack
+        if name not in state:
+            state[name] = torch.zeros(tuple(tensor.shape), dtype=tensor.dtype)
+    found.module.load_state_dict(state, strict=True, assign=True)
+    status = path.stat()
+    source = Source(
+        path=str(path),
+        content=digest,
+        size=status.st_size,
+        mtime=status.st_mtime,
+        epoch=found.progress.epoch,
+        epoch_source=found.progress.epoch_source,
+        step=found.progress.step,
+        step_source=found.progress.step_source,
+        layout=found.layout.name,
+        encoder=found.encoder,
+        arch=found.network.description,
+    )
+    return Encoder(found.module, found.network, source, notes=found.notes, non_finite=non_finite)

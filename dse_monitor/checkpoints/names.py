@@ -1,0 +1,321 @@
+"""What a path says before the file is opened: is it a checkpoint, is it rewritten in place, how far was training?
+
+Numbers in names mean different things in different training codes: some count from zero, some from one, one runs
+ahead of its own counter. PATTERNS is read from the top; the first entry that matches decides. What is stored inside
+a checkpoint always beats its name. Standard library only.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class NameFacts:
+    """What a path says about training progress.
+
+    Attributes:
+        epoch_done: finished epochs, or None.
+        step_done: finished optimiser steps, or None.
+        pattern: name of the entry of PATTERNS that matched; empty if none did.
+        how: how the number was turned into a count, in words; empty if no pattern matched.
+    """
+
+    epoch_done: float | None = None
+    step_done: int | None = None
+    pattern: str = ""
+    how: str = ""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One way of naming checkpoints.
+
+    Attributes:
+        name: for messages and tests.
+        regex: matched against the end of the path, from the start of a path component; groups ``epoch``, ``step``.
+        example: a name it must match.
+        epoch_offset: added to ``epoch`` to get finished epochs.
+        step_offset: added to ``step`` to get finished steps.
+        writer: code that writes such names.
+    """
+
+    name: str
+    regex: str
+    example: str
+    writer: str
+    epoch_offset: int = 0
+    step_offset: int = 0
+
+
+# A checkpoint folder may be named itself or through a file in it.
+_INSIDE = r"(?:/[^/]+)?"
+_TORCH = r"\.(?:pth|pt|bin|ckpt|torch|safetensors)(?:\.tar)?"
+
+PATTERNS: tuple[Pattern, ...] = (
+    Pattern(
+        "dino-evaluation",
+        r"training_(?P<step>\d+)/(?:sharded_)?teacher_checkpoint(?:\.pth)?(?:/[^/]+)?",
+        "eval/training_1249/teacher_checkpoint.pth",
+        "DINOv2, DINOv3",
+        step_offset=1,
+    ),
+    Pattern("dinov3", rf"ckpt/(?P<step>\d+)(?:_keep)?{_INSIDE}", "ckpt/199_keep", "DINOv3", step_offset=1),
+    Pattern(
+        "dinov2-rank",
+        r"model_(?P<step>\d{7})\.rank_\d+\.pth",
+        "model_0012499.rank_0.pth",
+        "DINOv2",
+        step_offset=1,
+    ),
+    Pattern(
+        "fvcore", r"model_(?P<step>\d{7})\.pth", "model_0004999.pth", "detectron2, fvcore", step_offset=1
+    ),
+    Pattern(
+        "vissl-phase",
+        r"model_(?:final_checkpoint_)?phase(?P<epoch>\d+)(?:_shard\d+)?\.torch",
+        "model_final_checkpoint_phase99.torch",
+        "VISSL",
+        epoch_offset=1,
+    ),
+    Pattern("vissl-iteration", r"model_iteration(?P<step>\d+)\.torch", "model_iteration1000.torch", "VISSL"),
+    Pattern(
+        "lightning",
+        r"(?:[^/]*[-_])?epoch=(?P<epoch>\d+)[-_]step=(?P<step>\d+)(?:[-_][^/]*)?\.ckpt",
+        "epoch=9-step=1250-v1.ckpt",
+        "Lightning, lightly, lightly-train",
+        epoch_offset=1,
+    ),
+    Pattern(
+        "lightning-epoch",
+        r"(?:[^/]*[-_])?epoch=(?P<epoch>\d+)(?:[-_][^/]*)?\.ckpt",
+        "vit-epoch=09-val_loss=0.32.ckpt",
+        "Lightning",
+        epoch_offset=1,
+    ),
+    Pattern(
+        "lightning-step",
+        r"(?:[^/]*[-_])?step=(?P<step>\d+)(?:[-_][^/]*)?\.ckpt",
+        "step=5000.ckpt",
+        "Lightning",
+    ),
+    Pattern(
+        "solo-learn",
+        r"[^/]+-ep=(?P<epoch>\d+)\.ckpt",
+        "byol-imagenet100-3k2dhs8r-ep=99.ckpt",
+        "solo-learn",
+        epoch_offset=1,
+    ),
+    Pattern(
+        "timm-recovery",
+        r"recovery-(?P<epoch>\d+)-\d+\.pth\.tar",
+        "recovery-3-200.pth.tar",
+        "timm, within the epoch after the counted ones",
+    ),
+    Pattern("timm", r"checkpoint-(?P<epoch>\d+)\.pth\.tar", "checkpoint-12.pth.tar", "timm", epoch_offset=1),
+    Pattern("mae", r"checkpoint-(?P<epoch>\d+)\.pth", "checkpoint-10.pth", "MAE", epoch_offset=1),
+    Pattern(
+        "ijepa",
+        r"[^/]+-ep(?P<epoch>\d+)\.pth\.tar",
+        "jepa-ep50.pth.tar",
+        "I-JEPA, whose names run one ahead of the finished epochs",
+        epoch_offset=-1,
+    ),
+    Pattern("byol", r"resnet\d+_(?P<epoch>\d+)\.pth\.tar", "resnet50_10.pth.tar", "BYOL-PyTorch"),
+    Pattern("swav", r"ckp-(?P<epoch>\d+)\.pth", "ckp-25.pth", "SwAV", epoch_offset=1),
+    Pattern(
+        "dino",
+        r"checkpoint(?P<epoch>\d{4})\.pth",
+        "checkpoint0010.pth",
+        "DINO, iBOT, EsViT, Mugs",
+        epoch_offset=1,
+    ),
+    Pattern(
+        "moco-v3",
+        r"checkpoint_(?P<epoch>\d{4})\.pth\.tar",
+        "checkpoint_0010.pth.tar",
+        "MoCo v3, SimSiam, MEC",
+        epoch_offset=1,
+    ),
+    Pattern("swin", r"ckpt_epoch_(?P<epoch>\d+)\.pth", "ckpt_epoch_100.pth", "Swin, SimMIM", epoch_offset=1),
+    Pattern(
+        "mmengine-epoch",
+        r"(?:best_[^/]+_)?epoch_(?P<epoch>\d+)\.pth",
+        "best_mIoU_epoch_10.pth",
+        "mmengine, mmcv, OpenSelfSup",
+    ),
+    Pattern("open-clip", r"epoch_(?P<epoch>\d+)\.pt", "epoch_10.pt", "open_clip"),
+    Pattern(
+        "mmengine-iteration", r"(?:best_[^/]+_)?iter_(?P<step>\d+)\.pth", "iter_1000.pth", "mmengine, mmcv"
+    ),
+    Pattern("megatron", rf"iter_(?P<step>\d{{7}})(?:/[^/]+)?{_INSIDE}", "iter_0001000", "Megatron"),
+    Pattern("deepspeed", rf"global_step(?P<step>\d+){_INSIDE}", "global_step1000", "DeepSpeed"),
+    Pattern("torchtitan", rf"step-(?P<step>\d+){_INSIDE}", "step-1000", "torchtitan"),
+    Pattern("huggingface", rf"checkpoint-(?P<step>\d+){_INSIDE}", "checkpoint-500", "Hugging Face Trainer"),
+    Pattern(
+        "composer",
+        r"ep(?P<epoch>\d+)-ba(?P<step>\d+)(?:-rank\d+)?(?:\.pt)?(?:/[^/]+)?",
+        "ep1-ba100-rank0.pt",
+        "composer",
+    ),
+    Pattern(
+        "fairseq-update",
+        r"checkpoint_(?P<epoch>\d+)_(?P<step>\d+)\.pt",
+        "checkpoint_10_50000.pt",
+        "fairseq, within the epoch named",
+        epoch_offset=-1,
+    ),
+    Pattern("fairseq", r"checkpoint(?P<epoch>\d+)\.pt", "checkpoint10.pt", "fairseq, data2vec"),
+    Pattern("ultralytics", r"epoch(?P<epoch>\d+)\.pt", "epoch10.pt", "ultralytics", epoch_offset=1),
+    Pattern("tensorflow", r"model\.ckpt-(?P<step>\d+)(?:\.[^/]+)?", "model.ckpt-1000.index", "TensorFlow"),
+    Pattern(
+        "keras",
+        r"[^/]*?\.?(?P<epoch>\d+)-\d+\.\d+(?:\.weights)?\.(?:hdf5|h5|keras)",
+        "weights.10-0.53.hdf5",
+        "Keras",
+    ),
+    Pattern("orbax-checkpoint", rf"checkpoint_(?P<step>\d+){_INSIDE}", "checkpoint_1000", "T5X"),
+    Pattern(
+        "done-epochs",
+        rf"(?:checkpoint|model)_(?P<epoch>\d+){_TORCH}",
+        "checkpoint_0010.pth",
+        "dse-train; Barlow Twins, VICReg and VICRegL saving every epoch",
+    ),
+    Pattern("orbax", r"(?P<step>\d+)", "1000", "Orbax"),
+    Pattern(
+        "words-epoch-step",
+        rf"(?:[^/]*[-_.])?(?:epochs?|ep)[-_=]?(?P<epoch>\d+)[-_.](?:step|iter|it|ba)[-_=]?(?P<step>\d+)"
+        rf"(?:[-_.][^/]*)?{_TORCH}",
+        "vit_epoch_3_step_4000.pt",
+        "a name with the words epoch and step",
+    ),
+    Pattern(
+        "word-epoch",
+        rf"(?:[^/]*[-_.])?(?:epochs?|ep)[-_=]?(?P<epoch>\d+)(?:[-_][^/]*)?{_TORCH}",
+        "vit_small_epoch_30.pt",
+        "a name with the word epoch",
+    ),
+    Pattern(
+        "word-step",
+        rf"(?:[^/]*[-_.])?(?:global_?step|steps?|iteration|iter|updates?)[-_=]?(?P<step>\d+)(?:[-_][^/]*)?{_TORCH}",
+        "mymodel_step_5000.pt",
+        "a name with the word step or iteration",
+    ),
+    Pattern(
+        "numbered",
+        rf"(?:checkpoint|ckpt|ckp|snapshot|weights|teacher|student|encoder)[-_.]?(?P<epoch>\d{{1,6}}){_TORCH}",
+        "ckpt_12.pt",
+        "a checkpoint name with one number, taken as epochs",
+    ),
+)
+
+_COMPILED = [(entry, re.compile(rf"(?:^|.*/){entry.regex}", re.IGNORECASE)) for entry in PATTERNS]
+
+# Containers that can be opened. Folders of a distributed checkpoint have names of their own.
+_FILES = re.compile(rf".+{_TORCH}|.+\.(?:safetensors|bin)\.index\.json", re.IGNORECASE)
+_FOLDERS = re.compile(
+    r"(?:.*/)?(?:ckpt/\d+(?:_keep)?|sharded_teacher_checkpoint|step-\d+|iter_\d{7}|global_step\d+)"
+)
+
+# Files that lie beside checkpoints and hold no encoder.
+_NEVER = re.compile(
+    r"""
+      \..*                                            # dot files, .nfs*, .metadata
+    | .*\.(?:tmp|temp|part|partial|lock|lck|bak|swp)  # being written, or a leftover
+    | .*\.tmp[-._].*  | .*\.orbax-checkpoint-tmp.*
+    | tmp.*                                           # timm's tmp.pth.tar, tmp-checkpoint-500
+    | optimi[sz]er.*  | .*[-_]optim(?:izer)?(?:_states?)?\..*
+    | scheduler.*  | scaler.*  | lr_sched.*
+    | rng_state.*  | random_states.*  | training_args.*  | trainer_state.*
+    | queue\d*\.pth.* | mb\d*\.pth                    # MoCo and SwAV queues, SwAV's DeepCluster memory
+    | (?:train|test|val)(?:feat|feats|features|labels?).*\..*
+    | (?:.*[-_.])?(?:linear|lincls|knn|(?:linear[-_]?)?(?:probe|eval|head|cls|classifier))\.[^/]+  # linear probes
+    | .*-\d{5}-of-\d{5}\.(?:safetensors|bin)          # one shard: the index stands for all of them
+    | .*\.rank_(?!0\.)\d+\.pth                        # one rank of several: rank 0 stands for all of them
+    | .*_shard(?!0\.)\d+\.torch
+    | .*\.distcp
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_NEVER_FOLDER = re.compile(
+    r"\..*|tmp.*|.*\.tmp(?:[-._].*)?|.*\.orbax-checkpoint-tmp.*|__pycache__", re.IGNORECASE
+)
+
+_ROLLING = re.compile(
+    r"""
+      (?:checkpoint|ckpt|model|pytorch_model|weights|state|teacher_checkpoint|student|teacher|encoder|backbone)
+        \.(?:pth|pt|ckpt|torch|bin|safetensors|npz)(?:\.tar)?
+    | (?:.*[-_.])?(?:last|latest|current|best|best_model|newest)(?:[-_].*)?\..+
+    | (?:last|latest|best)(?:\.[^/]+)?  | last_checkpoint.*
+    | checkpoint_NaN\.pth
+    | exported_(?:last|best)\..+
+    | recovery\..+
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def is_candidate(relative_path: str) -> bool:
+    """Whether a file or folder may be a checkpoint with an encoder, judged by its name alone.
+
+    Args:
+        relative_path: path below the run, with forward slashes.
+
+    Returns:
+        False for optimiser and queue dumps, kNN features, linear probes, single shards, temporary and hidden files.
+    """
+    *folders, name = relative_path.strip("/").split("/")
+    if any(_NEVER_FOLDER.fullmatch(folder) for folder in folders) or _NEVER.fullmatch(name):
+        return False
+    return bool(_FILES.fullmatch(name) or is_checkpoint_folder(relative_path))
+
+
+def is_checkpoint_folder(relative_path: str) -> bool:
+    """Whether a folder is a checkpoint as a whole (torch.distributed.checkpoint, Megatron, DeepSpeed) by its name."""
+    return bool(_FOLDERS.fullmatch(relative_path.strip("/")))
+
+
+def is_rolling(name: str) -> bool:
+    """Whether files of this name are rewritten as training goes on, so that only their content identifies them.
+
+    Args:
+        name: file name, or path below the run; a number in a parent folder makes the file one of its own.
+    """
+    if from_name(name).pattern:
+        return False
+    return bool(_ROLLING.fullmatch(name.strip("/").rsplit("/", 1)[-1]))
+
+
+def from_name(relative_path: str) -> NameFacts:
+    """Finished epochs and steps as the path tells them; everything None if it does not.
+
+    Args:
+        relative_path: path below the run, with forward slashes; parent folders may carry the number.
+    """
+    path = relative_path.strip("/")
+    for entry, regex in _COMPILED:
+        match = regex.fullmatch(path)
+        if match:
+            return _facts(entry, match.groupdict())
+    return NameFacts()
+
+
+def _facts(entry: Pattern, groups: dict[str, str | None]) -> NameFacts:
+    epoch, step = groups.get("epoch"), groups.get("step")
+    words = []
+    if epoch is not None:
+        words.append(_words("epoch", int(epoch), entry.epoch_offset))
+    if step is not None:
+        words.append(_words("step", int(step), entry.step_offset))
+    return NameFacts(
+        epoch_done=None if epoch is None else float(max(int(epoch) + entry.epoch_offset, 0)),
+        step_done=None if step is None else max(int(step) + entry.step_offset, 0),
+        pattern=entry.name,
+        how=f"{' and '.join(words)} in the name; as {entry.writer} writes it",
+    )
+
+
+def _words(unit: str, number: int, offset: int) -> str:
+    counted = {0: "counts finished ones", 1: "counts from zero", -1: "runs one ahead"}[offset]
+    return f"{unit} {number} ({counted})"

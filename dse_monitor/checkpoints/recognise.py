@@ -1,0 +1,304 @@
+"""From an archive's tree to one encoder: which layout, which network in it, built how, at which epoch.
+
+Nothing is read here but names and shapes; `load` reads the tensors afterwards, `inspect` explains what was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dse_monitor.checkpoints import architecture, configuration, layouts, progress
+from dse_monitor.checkpoints.dialects import DIALECTS, Found, Pieces, find
+from dse_monitor.checkpoints.layouts import Layout
+from dse_monitor.checkpoints.names import from_name
+from dse_monitor.checkpoints.network import Hints, Network, NotThisNetwork
+from dse_monitor.checkpoints.statedicts import StateDict, state_dicts, unwrapped
+from dse_monitor.errors import AmbiguousArchitecture, UnknownLayout
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dse_monitor.checkpoints.archive import Archive
+    from dse_monitor.checkpoints.contents import TensorRef
+
+# Modules that sit on an encoder, or feed it during training, and take no part in its dense tokens.
+HEADS = frozenset(
+    (
+        "head", "head_dist", "heads", "fc", "fc_norm", "classifier", "last_linear", "pre_logits", "attn_pool", "pooler",
+        "projector", "projection", "projection_head", "proj_head", "predictor", "prediction_head", "prototypes",
+        "linear", "decoder", "mask_token", "masked_embed", "relation_blocks", "queue", "queue_ptr", "lm_head",
+        "dino_head", "ibot_head", "head_dense", "n_averaged", "local_cls_norm", "cls_norm",
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recognition:
+    """What would be evaluated, and why.
+
+    Attributes:
+        layout: entry of LAYOUTS.
+        found: where the encoder is.
+        encoder: name of the network in the layout, such as ``teacher``.
+        network: the network its shapes describe.
+        module: that network, built but without weights.
+        pieces: how each tensor of the network is made from tensors of the file.
+        progress: epochs and steps done.
+        unused: names in the file of the tensors beside the encoder's, in its state dict, that are not read.
+        others: networks that could be evaluated instead, as (name for ``--encoder``, location).
+        notes: assumptions and oddities, in full sentences.
+    """
+
+    layout: Layout
+    found: Found
+    encoder: str
+    network: Network
+    module: nn.Module
+    pieces: Pieces
+    progress: progress.Progress
+    unused: tuple[str, ...] = ()
+    others: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def sources(self) -> dict[str, TensorRef]:
+        """The tensors to read, each once, by their name below the prefix."""
+        names = dict.fromkeys(name for piece in self.pieces.values() for name in piece.sources)
+        return {name: self.found.state.tensors[self.found.prefix + name] for name in names}
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A network of the layout that is really in the file."""
+
+    name: str
+    found: Found
+
+
+def recognise(
+    archive: Archive,
+    *,
+    layout: str | None = None,
+    encoder: str | None = None,
+    arch: str | None = None,
+    num_heads: int | None = None,
+    relative_path: str | None = None,
+    scalars: Callable[[Sequence[TensorRef]], Sequence[float]] | None = None,
+) -> Recognition:
+    """Find the encoder of an opened checkpoint.
+
+    Args:
+        archive: the opened file.
+        layout: name of an entry of LAYOUTS, instead of the recognised one.
+        encoder: which network to take: a name the layout knows, or a location such as ``teacher/backbone.``.
+        arch: name of a timm model to build, instead of reading the architecture off the shapes.
+        num_heads: attention heads of a vision transformer.
+        relative_path: the path to read progress from, if the archive's own path does not say it all.
+        scalars: reads tensors of one number each; without it, step counters kept as tensors are not used.
+
+    Raises:
+        UnknownLayout: no encoder was found, or a tensor of it is missing or has no place.
+        AmbiguousArchitecture: several networks fit; says which, and the option that decides.
+    """
+    file = _File(archive)
+    entry = _layout(file, layout)
+    choices = _choices(entry, file.encoders)
+    choice = _chosen(file, entry, choices, encoder)
+    hints = configuration.hints(
+        archive.tree, archive.path, entry, num_heads=num_heads, norm_eps=choice.found.dialect.norm_eps
+    )
+    try:
+        network, module, pieces = _network(choice.found, entry, hints, arch)
+    except NotThisNetwork as error:
+        raise UnknownLayout(
+            file.says(
+                f"the encoder at {choice.found.spelled!r} (layout {entry.name!r}) cannot be built: {error}",
+                "Choose another network with --encoder, or name a timm model with --arch",
+            )
+        ) from error
+    except AmbiguousArchitecture as error:
+        raise AmbiguousArchitecture(
+            f"{file.path.name} ({archive.container}), layout {entry.name!r}, {choice.found.spelled!r}: {error}."
+        ) from error
+    done = progress.read(
+        archive.tree,
+        from_name(relative_path or "/".join(archive.path.absolute().parts[-3:])),
+        epochs_from_field=entry.epochs_from_field,
+        scalars=scalars,
+    )
+    used = {choice.found.prefix + name for piece in pieces.values() for name in piece.sources}
+    return Recognition(
+        layout=entry,
+        found=choice.found,
+        encoder=choice.name,
+        network=network,
+        module=module,
+        pieces=pieces,
+        progress=done,
+        unused=tuple(name for clean, name in choice.found.state.names.items() if clean not in used),
+        others=tuple((other.name, other.found.spelled) for other in choices if other != choice),
+        notes=(*archive.notes, *network.notes, *done.notes),
+    )
+
+
+class _File:
+    """What was found in an archive, ready to be matched and to be told in an error."""
+
+    def __init__(self, archive: Archive):
+        self.path = archive.path
+        self.container = archive.container
+        self.tree: Any = archive.tree
+        self.states: list[StateDict] = state_dicts(archive.tree)
+        self.encoders: list[Found] = list(find(self.states))
+        self.marks = layouts.marks(archive.tree, self.states)
+
+    def says(self, problem: str, advice: str) -> str:
+        """One sentence each: the file and what is in it, the problem, what to do."""
+        return f"{self.path.name} ({self.container}): {problem}. Found {self.contents()}. {advice}."
+
+    def contents(self) -> str:
+        """Top-level keys and the first weight."""
+        keys = list(self.tree) if isinstance(self.tree, dict) else []
+        shown = ", ".join(repr(str(key)[:60]) for key in keys[:8]) + (", ..." if len(keys) > 8 else "")
+        first = next((f"{'.'.join(s.path)}/{name}" for s in self.states for name in s.names.values()), "")
+        return f"top level {shown or 'empty'}; " + (f"first weight {first!r}" if first else "no tensors")
+
+    def places(self) -> str:
+        """Where encoders were found."""
+        return ", ".join(repr(found.spelled) for found in self.encoders) or "none"
+
+
+def _layout(file: _File, name: str | None) -> Layout:
+    if name is not None:
+        try:
+            return layouts.by_name(name)
+        except KeyError:
+            known = ", ".join(layout.name for layout in layouts.LAYOUTS)
+            raise UnknownLayout(
+                f"{file.path.name}: there is no layout {name!r}. Known: {known}; see `dse-monitor layouts`."
+            ) from None
+    for layout in layouts.matching(file.marks):
+        if _choices(layout, file.encoders):
+            return layout
+    if file.encoders:
+        return layouts.PLAIN
+    raise UnknownLayout(file.says("no encoder was recognised", _nearest(file)))
+
+
+def _nearest(file: _File) -> str:
+    """The layout most of whose marks are there, and what it misses; ends with the option that helps."""
+    scored = [
+        (sum(need in file.marks for need in layout.needs) / len(layout.needs), layout)
+        for layout in layouts.LAYOUTS
+        if layout.needs
+    ]
+    share, layout = max(scored, key=lambda pair: pair[0], default=(0.0, None))
+    hint = ""
+    if layout is not None and share >= 0.5:
+        missing = [need for need in layout.needs if need not in file.marks]
+        hint = f"Nearest: {layout.name!r}" + (f" ({', '.join(missing)} missing)" if missing else "") + ". "
+    halves = [
+        f"{dialect.needs!r} is there but {dialect.anchor!r} is not"
+        for dialect in DIALECTS
+        for state in file.states
+        if any(name.endswith(dialect.needs) for name in state.tensors)
+        and not any(name.endswith(dialect.anchor) for name in state.tensors)
+    ]
+    if halves:
+        hint += halves[0] + ". "
+    return hint + "Choose with --layout NAME (`dse-monitor layouts` lists them) or --encoder PREFIX"
+
+
+def _choices(layout: Layout, encoders: Sequence[Found]) -> list[_Choice]:
+    """The layout's networks that are in the file, in the layout's order."""
+    return [
+        _Choice(network.name, found)
+        for network in layout.networks
+        for found in encoders
+        if network.matches(found.location)
+    ]
+
+
+def _chosen(file: _File, layout: Layout, choices: list[_Choice], wanted: str | None) -> _Choice:
+    if wanted is not None:
+        return _wanted(file, layout, choices, wanted)
+    own = layouts.named_by_the_file(layout, file.tree)
+    for choice in choices:
+        if own is None or choice.found.location == layouts.unwrapped_location(own):
+            return choice
+    expected = " or ".join(repr(network.location) for network in layout.networks)
+    raise UnknownLayout(
+        file.says(
+            f"layout {layout.name!r} keeps its encoder at {own or expected}, where there is none; "
+            f"encoders are at {file.places()}",
+            "Drop --layout, or choose with --encoder",
+        )
+    )
+
+
+def _wanted(file: _File, layout: Layout, choices: list[_Choice], wanted: str) -> _Choice:
+    """The network the user named: by the layout's name for it, or by its place in the file."""
+    for choice in choices:
+        if choice.name == wanted:
+            return choice
+    clean = unwrapped(wanted.replace("/", ".")).strip(".")
+    for found in file.encoders:
+        dotted = found.location.replace("/", ".").strip(".")
+        if clean in (dotted, found.prefix.strip("."), ".".join(found.state.path)):
+            return _Choice(wanted, found)
+    names = ", ".join(dict.fromkeys(choice.name for choice in choices)) or "none"
+    raise UnknownLayout(
+        file.says(
+            f"--encoder {wanted!r} is not in it. Layout {layout.name!r} has here: {names}; "
+            f"encoders are at {file.places()}",
+            "Pass one of these names or places",
+        )
+    )
+
+
+def _network(
+    found: Found, layout: Layout, hints: Hints, arch: str | None
+) -> tuple[Network, nn.Module, Pieces]:
+    """The network, built, and exactly the pieces it needs: none missing, none of the encoder left over.
+
+    Raises:
+        NotThisNetwork: see above, naming the first tensors concerned.
+        AmbiguousArchitecture: from the family.
+    """
+    pieces = {
+        name: piece
+        for name, piece in found.pieces().items()
+        if name.split(".", 1)[0] not in HEADS and not name.startswith(layout.drop)
+    }
+    network = architecture.recognise(
+        found.dialect.family, {name: piece.shape for name, piece in pieces.items()}, hints
+    )
+    pieces = {
+        name: piece for name, piece in {**pieces, **network.renamed}.items() if name not in network.ignored
+    }
+    module = architecture.build(network)
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    missing = [name for name in wanted if name not in pieces and not name.endswith("num_batches_tracked")]
+    left_over = [name for name in pieces if name not in wanted]
+    if missing or left_over:
+        problems = []
+        if missing:
+            problems.append(f"{len(missing)} of {len(wanted)} backbone tensors missing ({_some(missing)})")
+        if left_over:
+            problems.append(f"{len(left_over)} of its tensors have no place in it ({_some(left_over)})")
+        raise NotThisNetwork(f"as {network.description}, {' and '.join(problems)}")
+    odd = [name for name in wanted if name in pieces and pieces[name].shape != wanted[name]]
+    if odd:
+        raise NotThisNetwork(
+            f"as {network.description}, {len(odd)} tensors have other shapes, such as {odd[0]}: "
+            f"{list(pieces[odd[0]].shape)} instead of {list(wanted[odd[0]])}"
+        )
+    return network, module, pieces
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+__all__ = ["Recognition", "recognise"]

@@ -1,0 +1,201 @@
+"""An encoder read from a checkpoint: images in, last-layer dense tokens [B, N, D] out.
+
+Shapes: n images, B of them at a time (the micro-batch), H x W pixels, N tokens per image, D feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dse_monitor.errors import DeviceError, FeatureError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dse_monitor.checkpoints.network import Network
+    from dse_monitor.record import Source
+
+# Images per forward pass; ours. A ViT-S/16 needs about 20 MB of activations per image, so both leave room for others.
+MICRO_BATCH = {"cpu": 32, "cuda": 256, "mps": 64}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Encoder:
+    """A network with the weights of one checkpoint, in evaluation mode and without gradients.
+
+    Attributes:
+        arch: the network in words ("vit 384x12, 6 heads, patch 16").
+        source: the file it came from and what was recognised in it.
+        epoch: epochs done, or None.
+        step: optimiser steps done, or None.
+        image_size: side of the square images the network wants, pixels.
+        mean: per-channel mean subtracted from images in [0, 1].
+        std: per-channel standard deviation divided by.
+        num_tokens: N at `image_size`.
+        width: D.
+        notes: what was assumed or left out when the file was read, in full sentences.
+        non_finite: names of tensors that hold NaN or infinite values; empty for a healthy checkpoint.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        network: Network,
+        source: Source,
+        *,
+        notes: tuple[str, ...] = (),
+        non_finite: tuple[str, ...] = (),
+    ):
+        self.module = module.eval().requires_grad_(False)
+        self.network = network
+        self.source = source
+        self.arch = network.description
+        self.epoch = source.epoch
+        self.step = source.step
+        self.image_size = network.image_size
+        self.mean = network.mean
+        self.std = network.std
+        self.num_tokens = network.num_tokens
+        self.width = network.width
+        self.notes = list(notes)
+        self.non_finite = non_finite
+        self.device = torch.device("cpu")
+
+    def __repr__(self) -> str:
+        return f"Encoder({self.arch}; {self.source.layout or 'unnamed layout'}; {self.source.path})"
+
+    def to(self, device: torch.device | str) -> Encoder:
+        """Move the weights to `device`; returns the encoder itself.
+
+        Raises:
+            DeviceError: the device does not exist or has no room for the weights.
+        """
+        device = torch.device(device)
+        try:
+            self.module.to(device)
+            if self.network.convolutional and device.type == "cuda":
+                self.module.to(memory_format=torch.channels_last)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise DeviceError(
+                f"the encoder ({self.arch}) could not be moved to {device}: {_first_line(error)}. "
+                "Choose another with --device"
+            ) from error
+        self.device = device
+        return self
+
+    @torch.no_grad()
+    def dense_tokens(self, images: Tensor) -> Tensor:
+        """Last-layer tokens of normalised images, without class and register tokens.
+
+        ViT: patch tokens after the final norm. ResNet and ConvNeXt: the last stage's map. Swin: the last stage's
+        map after the final norm. Maps are read row by row.
+
+        Args:
+            images: [B, 3, H, W] on any device, normalised with `mean` and `std`.
+
+        Returns:
+            [B, N, D] on the encoder's device.
+
+        Raises:
+            FeatureError: the images have a size this network cannot take, or its output is no map of tokens.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be [B, 3, H, W], not {list(images.shape)}")
+        height, width = images.shape[-2:]
+        if not self.network.any_size and (height, width) != (self.image_size, self.image_size):
+            raise FeatureError(
+                f"{self.arch} has learned positions for {self.image_size}x{self.image_size} pixels and was given "
+                f"{height}x{width}; crop the images to {self.image_size}"
+            )
+        tokens = self.network.tokens(self.module, images.to(self.device))
+        if tokens.ndim != 3 or tokens.shape[0] != images.shape[0]:
+            raise FeatureError(f"{self.arch} returned {list(tokens.shape)} instead of [B, N, D]")
+        return tokens
+
+    def encode(
+        self,
+        pixels: np.ndarray | Tensor,
+        *,
+        device: torch.device | str | None = None,
+        precision: str = "float32",
+        micro_batch: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Dense tokens of uint8 images, normalised on the device.
+
+        When the device runs out of memory the micro-batch is halved, down to one image, and stays halved. The
+        tokens do not depend on it beyond floating-point rounding.
+
+        Args:
+            pixels: [n, H, W, 3] uint8.
+            device: where to compute; where the encoder is by default.
+            precision: ``float32``, or ``bfloat16`` / ``float16`` for the forward pass (autocast).
+            micro_batch: images per forward pass; by device if None.
+            progress: called as progress(images done, n).
+
+        Returns:
+            [n, N, D] float32 on the CPU.
+
+        Raises:
+            DeviceError: out of memory even for a single image.
+            FeatureError: see :meth:`dense_tokens`.
+        """
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        if device is not None and torch.device(device) != self.device:
+            self.to(device)
+        size = micro_batch or MICRO_BATCH.get(self.device.type, 32)
+        if size < 1:
+            raise ValueError(f"micro_batch must be at least 1, not {micro_batch}")
+        total = len(pixels)
+        out: Tensor | None = None
+        done = 0
+        while done < total:
+            try:
+                tokens = self._forward(pixels[done : done + size], precision)
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise DeviceError(
+                        f"{self.device} has no room for a single image through {self.arch}: {_first_line(error)}. "
+                        "Free memory, or use --device cpu"
+                    ) from error
+                size = max(1, min(size, total - done) // 2)
+                _release(self.device)
+                continue
+            if out is None:
+                out = torch.empty((total, *tokens.shape[1:]), dtype=torch.float32)
+            out[done : done + len(tokens)] = tokens
+            done += len(tokens)
+            if progress is not None:
+                progress(done, total)
+        return torch.empty((0, self.num_tokens, self.width)) if out is None else out
+
+    @torch.inference_mode()
+    def _forward(self, pixels: Any, precision: str) -> Tensor:
+        batch = pixels if isinstance(pixels, torch.Tensor) else torch.from_numpy(np.array(pixels))
+        if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[-1] != 3:
+            raise ValueError(f"pixels must be uint8 [n, H, W, 3], not {batch.dtype} {list(batch.shape)}")
+        images = batch.to(self.device).permute(0, 3, 1, 2).float()
+        mean = torch.tensor(self.mean, device=self.device).view(3, 1, 1) * 255
+        std = torch.tensor(self.std, device=self.device).view(3, 1, 1) * 255
+        images = (images - mean) / std
+        if self.network.convolutional and self.device.type == "cuda":
+            images = images.contiguous(memory_format=torch.channels_last)
+        half = precision != "float32"
+        with torch.autocast(self.device.type, dtype=PRECISIONS[precision]) if half else nullcontext():
+            return self.dense_tokens(images).float()
+
+
+def _release(device: torch.device) -> None:
+    """Give cached blocks back, so that the next attempt finds them in one piece."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]
