@@ -153,15 +153,14 @@ def prepare(
     sample = _read_sample(sample_file)
     fingerprint = _check_pixels(pixel_file, sample, size, resize) if sample else ""
     if sample is None or not fingerprint:
-        count = min(workers or os.cpu_count() or 1, 16)
         try:
             cache.mkdir(parents=True, exist_ok=True)
             _remove_stale_parts(cache)
             if sample is None:
-                sample = _draw(folder, num_images, seed, size, resize, pixel_file, progress, count)
+                sample = _draw(folder, num_images, seed, size, resize, pixel_file, progress, workers)
                 _write_json(sample_file, asdict(sample))
             else:
-                _decode_again(folder, sample, size, resize, pixel_file, progress, count)
+                _decode_again(folder, sample, size, resize, pixel_file, progress, workers)
         except OSError as error:
             raise OutputError(
                 f"{cache}: the image cache cannot be written ({error}); free space or rights?"
@@ -233,6 +232,15 @@ def _is(entry: os.DirEntry[str], kind: str) -> bool:
         return False
 
 
+def seeded_order(names: Iterable[str], seed: int) -> list[str]:
+    """Names in the order of a hash of (seed, name): random, whatever the other names are."""
+
+    def rank(name: str) -> bytes:
+        return hashlib.blake2b(f"{seed}\0{name}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+    return sorted(names, key=rank)
+
+
 def readable_suffixes() -> frozenset[str]:
     """Suffixes, in lower case and with the dot, of the formats this Pillow decodes by itself."""
     Image.init()
@@ -280,6 +288,39 @@ def centre_square(picture: Image.Image, size: int, resize: int, resampling: Imag
     wide, high = (resize if side == short else int(resize * side / short) for side in (width, height))
     left, top = round((wide - size) / 2.0), round((high - size) / 2.0)
     return picture.resize((wide, high), resampling).crop((left, top, left + size, top + size))
+
+
+def decode(
+    folder: Path, names: Iterable[str], size: int, resize: int, workers: int | None = None
+) -> Iterator[tuple[str, NDArray[np.uint8] | ImagesError]]:
+    """Decode files of a folder in threads: pairs of name and pixels [S, S, 3], in the order given.
+
+    A file that cannot be used comes with its error in place of pixels. By default one thread per core
+    works, at most 16; two images per thread are in memory. Python's warning filters are silenced meanwhile.
+    """
+    workers = workers or min(os.cpu_count() or 1, 16)
+
+    def attempt(name: str) -> NDArray[np.uint8] | ImagesError:
+        try:
+            return read_image(folder / name, size, resize)
+        except ImagesError as error:
+            return error
+
+    remaining = iter(names)
+    pending: deque[tuple[str, Future[NDArray[np.uint8] | ImagesError]]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    with warnings.catch_warnings():  # around the threads, because filters belong to the whole process
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata in files that decode well
+        try:
+            for name in islice(remaining, 2 * workers):
+                pending.append((name, pool.submit(attempt, name)))
+            while pending:
+                name, future = pending.popleft()
+                yield name, future.result()
+                for following in islice(remaining, 1):
+                    pending.append((following, pool.submit(attempt, following)))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 # --- pixels of one file -------------------------------------------------------------------------------------
@@ -340,16 +381,15 @@ def _draw(
     resize: int,
     target: Path,
     progress: Progress | None,
-    workers: int,
+    workers: int | None,
 ) -> _Sample:
     """Draw the sample and write its pixels."""
     found = find(folder)
-    order = sorted(found, key=functools.partial(_rank, seed))
     names, skipped = [], []
 
     def rows() -> Iterator[NDArray[np.uint8]]:
         wanted = min(num, len(found))
-        for name, result in _decode(folder, order, size, resize, workers):
+        for name, result in decode(folder, seeded_order(found, seed), size, resize, workers):
             if isinstance(result, ImagesError):
                 skipped.append(Skipped(name, str(result)))
                 continue
@@ -370,11 +410,6 @@ def _draw(
     return _Sample(tuple(names), len(found), tuple(skipped))
 
 
-def _rank(seed: int, name: str) -> bytes:
-    """Where a file stands in the seeded order."""
-    return hashlib.blake2b(f"{seed}\0{name}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
-
-
 def _decode_again(
     folder: Path,
     sample: _Sample,
@@ -382,12 +417,12 @@ def _decode_again(
     resize: int,
     target: Path,
     progress: Progress | None,
-    workers: int,
+    workers: int | None,
 ) -> None:
     """Write the pixels of an earlier sample; nothing is replaced, another sample would not be comparable."""
 
     def rows() -> Iterator[NDArray[np.uint8]]:
-        for done, (name, result) in enumerate(_decode(folder, sample.names, size, resize, workers), 1):
+        for done, (name, result) in enumerate(decode(folder, sample.names, size, resize, workers), 1):
             if isinstance(result, ImagesError):
                 raise ImagesError(
                     f"{folder / name}: belongs to this run's fixed sample and {result}; bring it back, or "
@@ -398,34 +433,6 @@ def _decode_again(
                 progress(done, len(sample.names))
 
     _write_pixels(target, rows(), size, resize)
-
-
-def _decode(
-    folder: Path, names: Iterable[str], size: int, resize: int, workers: int
-) -> Iterator[tuple[str, NDArray[np.uint8] | ImagesError]]:
-    """Decode in threads, yield in order; at most two images per thread are in memory."""
-
-    def attempt(name: str) -> NDArray[np.uint8] | ImagesError:
-        try:
-            return read_image(folder / name, size, resize)
-        except ImagesError as error:
-            return error
-
-    remaining = iter(names)
-    pending: deque[tuple[str, Future[NDArray[np.uint8] | ImagesError]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    with warnings.catch_warnings():  # around the threads, because filters belong to the whole process
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata in files that decode well
-        try:
-            for name in islice(remaining, 2 * workers):
-                pending.append((name, pool.submit(attempt, name)))
-            while pending:
-                name, future = pending.popleft()
-                yield name, future.result()
-                for following in islice(remaining, 1):
-                    pending.append((following, pool.submit(attempt, following)))
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _notes(folder: Path, sample: _Sample, asked: int) -> Iterator[str]:

@@ -1,7 +1,9 @@
 import json
 import os
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -283,7 +285,14 @@ def test_not_a_number_among_pixels_is_refused(tmp_path):
 
 
 def test_decompression_bomb_is_refused_unopened(tmp_path):
-    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(
+        ">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0
+    )  # 400 million RGB pixels in a hundred bytes
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
     with pytest.raises(ImagesError, match="DecompressionBomb"):
         images.read_image(tmp_path / "bomb.png", 32, 32)
 
