@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import timm
 import torch
 from timm.models.resnet import ResNet
@@ -37,3 +39,19 @@ def build_without_zero_init(spec: backbones.Backbone) -> nn.Module:
     with torch.device("meta"):
         is_resnet = isinstance(timm.create_model(spec.name), ResNet)
     return backbones.build(spec, **({"zero_init_last": False} if is_resnet else {}))
+
+
+def multicrop_features(backbone: nn.Module, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Features of crops of several sizes: each size takes one pass, so batch statistics are per size.
+
+    Args:
+        backbone: a timm model.
+        images: crops [B, 3, h, w], those of equal size next to each other, the large ones first.
+
+    Returns:
+        Pooled features of all crops [V * B, D], crop-major, and dense tokens of the first size [B', N, D].
+    """
+    sizes = list(dict.fromkeys(image.shape[-1] for image in images))
+    batches = [torch.cat([image for image in images if image.shape[-1] == size]) for size in sizes]
+    outputs = [backbones.features(backbone, batch) for batch in batches]
+    return torch.cat([output.pooled for output in outputs]), outputs[0].dense

@@ -1,6 +1,6 @@
 """ReSA: encoder features assign the samples of a batch to each other, and embeddings follow.
 
-"Clustering Properties of Self-Supervised Learning", ICML 2025, arXiv 2501.18452.
+Weng et al., "Clustering Properties of Self-Supervised Learning", ICML 2025, arXiv 2501.18452.
 Reference: winci-ai/resa @ e7869d1, method/base.py, method/resa.py, src/model.py, src/transform.py.
 """
 
