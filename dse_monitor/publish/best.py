@@ -1,0 +1,301 @@
+"""The best checkpoint for scripts and people: `best.json`, a link `best`, and copies kept before rotation.
+
+All lie in the run's output folder; the run's own files are never touched (a hard link adds a name, no more).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dse_monitor.record import Evaluation
+from dse_monitor.series import Series
+
+NAME = "best.json"
+LINK = "best"
+KEEP = "keep"
+INDEX = "index.json"  # in KEEP: which file holds which evaluation
+KEEP_BYTES = 200 << 30  # most that copies may take on disk; hard links are free until the original goes. Ours
+CHUNK = 8 << 20
+
+Locate = Callable[[Evaluation], str | None]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A file in the keep folder.
+
+    Attributes:
+        name: in the keep folder.
+        seq: the evaluation it belongs to.
+        size: bytes.
+        mtime_ns: of the file, nanoseconds.
+    """
+
+    name: str
+    seq: int
+    size: int
+    mtime_ns: int
+
+
+class Keeper:
+    """Keeps the best checkpoints of one run from being rotated away.
+
+    Args:
+        run: the run's folder.
+        out: its output folder.
+        count: how many of the candidates are kept; 0 keeps none.
+        is_rolling: names that the trainer rewrites in place: these are copied, as a hard link would change
+            too.
+        limit: bytes that all kept files may have together.
+        cancelled: asked while copying; True gives up.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        out: Path,
+        count: int,
+        is_rolling: Callable[[str], bool],
+        *,
+        limit: int = KEEP_BYTES,
+        cancelled: Callable[[], bool] = lambda: False,
+    ):
+        self._run, self._out, self._count = run, out, count
+        self._is_rolling, self._limit, self._cancelled = is_rolling, limit, cancelled
+        self.kept: dict[int, Kept] = {}
+        self.problem = ""
+        self._load()
+
+    def path(self, seq: int) -> Path | None:
+        """The kept file of an evaluation, if it is still as it was kept."""
+        kept = self.kept.get(seq)
+        if kept is None:
+            return None
+        path = self._out / KEEP / kept.name
+        return path if _signature(path) == (kept.size, kept.mtime_ns) else None
+
+    def update(self, line: Series, locate: Locate) -> None:
+        """Keep the first candidates of a series that can still be found, and drop what is none any more.
+
+        Raises:
+            OSError: the output folder cannot be written.
+        """
+        if not self._count:
+            return
+        self.problem = ""
+        wanted = [line.evaluations[index] for index in line.candidates[: self._count]]
+        for seq in list(self.kept):
+            if seq not in {evaluation.seq for evaluation in wanted} or self.path(seq) is None:
+                self._drop(seq)
+        for evaluation, index in zip(wanted, line.candidates, strict=False):
+            if evaluation.seq in self.kept:
+                continue
+            found = locate(evaluation)
+            if found is not None:
+                self._keep(evaluation, found, f"{line.axis}{line.x[index]:g}")
+        self._save()
+
+    def _keep(self, evaluation: Evaluation, found: str, position: str) -> None:
+        source = self._run / found
+        name = f"{position}-{found.replace('/', '_')}"
+        target = self._out / KEEP / name
+        size = _bytes(source)
+        if size + sum(kept.size for kept in self.kept.values()) > self._limit:
+            self.problem = f"{found} is not kept: {size / 2**30:.1f} GB more would pass the limit"
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{name}.part")
+        _remove(draft)
+        try:
+            _duplicate(source, draft, link=not self._is_rolling(found), cancelled=self._cancelled)
+            if locate(evaluation) is None:  # it was rewritten while we copied
+                return
+            _remove(target)
+            os.replace(draft, target)
+        except FileNotFoundError:
+            return  # rotated away just now
+        except _Cancelled:
+            return
+        finally:
+            _remove(draft)
+        signature = _signature(target)
+        if signature is not None:
+            self.kept[evaluation.seq] = Kept(name, evaluation.seq, *signature)
+
+    def _drop(self, seq: int) -> None:
+        _remove(self._out / KEEP / self.kept.pop(seq).name)
+
+    def _load(self) -> None:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            for entry in json.loads((self._out / KEEP / INDEX).read_bytes()):
+                kept = Kept(str(entry["name"]), int(entry["seq"]), int(entry["size"]), int(entry["mtime_ns"]))
+                if kept.name == Path(kept.name).name:
+                    self.kept[kept.seq] = kept
+
+    def _save(self) -> None:
+        folder = self._out / KEEP
+        if not folder.exists():
+            return
+        entries = [vars(kept) for kept in self.kept.values()]
+        write_atomically(folder / INDEX, json.dumps(entries, indent=1) + "\n")
+        known = {kept.name for kept in self.kept.values()} | {INDEX}
+        for name in os.listdir(folder):  # left by a watcher that was killed between two steps
+            if name not in known:
+                _remove(folder / name)
+
+
+def describe(
+    run: Path, line: Series, locate: Locate, kept: Callable[[int], Path | None] = lambda seq: None
+) -> dict[str, Any]:
+    """The best checkpoint and the candidates as plain JSON types.
+
+    Args:
+        run: the run's folder; paths are relative to it.
+        line: the run's series.
+        locate: path (relative to the run) of a file that still holds an evaluation's version; None if it is
+            gone.
+        kept: the kept file of an evaluation's sequence number.
+
+    Returns:
+        ``run``, ``axis``, ``lam``, ``measured`` (checkpoints in the series), ``best`` (None before the
+        first), and ``candidates``, best first. Each entry has ``path``, ``epoch``, ``step``, ``dse``,
+        ``dse_se``, ``seq``, ``exists``, ``file`` (where it can be read now, relative to the run; None if it
+        is gone) and ``kept``. ``surviving`` is the best entry that can still be read.
+    """
+
+    def entry(index: int) -> dict[str, Any]:
+        evaluation = line.evaluations[index]
+        copy, found = kept(evaluation.seq), locate(evaluation)
+        file = found if found is not None else os.path.relpath(copy, run) if copy is not None else None
+        return {
+            "path": evaluation.source.path,
+            "epoch": evaluation.source.epoch,
+            "step": evaluation.source.step,
+            "dse": _number(line.dse[index]),
+            "dse_se": _number(line.dse_se[index]),
+            "seq": evaluation.seq,
+            "exists": file is not None,
+            "file": file,
+            "kept": None if copy is None else os.path.relpath(copy, run),
+        }
+
+    candidates = [entry(index) for index in line.candidates]
+    surviving = next((item for item in candidates if item["exists"]), None)
+    if candidates and surviving is None:
+        order = sorted(range(len(line)), key=lambda index: (-line.dse[index], index))
+        survivors = (entry(index) for index in order)
+        surviving = next((item for item in survivors if item["exists"]), None)
+    return {
+        "run": run.name,
+        "axis": line.axis,
+        "lam": _number(line.lam),
+        "measured": len(line),
+        "best": candidates[0] if candidates else None,
+        "candidates": candidates,
+        "surviving": surviving,
+    }
+
+
+def publish(out: Path, run: Path, best: dict[str, Any]) -> None:
+    """Replace `best.json` and the link `best`; readers see the old or the new, never a part.
+
+    Raises:
+        OSError: the output folder cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / NAME, json.dumps(best, indent=1, allow_nan=False) + "\n")
+    chosen = best["surviving"]
+    link = out / LINK
+    if chosen is None or not chosen["file"]:
+        link.unlink(missing_ok=True)
+        return
+    target = os.path.relpath(run / chosen["file"], out)
+    if not (link.is_symlink() and os.readlink(link) == target):
+        draft = out / f".{LINK}.{os.getpid()}"
+        draft.unlink(missing_ok=True)
+        draft.symlink_to(target)
+        os.replace(draft, link)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file so that a reader, or a crash, finds the old or the new one.
+
+    Raises:
+        OSError: it cannot be written; the old one is untouched.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+class _Cancelled(Exception):
+    """The watcher is asked to end."""
+
+
+def _duplicate(source: Path, target: Path, *, link: bool, cancelled: Callable[[], bool]) -> None:
+    """Another name for a file or a folder of files, or a copy where that is wanted or links are refused."""
+    if source.is_dir():
+        target.mkdir()
+        for inside in sorted(source.rglob("*")):
+            place = target / inside.relative_to(source)
+            if inside.is_dir():
+                place.mkdir()
+            else:
+                _duplicate(inside, place, link=link, cancelled=cancelled)
+        return
+    real = source.resolve(strict=True)
+    if link:
+        with contextlib.suppress(OSError):
+            os.link(real, target)
+            return
+    with real.open("rb") as reader, target.open("wb") as writer:
+        while chunk := reader.read(CHUNK):
+            if cancelled():
+                raise _Cancelled
+            writer.write(chunk)
+        os.fsync(writer.fileno())
+    shutil.copystat(real, target)
+
+
+def _signature(path: Path) -> tuple[int, int] | None:
+    """Size and newest change of a kept file or folder."""
+    try:
+        if not path.is_dir():
+            found = path.stat()
+            return found.st_size, found.st_mtime_ns
+        inside = [file.stat() for file in path.rglob("*") if file.is_file()]
+        return sum(f.st_size for f in inside), max((f.st_mtime_ns for f in inside), default=0)
+    except OSError:
+        return None
+
+
+def _bytes(path: Path) -> int:
+    signature = _signature(path)
+    return signature[0] if signature else 0
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
