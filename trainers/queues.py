@@ -22,6 +22,17 @@ class KeyQueue(nn.Module):
         super().__init__()
         self.register_buffer("columns", F.normalize(torch.randn(width, length), dim=0))
         self.register_buffer("pointer", torch.zeros(1, dtype=torch.long))
+        self._waiting: list[Tensor] = []
+
+    def observe(self, keys: Tensor) -> None:
+        """Remember keys [n, C] of all processes (gather first) until the optimiser step is over."""
+        self._waiting.append(keys.detach())
+
+    def update(self) -> None:
+        """Push what was observed since the last update: negatives are always keys of earlier steps."""
+        if self._waiting:
+            self.push(torch.cat(self._waiting))
+            self._waiting.clear()
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:

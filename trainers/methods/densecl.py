@@ -1,7 +1,7 @@
 """DenseCL: MoCo v2 plus the same contrast for every position, matched across views by backbone features.
 
 Wang et al., "Dense Contrastive Learning for Self-Supervised Visual Pre-Training", CVPR 2021,
-arXiv 2011.09157. Reference: WXinlong/DenseCL @ b64bbb6, openselfsup/models/densecl.py, openselfsup/models/necks.py.
+arXiv 2011.09157. Reference: WXinlong/DenseCL @ b64bbb6, models/densecl.py and models/necks.py of openselfsup.
 """
 
 from __future__ import annotations
@@ -201,8 +201,8 @@ class DenseCL(Method):
                 query.grid, key.grid, matches, self.dense_queue.columns, r.temperature
             )
             loss = (1 - r.dense_weight) * image_loss + r.dense_weight * dense_loss
-        self.queue.push(distributed.gather(F.normalize(key.image.float())))
-        self.dense_queue.push(distributed.gather(F.normalize(key.pooled.float())))
+        self.queue.observe(distributed.gather(F.normalize(key.image.float())))
+        self.dense_queue.observe(distributed.gather(F.normalize(key.pooled.float())))
         logs = {"image_loss": image_loss.detach(), "dense_loss": dense_loss.detach()}
         return StepOutput(loss, query.features, logs)
 
@@ -217,6 +217,11 @@ class DenseCL(Method):
         keys = [distributed.gather(part) for part in self.teacher(joined[order[mine]])]
         back = order.argsort()[mine]
         return Projections(*(part[back] for part in keys))
+
+    def after_step(self, progress: Progress) -> None:
+        """This step's keys become negatives."""
+        self.queue.update()
+        self.dense_queue.update()
 
     def schedules(self, plan: Plan) -> dict[str, np.ndarray]:
         """A cosine, once per epoch; no scaling by the batch."""

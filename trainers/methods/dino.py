@@ -26,7 +26,7 @@ class DINORecipe(Recipe):
 
     Attributes:
         local_size: side of the local crops, pixels.
-        locals_: local crops per image.
+        local_crops: local crops per image.
         global_scale: area range of the global crops.
         local_scale: area range of the local crops.
         prototypes: output width K.
@@ -56,7 +56,7 @@ class DINORecipe(Recipe):
     weight_decay: float = 0.04  # --weight_decay
     final_weight_decay: float = 0.4  # --weight_decay_end
     local_size: int = 96  # DataAugmentationDINO
-    locals_: int = 8  # --local_crops_number
+    local_crops: int = 8  # --local_crops_number
     global_scale: tuple[float, float] = (0.4, 1.0)  # --global_crops_scale
     local_scale: tuple[float, float] = (0.05, 0.4)  # --local_crops_scale
     prototypes: int = 65536  # --out_dim
@@ -85,7 +85,7 @@ class DINORecipe(Recipe):
             warmup_epochs=1,
             lr=4e-3,  # x 64 / 256
             local_size=32,
-            locals_=4,
+            local_crops=4,
             prototypes=1024,
             head_hidden=256,
             head_bottleneck=64,
@@ -191,7 +191,7 @@ class DINO(Method):
         """Two global crops, then the local ones."""
         r = self.recipe
         return views.MultiCrop(
-            views.dino_crops(r.image_size, r.local_size, r.global_scale, r.local_scale, r.locals_)
+            views.dino_crops(r.image_size, r.local_size, r.global_scale, r.local_scale, r.local_crops)
         )
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:

@@ -136,8 +136,8 @@ class MEC(Method):
         with torch.no_grad():
             p1, p2 = (self.teacher(images)[0] for images in views.images)
         with torch.autocast(z1.device.type, enabled=False):
-            rows = [gather_with_gradient(x.float()) for x in (p1, p2, z1, z2)]
-            loss = mec_loss(*rows, progress.values["inverse_lambda"])
+            p1, p2, z1, z2 = (gather_with_gradient(x.float()) for x in (p1, p2, z1, z2))
+            loss = mec_loss(p1, p2, z1, z2, progress.values["inverse_lambda"])
         return StepOutput(loss, torch.cat([dense1, dense2]))
 
     def schedules(self, plan: Plan) -> dict[str, np.ndarray]:

@@ -180,6 +180,7 @@ class SwAV(Method):
         self.student = Network(build_without_zero_init(spec), projector, prototypes)
         kept = r.queue_length - r.queue_length % r.batch_size  # whole batches, as released
         self.register_buffer("queue", torch.zeros(LARGE_CROPS, kept // world_size(), r.projection))
+        self._waiting: list[Tensor] = []
 
     def views(self) -> views.MultiCrop:
         """Large crops, then small ones, all with the same strong colours."""
@@ -209,8 +210,7 @@ class SwAV(Method):
             )
             loss = swav_loss(scores, targets, r.temperature)
         if self.queue.shape[1] and progress.epoch >= r.queue_from_epoch:
-            large = embeddings.unflatten(0, (len(views.images), -1))[:LARGE_CROPS]
-            self.queue = torch.stack([pushed(*pair) for pair in zip(self.queue, large, strict=True)])
+            self._waiting.append(embeddings.detach().unflatten(0, (len(views.images), -1))[:LARGE_CROPS])
         entropy = -(targets * targets.clamp_min(1e-12).log()).sum(-1).mean()
         return StepOutput(loss, dense, {"assignment_entropy": entropy})
 
@@ -233,6 +233,13 @@ class SwAV(Method):
         """Prototypes sit out the first steps: no momentum, no decay."""
         if progress.step < self.recipe.freeze_prototypes_steps:
             self.student.prototypes.weight.grad = None
+
+    def after_step(self, progress: Progress) -> None:
+        """This step's embeddings enter the queue."""
+        if self._waiting:
+            large = torch.cat(self._waiting, 1)
+            self.queue = torch.stack([pushed(*pair) for pair in zip(self.queue, large, strict=True)])
+            self._waiting.clear()
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """One group; LARC adapts everything, batch norms and biases too."""

@@ -1,5 +1,7 @@
 """SwAV against vectors made with facebookresearch/swav, at the tolerances of its fact sheet."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from trainers import optim
-from trainers.method import ParameterGroup, Plan, Progress
+from trainers.method import ParameterGroup, Plan, Progress, Views
 from trainers.methods.swav import (
     SwAV,
     SwAVRecipe,
@@ -107,3 +109,19 @@ def test_prototypes_are_unit_before_each_step():
 def test_queue_refuses_a_batch_that_does_not_fit():
     with pytest.raises(ValueError, match="raise queue_length"):
         pushed(torch.zeros(4, 2), torch.ones(5, 2))
+
+
+def test_queue_fills_from_its_epoch_on_and_is_used_once_full():
+    recipe = dataclasses.replace(SwAVRecipe.tiny(), batch_size=4, queue_length=9, queue_from_epoch=1, locals_=0)
+    method = SwAV(recipe)
+    assert method.queue.shape == (2, 8, 64)  # whole batches only
+    plan = Plan(epochs=4, steps_per_epoch=1, batch_size=4, images=4)
+    filled = []
+    for step in range(3):
+        views = Views([torch.randn(4, 3, 64, 64) for _ in range(2)])
+        method(views, Progress(plan, step))
+        method.after_step(Progress(plan, step))
+        filled.append(int(method.queue.any(-1).sum(1).unique().item()))
+    assert filled == [0, 4, 8]
+    assert queue_is_full(method.queue[0])
+    assert method._queued_scores(0).shape == (8, recipe.prototypes)
