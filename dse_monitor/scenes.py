@@ -137,7 +137,7 @@ def _paint_object(
     size = mask.shape[0]
     kind = int(rng.integers(len(OBJECTS)))
     texture, outline = OBJECTS[kind]
-    radius = rng.uniform(0.09, 0.16) * (0.75 + 0.75 * y0)
+    radius = rng.uniform(0.11, 0.18) * (0.75 + 0.75 * y0)
     x0, turn, aspect = rng.uniform(0.08, 0.92), rng.uniform(0, 2 * math.pi), rng.uniform(0.7, 1.0)
     palette = _palette(rng, contrast=0.4, saturation=0.85)
 
