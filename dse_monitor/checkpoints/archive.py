@@ -1,10 +1,12 @@
 """Opening a checkpoint of any container: is it whole, what is in it, and the bytes of wanted tensors.
 
-Imports no torch, executes nothing of the file, keeps no file open between calls.
+Imports no torch, executes nothing of the file, keeps no file open between calls. One container per module;
+here a path is recognised by its content (never by its suffix) and handed on.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +14,18 @@ from types import TracebackType
 from typing import Any
 
 from dse_monitor.checkpoints.byte_source import ByteSource
-from dse_monitor.checkpoints.contents import Chunk, Opaque, TensorRef, attributes, module_state, walk
-from dse_monitor.checkpoints.safetensors_file import header_length, read_safetensors
+from dse_monitor.checkpoints.contents import Opaque, TensorRef, attributes, module_state, walk
+from dse_monitor.checkpoints.distributed import is_distributed, read_distributed
+from dse_monitor.checkpoints.foreign import check_foreign, foreign_file, foreign_folder, refusal, unknown_file
+from dse_monitor.checkpoints.hugging_face import join_pieces, read_shards, shards, sidecars, weights_of
+from dse_monitor.checkpoints.plain_json import read_json_file
+from dse_monitor.checkpoints.rank_folders import deepspeed_files, finished, megatron_files, whole_file
+from dse_monitor.checkpoints.safetensors_file import looks_like_safetensors, read_safetensors
 from dse_monitor.checkpoints.tensor_bytes import read_tensors
+from dse_monitor.checkpoints.torch_legacy import is_legacy, read_torch_legacy
 from dse_monitor.checkpoints.torch_zip import read_torch_zip
 from dse_monitor.checkpoints.zip_directory import LOCAL, read_directory
-from dse_monitor.errors import CheckpointError, IncompleteCheckpoint
+from dse_monitor.errors import CheckpointError, CorruptCheckpoint, IncompleteCheckpoint
 
 __all__ = [
     "Archive",
@@ -31,15 +39,28 @@ __all__ = [
     "walk",
 ]
 
+TORCH_ZIP, TORCH_LEGACY, SAFETENSORS = "torch zip", "torch legacy", "safetensors"
+DISTRIBUTED, DEEPSPEED, MEGATRON, HUGGING_FACE = (
+    "torch.distributed.checkpoint",
+    "DeepSpeed",
+    "Megatron",
+    "Hugging Face",
+)
+_INDEX = ".index.json"
+_HUGGING_FACE_NAME = re.compile(
+    r"(model|pytorch_model|diffusion_pytorch_model)[-\w]*\.(safetensors|bin)(\.index\.json)?"
+)
+_SHARDED_CLASSES = ("torch.distributed._shard.", "torch.distributed.tensor.", "torch.distributed._tensor.")
+
 
 @dataclass(frozen=True)
 class Completeness:
     """Whether a file or folder holds a finished checkpoint.
 
     Attributes:
-        whole: True when nothing is missing.
+        whole: True when nothing is missing (the content may still be refused on opening, for good).
         container: kind of file; "" when not recognised.
-        reason: what is missing, or what was not recognised; "" otherwise.
+        reason: what is missing, or what was found instead; "" otherwise.
         has_end_marker: whether the format itself says where it ends; without it only time tells.
     """
 
@@ -83,7 +104,7 @@ class Archive:
             CorruptCheckpoint: a checksum differs, or the file changed since it was opened.
             IncompleteCheckpoint: the file is gone or shorter than it was.
         """
-        return read_tensors(refs, _no_chunks)
+        return read_tensors(refs)
 
     def verify_unchanged(self) -> None:
         """Look at every file once more, after reading.
@@ -110,45 +131,265 @@ class Archive:
         self.close()
 
 
-def _no_chunks(chunk: Chunk, dtype: str) -> TensorRef:
-    raise AssertionError(f"no container with chunks: {chunk.record.name}")
-
-
 def open_archive(path: Path) -> Archive:
     """Open a checkpoint and read everything but the tensors.
 
     Raises:
-        IncompleteCheckpoint: it is cut short, still being written, or gone.
+        IncompleteCheckpoint: it is cut short, still being written, or gone (then an OSError is the cause).
         CorruptCheckpoint: it contradicts itself.
         UnsafeCheckpoint: it asks for more than data; nothing was executed.
         CheckpointError: it is of a kind that is not read; the text says what to do.
     """
     path = Path(path)
-    source = ByteSource(path)
-    head = source.read(0, min(16, source.size))
-    if head[:4] == LOCAL:
-        tree, notes = read_torch_zip(source)
-        return Archive(path, "torch zip", tree, notes, _sources=[source])
-    if header_length(head) is not None:
-        tensors, metadata = read_safetensors(source)
-        return Archive(path, "safetensors", tensors, metadata=metadata, _sources=[source])
-    raise CheckpointError(f"{path} is no known checkpoint: it begins with {head!r}")
+    archive = _open_folder(path) if path.is_dir() else _open_file(path)
+    archive.notes += _left_out(archive.tree)
+    return archive
 
 
 def check_complete(path: Path) -> Completeness:
-    """Whether a checkpoint is whole, without reading its tensors. Cheap; never raises for what it finds."""
+    """Whether a checkpoint is whole, without reading its tensors. Never raises for what it finds.
+
+    A file that is whole but refused (another framework's, unsafe, of unknown kind) counts as whole: waiting
+    would not change it, and opening it says what is wrong.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _check_folder(path)
+    kind = ""
     try:
-        source = ByteSource(Path(path))
-        head = source.read(0, min(16, source.size))
-        if head[:4] == LOCAL:
-            with source.open() as descriptor:
-                read_directory(descriptor, source, 0, source.size)
-            return Completeness(True, "torch zip", "", True)
-        if header_length(head) is not None:
-            read_safetensors(source)
-            return Completeness(True, "safetensors", "", True)
+        source = ByteSource(path)
+        kind, refused = _kind(source)
+        if refused is not None:
+            check_foreign(source, kind)
+            return Completeness(True, kind, str(refused), kind == "HDF5")
+        _check_file(source, kind)
     except IncompleteCheckpoint as error:
-        return Completeness(False, "", str(error), False)
+        return Completeness(False, kind, str(error), False)
     except CheckpointError as error:
-        return Completeness(False, "", str(error), False)
-    return Completeness(True, "", f"unrecognised: begins with {head!r}", False)
+        # A zip with two copies of an end, a header that is no JSON: a writer at work can look like that.
+        return Completeness(not isinstance(error, CorruptCheckpoint), kind, str(error), False)
+    return Completeness(True, kind, "", True)
+
+
+# Files
+
+
+def _kind(source: ByteSource) -> tuple[str, CheckpointError | None]:
+    """The container of a file by its first bytes, and the refusal if it is one that is not read."""
+    head = source.read(0, min(64, source.size))
+    if head[:4] == LOCAL:
+        return TORCH_ZIP, None
+    if is_legacy(head):
+        return TORCH_LEGACY, None
+    kind = foreign_file(source, head)
+    if kind:
+        return kind, refusal(source.path, kind)
+    if source.path.name.endswith(_INDEX):
+        return HUGGING_FACE, None
+    if looks_like_safetensors(head):
+        return SAFETENSORS, None
+    error = unknown_file(source, head)
+    if isinstance(error, IncompleteCheckpoint):
+        raise error
+    return "", error
+
+
+def _check_file(source: ByteSource, kind: str) -> None:
+    if kind == TORCH_ZIP:
+        with source.open() as descriptor:
+            read_directory(descriptor, source, 0, source.size)
+    elif kind == TORCH_LEGACY:
+        read_torch_legacy(source)
+    elif kind == SAFETENSORS:
+        read_safetensors(source)
+    else:
+        _check_shards(source.path)
+
+
+def _check_shards(index: Path) -> None:
+    for shard in shards(index)[1]:
+        source = ByteSource(shard)
+        kind, refused = _kind(source)
+        if refused is not None:
+            raise refused
+        _check_file(source, kind)
+
+
+def _open_file(path: Path) -> Archive:
+    source = ByteSource(path)
+    kind, refused = _kind(source)
+    if refused is not None:
+        raise refused
+    if kind == HUGGING_FACE:
+        archive = _open_index(path)
+    else:
+        tree, metadata, notes = _content(source, kind)
+        archive = Archive(path, kind, tree, notes, metadata=metadata, _sources=[source])
+    if _HUGGING_FACE_NAME.fullmatch(path.name):
+        archive.sidecars = sidecars(path.parent, archive.notes)
+    _refuse_shard_list(archive)
+    return archive
+
+
+def _content(source: ByteSource, kind: str) -> tuple[Any, dict[str, Any], list[str]]:
+    """Tree, free text and notes of a single file."""
+    if kind == SAFETENSORS:
+        tensors, metadata = read_safetensors(source)
+        return tensors, metadata, []
+    tree, notes = read_torch_zip(source) if kind == TORCH_ZIP else read_torch_legacy(source)
+    return tree, {}, notes
+
+
+def _open_shard(path: Path) -> tuple[Any, list[ByteSource], list[str]]:
+    source = ByteSource(path)
+    kind, refused = _kind(source)
+    if refused is not None or kind == HUGGING_FACE:
+        raise refused or CheckpointError(f"{path} is an index, expected a file with tensors")
+    tree, _, notes = _content(source, kind)
+    return tree, [source], notes
+
+
+def _open_index(path: Path) -> Archive:
+    tree, sources, notes = read_shards(path, _open_shard)
+    container = "sharded safetensors" if ".safetensors" in path.name else "sharded torch files"
+    return Archive(path, container, tree, notes, _sources=[ByteSource(path), *sources])
+
+
+def _refuse_shard_list(archive: Archive) -> None:
+    """VISSL writes, in the place of a large model, the list of files it is spread over."""
+    tree = archive.tree
+    if isinstance(tree, dict) and tree.get("type") == "shard_list":
+        names = tree.get("shard_list")
+        count = len(names) if isinstance(names, list) else "several"
+        raise CheckpointError(
+            f"{archive.path} (VISSL shard_list) only lists {count} shard files, expected the weights "
+            "themselves; "
+            "consolidate them once with VISSL (extra_scripts/convert_sharded_checkpoint.py) and give the "
+            "new file"
+        )
+
+
+def _left_out(tree: Any) -> list[str]:
+    """Notes on tensors that could not be described, by reason."""
+    reasons: dict[str, int] = {}
+    for _, value in walk(tree):
+        if isinstance(value, Opaque):
+            if value.note.startswith("not built"):
+                reasons[value.note] = reasons.get(value.note, 0) + 1
+            elif value.name.startswith(_SHARDED_CLASSES):
+                note = (
+                    f"not built: {value.name} is one rank's part of a tensor; give a consolidated checkpoint "
+                    "(DINOv2: eval/training_*/teacher_checkpoint.pth)"
+                )
+                reasons[note] = reasons.get(note, 0) + 1
+    return [
+        f"{count} values {note}" if count > 1 else f"a value {note}"
+        for note, count in list(reasons.items())[:20]
+    ]
+
+
+# Folders
+
+
+def _open_folder(path: Path) -> Archive:
+    if foreign_folder(path):
+        raise refusal(path, foreign_folder(path))
+    if is_distributed(path):
+        tree, sources, notes = read_distributed(path)
+        found = sidecars(path, notes)
+        return Archive(path, DISTRIBUTED, tree, notes, sidecars=found, _sources=sources)
+    for kind, files in ((DEEPSPEED, deepspeed_files(path)), (MEGATRON, megatron_files(path))):
+        if files:
+            archive = _open_file(whole_file(path, files, kind))
+            archive.path, archive.container = path, f"{kind} ({archive.container})"
+            return archive
+    weights = weights_of(path)
+    if weights is not None:
+        archive = _open_file(weights)
+        archive.container = f"{HUGGING_FACE} folder ({archive.container})"
+        archive.path = path
+        archive.sidecars = sidecars(path, archive.notes)
+        return archive
+    pieces = sorted(path.glob("*.safetensors"))
+    if pieces:
+        return _open_pieces(path, pieces)
+    raise _no_checkpoint(path)
+
+
+def _open_pieces(path: Path, files: list[Path]) -> Archive:
+    """A folder of safetensors files without an index: pieces by rank, or nothing we know."""
+    sources = [ByteSource(file) for file in files]
+    tree = join_pieces([read_safetensors(source) for source in sources], path)
+    if tree is None:
+        raise CheckpointError(
+            f"{path} holds {len(files)} safetensors files and no index that says which belong together; "
+            "give one of them"
+        )
+    return Archive(path, f"{DISTRIBUTED} (safetensors)", tree, _sources=sources)
+
+
+def _check_folder(path: Path) -> Completeness:
+    kind = ""
+    marked = True
+    try:
+        kind = foreign_folder(path)
+        if kind:
+            if ".orbax-checkpoint-tmp" in path.name:
+                raise IncompleteCheckpoint(
+                    f"{path} is Orbax's temporary folder; it is renamed when it is finished"
+                )
+            return Completeness(True, kind, str(refusal(path, kind)), False)
+        if is_distributed(path):
+            kind = DISTRIBUTED
+            read_distributed(path, values=False)
+            return Completeness(True, kind, "", True)
+        for kind, files in ((DEEPSPEED, deepspeed_files(path)), (MEGATRON, megatron_files(path))):
+            if files:
+                marked = finished(path, kind)
+                return _check_files(files, kind, marked)
+        kind = HUGGING_FACE
+        weights = weights_of(path)
+        if weights is None:
+            files = sorted(path.glob("*.safetensors"))
+            return (
+                _check_files(files, kind, False)
+                if files
+                else Completeness(False, "", str(_no_checkpoint(path)), False)
+            )
+        is_trainer = (path / "training_args.bin").exists() or re.fullmatch(r"checkpoint-\d+", path.name)
+        if is_trainer and not (path / "trainer_state.json").is_file():
+            raise IncompleteCheckpoint(
+                f"{path} (Hugging Face Trainer) has no trainer_state.json yet, which is written last"
+            )
+        if (path / "trainer_state.json").is_file():
+            read_json_file(path / "trainer_state.json")
+        return _check_files([weights], kind, True)
+    except IncompleteCheckpoint as error:
+        return Completeness(False, kind, str(error), False)
+    except CheckpointError as error:
+        return Completeness(not isinstance(error, CorruptCheckpoint), kind, str(error), False)
+    except OSError as error:
+        return Completeness(False, kind, f"{path} cannot be read: {error.strerror or error}", False)
+
+
+def _check_files(files: list[Path], kind: str, marked: bool) -> Completeness:
+    """Whether all files of a folder are whole; the first that is not is the reason."""
+    for file in files:
+        found = check_complete(file)
+        if not found.whole:
+            return Completeness(False, kind, found.reason, False)
+    return Completeness(True, kind, "", marked)
+
+
+def _no_checkpoint(path: Path) -> CheckpointError:
+    try:
+        names = sorted(entry.name for entry in path.iterdir())
+    except OSError as error:
+        return IncompleteCheckpoint(f"{path} cannot be read: {error.strerror or error}")
+    shown = ", ".join(repr(name) for name in names[:4]) or "nothing"
+    return CheckpointError(
+        f"{path} is a folder with {len(names)} entries ({shown}) and none of the files of a checkpoint "
+        "folder "
+        "(.metadata, *.safetensors, pytorch_model.bin, *_model_states.pt); give a checkpoint file, or "
+        "watch the folder"
+    )

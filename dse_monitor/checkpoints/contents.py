@@ -57,6 +57,7 @@ class Chunk:
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
     record: Record
+    is_zip: bool = True  # the record is a torch zip of one tensor; otherwise the tensor's plain bytes
 
 
 @dataclass(frozen=True, slots=True)

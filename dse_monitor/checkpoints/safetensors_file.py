@@ -24,10 +24,9 @@ DTYPES = {
 }  # fmt: skip
 
 
-def header_length(first: bytes) -> int | None:
-    """The header's length when these first nine bytes can open a safetensors file, else None."""
-    length = int.from_bytes(first[:8], "little")
-    return length if len(first) >= 9 and 2 <= length <= MAX_HEADER and first[8:9] == b"{" else None
+def looks_like_safetensors(head: bytes) -> bool:
+    """Whether a file that begins like this may be one: a length that fits in memory, then a JSON object."""
+    return len(head) > 8 and head[8:9] == b"{" and head[9:10].strip(b' \t\r\n"}') == b""
 
 
 def read_header(source: ByteSource) -> tuple[dict[str, Any], int]:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dse_monitor.checkpoints.byte_source import ByteSource, Record, read_into
-from dse_monitor.checkpoints.contents import COMPLEX, ITEM_SIZES, Chunk, TensorRef, row_major
+from dse_monitor.checkpoints.contents import COMPLEX, ITEM_SIZES, TensorRef, row_major
+from dse_monitor.checkpoints.pieces import open_piece
 from dse_monitor.checkpoints.zip_directory import data_offset, inflate
-from dse_monitor.errors import CheckpointError
 
 _STEP = 1 << 20  # bytes read and summed at a time: small enough to stay in a core's cache in between; ours
 _PARALLEL_FROM = 1 << 25  # bytes from which a second thread is worth starting; ours
@@ -29,12 +29,11 @@ class _Wanted:
     target: memoryview
 
 
-def read_tensors(refs: Sequence[TensorRef], open_chunk: Callable[[Chunk, str], TensorRef]) -> list[bytearray]:
+def read_tensors(refs: Sequence[TensorRef]) -> list[bytearray]:
     """Contiguous row-major bytes of each tensor, little-endian.
 
     Args:
         refs: what to read; tensors of one record cost one pass over it.
-        open_chunk: finds the tensor inside a chunk's record (only distributed checkpoints have chunks).
 
     Raises:
         CorruptCheckpoint: a checksum differs, or the file changed since it was opened.
@@ -48,7 +47,7 @@ def read_tensors(refs: Sequence[TensorRef], open_chunk: Callable[[Chunk, str], T
         (joined if ref._chunks else views).append((ref, results[-1]))
     _read_views(views)
     for ref, target in joined:
-        _join(ref, target, open_chunk)
+        _join(ref, target)
     return results
 
 
@@ -153,20 +152,14 @@ def _swap(ref: TensorRef, target: bytearray) -> None:
         np.frombuffer(target, f"u{size}").byteswap(inplace=True)
 
 
-def _join(ref: TensorRef, target: bytearray, open_chunk: Callable[[Chunk, str], TensorRef]) -> None:
+def _join(ref: TensorRef, target: bytearray) -> None:
     """Put a tensor together from the boxes it was saved in. The boxes are known to fill it exactly."""
     itemsize = ITEM_SIZES[ref.dtype]
     whole = np.ndarray(ref.shape, f"V{itemsize}", buffer=target)
     for chunk in ref._chunks:
         if not math.prod(chunk.sizes):
             continue
-        part = open_chunk(chunk, ref.dtype)
-        if part.shape != chunk.sizes or part.dtype != ref.dtype or part._chunks:
-            raise CheckpointError(
-                f"{chunk.record.source.path}: {chunk.record.name!r} holds {part.dtype} {list(part.shape)}, "
-                "its metadata "
-                f"says {ref.dtype} {list(chunk.sizes)}; save the checkpoint again"
-            )
+        part = open_piece(chunk, ref.dtype)
         content = bytearray(part.nbytes)
         _read_views([(part, content)])
         box = tuple(slice(low, low + size) for low, size in zip(chunk.offsets, chunk.sizes, strict=True))
