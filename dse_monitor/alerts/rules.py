@@ -26,8 +26,7 @@ Floats = NDArray[np.float64]
 BASE_LENGTHS = (2, 8, 32)
 TAIL_LENGTHS = (3, 5)  # recent checkpoints compared with it, the newest weighing most; ours, likewise
 _KEPT = 0.8  # share of the smallest residuals that the noise is estimated from
-# raises the noise estimate of few checkpoints; ours, so that short runs raise no more false alarms
-_FEW = 1.5
+_FEW = 1.5  # relative sampling error of the noise of n checkpoints, times sqrt(n - 2); ours, by simulation
 _ROUNDING = 1e-9  # of the range: differences below it are arithmetic
 
 
@@ -55,7 +54,7 @@ class Rules:
     """
 
     margin: float = 0.2
-    threshold: float = 3.5
+    threshold: float = 3.7
     sustain: int = 2
     recovered: float = 0.5
     warmup: int = 5
@@ -98,6 +97,7 @@ class Judgement:
         beyond: the newest checkpoint lies beyond the margin, and the run is old enough to be judged.
         significant: ``z`` exceeds the threshold.
         recovered: the recent level is back within the hysteresis.
+        plateau: no progress worth mentioning for ``Rules.plateau`` checkpoints, and no drop either.
     """
 
     drop: float
@@ -107,14 +107,15 @@ class Judgement:
     beyond: bool
     significant: bool
     recovered: bool
+    plateau: bool
 
 
 def noise(x: Floats, dse: Floats) -> float:
     """Standard deviation of single checkpoints around a smooth curve, from the series itself.
 
     The distance of a checkpoint from the line between its neighbours; the largest fifth of the distances is
-    left out (bends and outliers), which the normal distribution allows to correct for. Few checkpoints say
-    little, so the estimate is raised for them. Infinite below five.
+    left out (bends and outliers), which the normal distribution allows to correct for. Infinite below five
+    checkpoints.
 
     Args:
         x: positions [n], growing; spacing may be uneven.
@@ -131,23 +132,22 @@ def noise(x: Floats, dse: Floats) -> float:
     widest = NormalDist().inv_cdf((1 + part) / 2) if part < 1 else math.inf
     # of a standard normal variable
     mean_of_kept = math.sqrt(2 / math.pi) * -math.expm1(-(widest**2) / 2) / part
-    return float(kept.mean()) / mean_of_kept * (1 + _FEW / math.sqrt(n - 2))
+    return float(kept.mean()) / mean_of_kept
 
 
 def errors(x: Floats, dse: Floats, dse_se: Floats) -> Floats:
     """Standard error of each checkpoint for comparisons within the run [n].
 
-    The larger of the given error and what the series shows (less a sampling allowance, where errors are
-    given). Errors over images leave out what differs from checkpoint to checkpoint: clustering and training
-    itself.
+    Errors over images leave out what differs from checkpoint to checkpoint: clustering and training itself. So
+    the noise of the series replaces them where it is larger beyond chance. Where no errors are given, it stands
+    in for them, raised by its own sampling error.
     """
-    seen = noise(x, dse)
+    seen, uncertain = noise(x, dse), 1 + _FEW / math.sqrt(max(len(dse) - 2, 1))
     known = np.isfinite(dse_se) & (dse_se >= 0)
     if not known.any():
-        return np.full(len(dse), seen)
+        return np.full(len(dse), seen * uncertain)
     given = np.where(known, dse_se, np.median(dse_se[known]))
-    beyond_chance = 0.0 if math.isinf(seen) else seen / (1 + 1.5 / math.sqrt(len(dse)))
-    return np.maximum(given, beyond_chance)
+    return np.maximum(given, seen / uncertain if math.isfinite(seen) else 0.0)
 
 
 def judge(x: Floats, dse: Floats, dse_se: Floats, rules: Rules) -> Judgement:
@@ -162,7 +162,14 @@ def judge(x: Floats, dse: Floats, dse_se: Floats, rules: Rules) -> Judgement:
     n = len(dse)
     scale = float(np.ptp(dse)) if n else 0.0
     quiet = Judgement(
-        drop=0.0, level_drop=0.0, scale=scale, z=0.0, beyond=False, significant=False, recovered=True
+        drop=0.0,
+        level_drop=0.0,
+        scale=scale,
+        z=0.0,
+        beyond=False,
+        significant=False,
+        recovered=True,
+        plateau=False,
     )
     if n < max(rules.warmup, BASE_LENGTHS[0] + TAIL_LENGTHS[0]) or not scale > 0:
         return quiet
@@ -183,6 +190,7 @@ def judge(x: Floats, dse: Floats, dse_se: Floats, rules: Rules) -> Judgement:
         beyond=judged and best - float(dse[-1]) > margin,
         significant=judged and z > rules.threshold,
         recovered=best - recent < rules.recovered * margin,
+        plateau=best - recent < margin and _on_plateau(dse, float(np.median(sigma)), rules),
     )
 
 
@@ -221,6 +229,21 @@ def _tail_weights(length: int) -> Floats:
     return weights / weights.sum()
 
 
+def _on_plateau(dse: Floats, sigma: float, rules: Rules) -> bool:
+    """Whether the last ``rules.plateau`` checkpoints brought no progress worth a quarter of the margin.
+
+    The two halves of that stretch are compared; their difference must be below it by more than its error, or
+    the error itself must be small against the margin.
+    """
+    length = rules.plateau
+    if length < 4 or len(dse) < 2 * length:
+        return False
+    last, before = dse[-(length // 2) :], dse[-length : -(length // 2)]
+    worth = rules.margin / 4 * float(np.ptp(dse))
+    error = sigma * math.sqrt(1 / len(last) + 1 / len(before))
+    return worth > 0 and float(last.mean() - before.mean()) < worth and error < worth
+
+
 def shares(separability_drop: float, m_dim_drop: float, lam: float) -> tuple[dict[str, float], str]:
     """Part of a drop of DSE by cause, and the cause in one word.
 
@@ -241,18 +264,3 @@ def shares(separability_drop: float, m_dim_drop: float, lam: float) -> tuple[dic
     part = fell / (fell + shrank)
     cause = "separability" if part >= 2 / 3 else "m_dim" if part <= 1 / 3 else "both"
     return {"separability": part, "m_dim": 1 - part}, cause
-
-
-def on_plateau(dse: Floats, sigma: float, rules: Rules) -> bool:
-    """Whether the last ``rules.plateau`` checkpoints brought no progress worth a quarter of the margin.
-
-    The two halves of that stretch are compared; their difference must be below it by more than its error, or
-    the error itself must be small against the margin.
-    """
-    length = rules.plateau
-    if length < 4 or len(dse) < 2 * length:
-        return False
-    last, before = dse[-(length // 2) :], dse[-length : -(length // 2)]
-    worth = rules.margin / 4 * float(np.ptp(dse))
-    error = sigma * math.sqrt(1 / len(last) + 1 / len(before))
-    return worth > 0 and float(last.mean() - before.mean()) < worth and error < worth

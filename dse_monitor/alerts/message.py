@@ -1,0 +1,94 @@
+"""What an alert says, in words: one line for a list, the whole story, and what one can do about it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+
+from dse_monitor.record import Alert
+
+WIDTH = 100  # columns a terminal line may take
+
+_CAUSE = {
+    "separability": "loss of separability (clusters move together or widen)",
+    "m_dim": "dimensional collapse (m_dim)",
+}
+
+
+def title(alert: Alert) -> str:
+    """One short line: the run and what happened."""
+    words = {
+        ("degradation", "firing"): "dense features are degrading",
+        ("degradation", "resolved"): "dense features have recovered",
+        ("non-finite", "firing"): "weights or features are not finite or constant",
+        ("non-finite", "resolved"): "features are finite again",
+        ("health", "firing"): "the watcher needs attention",
+        ("health", "resolved"): "watching works again",
+        ("plateau", "firing"): "DSE is on a plateau",
+        ("plateau", "resolved"): "DSE has left its plateau",
+        ("test", "firing"): "this is a test",
+    }.get((alert.kind, alert.status), f"{alert.kind} {alert.status}")
+    return f"{alert.run or 'run'}: {words}"
+
+
+def degradation(alert: Alert, at: float, *, still: bool = False) -> str:
+    """The story of a degradation alert in one or two sentences.
+
+    Args:
+        alert: with everything but its message.
+        at: position of the newest checkpoint on the alert's axis.
+        still: whether this was said before.
+    """
+    unit = "checkpoint" if alert.axis == "order" else alert.axis
+    best = f"the best, {unit} {_count(alert.best_at)}"
+    now = _count(at)
+    if alert.status == "resolved":
+        return f"DSE at {unit} {now} is back near {best}{_path(alert)}."
+    error = f" ± {alert.drop_se:.3g}" if math.isfinite(alert.drop_se) else ""
+    story = (
+        f"DSE at {unit} {now} is {alert.drop:.3g}{error} below {best}{_path(alert)}; "
+        f"{'still ' if still else ''}degraded since {unit} {_count(alert.since)}."
+    )
+    if alert.cause in _CAUSE:
+        story += f" {alert.shares[alert.cause]:.0%} of the drop is {_CAUSE[alert.cause]}."
+    elif alert.cause == "both":
+        story += (
+            f" {alert.shares['separability']:.0%} of the drop is loss of separability, "
+            f"{alert.shares['m_dim']:.0%} dimensional collapse (m_dim)."
+        )
+    return story
+
+
+def advice(alert: Alert) -> list[str]:
+    """What one can do, a line each; empty when nothing needs to be done."""
+    if alert.status != "firing" or not alert.best_path or alert.kind not in ("degradation", "non-finite"):
+        return []
+    path = shlex.quote(alert.best_path)
+    return [
+        f"Keep the best checkpoint: {alert.best_path}",
+        "Lower the learning rate or shorten the schedule; image-level accuracy may still improve while "
+        "dense features get worse.",
+        "Or continue from the best checkpoint with the DSE term: "
+        f"dse-train METHOD --init-from {path} --dse-weight 0.001 --epochs 10",
+    ]
+
+
+def text(alert: Alert, link: str = "") -> str:
+    """The whole message: title, story, advice and, if there is one, a link."""
+    lines = [title(alert), alert.message, *(f"- {line}" for line in advice(alert))]
+    return "\n".join(line for line in (*lines, link) if line)
+
+
+def _path(alert: Alert) -> str:
+    return f" ({alert.best_path})" if alert.best_path else ""
+
+
+def _count(value: float | None) -> str:
+    """Done-counts without a needless fraction."""
+    return (
+        "?"
+        if value is None or not math.isfinite(value)
+        else f"{value:,.6g}"
+        if value % 1
+        else f"{value:,.0f}"
+    )

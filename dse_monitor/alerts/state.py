@@ -1,0 +1,416 @@
+"""The alerts of one run: what is true now, what was said already, and what is worth saying next.
+
+What is true follows from the evaluations alone, whatever order they came in (trace.py). What was said
+follows from the alerts in the ledger. An alert is the difference between the two, so a restart repeats
+nothing and forgets nothing, and what a silence or the hourly limit held back is said later if it is still
+true then.
+
+    rule          kind          fires when                                       ends when
+    degradation   degradation   the drop is real, matters and lasts (rules.py)   the level is back near the
+    best non-finite    non-finite    the newest checkpoint is not finite or constant  a newer one can be
+    measured failures      health        three files in a row could not be measured       one can
+    stale         health        no checkpoint for long                           one comes
+    plateau       plateau       no progress for long (severity info)             there is some, or a drop
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dse_monitor.alerts import message
+from dse_monitor.alerts.rules import Rules, errors, shares
+from dse_monitor.alerts.trace import Trace
+from dse_monitor.record import Alert, Evaluation
+from dse_monitor.series import Series, position
+
+KINDS = {
+    "degradation": "degradation",
+    "non-finite": "non-finite",
+    "failures": "health",
+    "stale": "health",
+    "plateau": "plateau",
+}
+HOUR = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Where one rule stands.
+
+    Attributes:
+        status: ``inactive``, ``pending``, ``firing`` or ``resolved``.
+        severity: ``info``, ``warning`` or ``critical``.
+        since: position from which it counts, on the run's axis; None if it does not apply.
+        streak: checkpoints in a row that speak for it.
+        unknown: the newest checkpoint could not be measured, so this is what was true before it.
+    """
+
+    status: str = "inactive"
+    severity: str = "warning"
+    since: float | None = None
+    streak: int = 0
+    unknown: bool = False
+
+
+@dataclass
+class _Said:
+    """What was told about one rule."""
+
+    episode: int = 0
+    firing: bool = False
+    severity: str = ""
+    at: float = -math.inf
+    reminders: int = 0
+
+
+@dataclass(frozen=True)
+class _Silence:
+    rule: str
+    until: float | None  # None: until resolved
+
+
+class AlertBook:
+    """The alerts of one run.
+
+    Args:
+        run: the run's name.
+        rules: when to speak.
+        causes: whether the terms of DSE are known, so that a cause can be named.
+    """
+
+    def __init__(self, run: str, rules: Rules | None = None, *, causes: bool = True):
+        self.run = run
+        self.rules = rules or Rules()
+        self._causes = causes
+        self._known: dict[tuple[Any, ...], Evaluation] = {}
+        self._trace = Trace(self.rules)
+        self._said = {rule: _Said() for rule in KINDS}
+        self._sent: list[float] = []
+        self._held: set[str] = set()
+        self._silences: list[_Silence] = []
+        self._was_firing: set[str] = set()
+        self._stale = False
+
+    @property
+    def states(self) -> dict[str, Status]:
+        """Where each rule stands, by name; the same for every order in which the evaluations came."""
+        return self._current()
+
+    def restore(self, alerts: Iterable[Alert], silences: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Take up where a former watcher ended.
+
+        Args:
+            alerts: what was said, in the order it was said.
+            silences: data of the ledger's ``silence`` facts, in order (see :func:`silence_fact`).
+        """
+        ended: dict[str, float] = {}
+        for alert in alerts:
+            if alert.kind == "test":
+                continue
+            rule, episode, status = _parse(alert)
+            said = self._said.get(rule)
+            if said is None:
+                continue
+            said.episode = max(episode, said.episode)
+            said.firing = alert.status == "firing"
+            said.severity, said.at = alert.severity, alert.wall_time
+            said.reminders = said.reminders + 1 if "reminder" in status else 0
+            self._sent.append(alert.wall_time)
+            if alert.status == "resolved":
+                ended[rule] = alert.wall_time
+        for fact in silences:
+            rule, since = str(fact["rule"]), float(fact.get("since", 0.0))
+            over = [t for name, t in ended.items() if rule in (name, "all")]
+            if fact.get("until") is not None or not any(t >= since for t in over):
+                self.silence(fact)
+
+    def silence(self, fact: Mapping[str, Any]) -> None:
+        """Say nothing about a rule for a time or until it is resolved (see :func:`silence_fact`)."""
+        until = fact.get("until")
+        self._silences.append(_Silence(str(fact["rule"]), None if until is None else float(until)))
+
+    def advance(self, evaluations: Sequence[Evaluation], *, now: float) -> list[Alert]:
+        """Take in evaluations and return what is worth saying about it.
+
+        Only a checkpoint beyond all others so far makes an alert; older ones, measured later, complete the
+        picture silently. Call it now and then without evaluations for reminders and the hourly limit.
+
+        Args:
+            evaluations: new ones, or all there are: those known already change nothing.
+            now: seconds since 1970.
+        """
+        first = not self._known
+        added = [e for e in evaluations if _identity(e) not in self._known]
+        self._known.update((_identity(e), e) for e in added)
+        if added:
+            self._trace.update(list(self._known.values()))
+        self._stale = self._is_stale(now)
+        current = self._current()
+        self._end_silences(current, now)
+        fresh = {rule for rule in KINDS if self._is_fresh(rule, added, first)}
+        told = []
+        for rule, status in current.items():
+            alert = self._next(rule, status, rule in fresh or rule in self._held, now)
+            if alert is None:
+                self._held.discard(rule)
+            elif self._may_speak(rule, now):
+                self._held.discard(rule)
+                self._note(rule, alert, now)
+                told.append(alert)
+            else:
+                self._held.add(rule)
+        return told
+
+    # What is true.
+
+    def _current(self) -> dict[str, Status]:
+        phase, x = self._trace.phase, self._trace.x
+        unknown = self._newest_failed()
+        invalid, failed = self._invalid_streak(), self._failed_streak()
+        plateau = phase.plateau and phase.status not in ("pending", "firing")
+        return {
+            "degradation": Status(
+                status=phase.status,
+                severity=phase.severity,
+                since=None if phase.since is None else float(x[phase.since]),
+                streak=phase.streak,
+                unknown=unknown,
+            ),
+            "non-finite": Status(
+                status="firing" if invalid else "inactive",
+                severity="critical",
+                streak=invalid,
+                unknown=unknown,
+            ),
+            "failures": Status(
+                status="firing" if failed >= self.rules.failures else "pending" if failed else "inactive",
+                streak=failed,
+            ),
+            "stale": Status(status="firing" if self._stale else "inactive"),
+            "plateau": Status(status="firing" if plateau else "inactive", severity="info", unknown=unknown),
+        }
+
+    def _by_age(self) -> list[Evaluation]:
+        return sorted(self._known.values(), key=lambda e: e.seq)
+
+    def _newest_failed(self) -> bool:
+        known = self._by_age()
+        return bool(known) and known[-1].status == "failed"
+
+    def _in_order(self) -> list[Evaluation]:
+        """Scored and invalid evaluations in training order, as far as they say where they stand."""
+        known = [e for e in self._by_age() if e.status != "failed"]
+        axis = self._trace.axis
+        if axis == "order" or any(
+            (e.source.epoch if axis == "epoch" else e.source.step) is None for e in known
+        ):
+            return known
+        return sorted({position(e, axis): e for e in known}.values(), key=lambda e: position(e, axis))
+
+    def _invalid_streak(self) -> int:
+        return _trailing([e.status == "invalid" for e in self._in_order()])
+
+    def _failed_streak(self) -> int:
+        """Files that failed since the last success; one that fails again and again counts once."""
+        known = self._by_age()
+        count = _trailing([e.status == "failed" for e in known])
+        return len({e.source.path for e in known[len(known) - count :]})
+
+    def _is_stale(self, now: float) -> bool:
+        times = np.sort([e.wall_time for e in self._known.values() if e.wall_time > 0])
+        if not self.rules.stale_seconds or len(times) < 2:
+            return False
+        return now - times[-1] > max(self.rules.stale_seconds, 4 * float(np.median(np.diff(times))))
+
+    # What to say.
+
+    def _is_fresh(self, rule: str, added: Sequence[Evaluation], first: bool) -> bool:
+        """Whether the newest checkpoint a rule looks at has just arrived."""
+        if rule == "stale":
+            return True
+        line = self._line(rule)
+        if not line or not any(line[-1] is e for e in added):
+            return False
+        return not first or line[-1].seq == max(e.seq for e in line)
+
+    def _next(self, rule: str, status: Status, fresh: bool, now: float) -> Alert | None:
+        said = self._said[rule]
+        if status.status == "firing":
+            if not said.firing:
+                return self._alert(rule, status, "firing", said.episode + 1, now) if fresh else None
+            if status.severity == "critical" != said.severity:
+                return self._alert(rule, status, "firing-critical", said.episode, now) if fresh else None
+            due = self.rules.remind_seconds and now - said.at >= self.rules.remind_seconds
+            if due and status.severity != "info":
+                mark = f"firing-reminder-{said.reminders + 1}"
+                return self._alert(rule, status, mark, said.episode, now)
+            return None
+        if said.firing and fresh:
+            return self._alert(rule, status, "resolved", said.episode, now)
+        return None
+
+    def _may_speak(self, rule: str, now: float) -> bool:
+        if any(s.rule in (rule, "all") and (s.until is None or now < s.until) for s in self._silences):
+            return False
+        self._sent = [t for t in self._sent if t > now - HOUR]
+        return len(self._sent) < self.rules.per_hour
+
+    def _note(self, rule: str, alert: Alert, now: float) -> None:
+        said = self._said[rule]
+        _, said.episode, mark = _parse(alert)
+        said.firing, said.severity, said.at = alert.status == "firing", alert.severity, now
+        said.reminders = said.reminders + 1 if "reminder" in mark else 0
+        self._sent.append(now)
+
+    def _end_silences(self, current: Mapping[str, Status], now: float) -> None:
+        firing = {rule for rule, status in current.items() if status.status == "firing"}
+        over = self._was_firing - firing
+        self._was_firing = firing
+        self._silences = [
+            s
+            for s in self._silences
+            if (now < s.until if s.until is not None else not (s.rule in over or (s.rule == "all" and over)))
+        ]
+
+    def _alert(self, rule: str, status: Status, mark: str, episode: int, now: float) -> Alert:
+        key = f"{self.run}/{rule}/{episode}/{mark}"
+        series = Series.from_evaluations(self._trace.evaluations, lam=self.rules.lam)
+        newest = next(reversed(self._line(rule)), None)
+        best = series.evaluations[series.best].source.path if series.best is not None else ""
+        alert = Alert(
+            kind=KINDS[rule],
+            status=mark.split("-")[0],
+            severity=status.severity,
+            run=self.run,
+            epoch=newest.source.epoch if newest else None,
+            step=newest.source.step if newest else None,
+            since=status.since,
+            axis=series.axis,
+            best_at=float(series.x[series.best]) if series.best is not None else None,
+            best_path=best,
+            lam=series.lam,
+            key=key,
+            wall_time=now,
+        )
+        still = "reminder" in mark
+        if rule == "degradation":
+            return self._with_drop(alert, series, still=still)
+        return dataclasses.replace(alert, message=self._story(rule, status, alert, newest, now))
+
+    def _line(self, rule: str) -> list[Evaluation]:
+        """The evaluations a rule looks at, the newest last."""
+        if rule in ("degradation", "plateau"):
+            return self._trace.evaluations
+        return self._in_order() if rule == "non-finite" else self._by_age()
+
+    def _with_drop(self, alert: Alert, series: Series, *, still: bool) -> Alert:
+        assert series.best is not None
+        best, last = series.best, len(series) - 1
+        sigma = np.where(
+            np.isfinite(series.dse_se), series.dse_se, errors(series.x, series.dse, series.dse_se)
+        )
+        drop_se = math.hypot(sigma[best], sigma[last])
+        part, cause = shares(
+            float(series.separability[best] - series.separability[last]),
+            float(series.m_dim[best] - series.m_dim[last]),
+            series.lam,
+        )
+        alert = dataclasses.replace(
+            alert,
+            drop=float(series.dse[best] - series.dse[last]),
+            drop_se=drop_se if math.isfinite(drop_se) else math.nan,
+            shares=part if self._causes else {},
+            cause=cause if self._causes else "",
+        )
+        return dataclasses.replace(
+            alert, message=message.degradation(alert, float(series.x[last]), still=still)
+        )
+
+    def _story(self, rule: str, status: Status, alert: Alert, newest: Evaluation | None, now: float) -> str:
+        path = newest.source.path if newest else "the newest checkpoint"
+        reason = newest.reason if newest else ""
+        ended = alert.status == "resolved"
+        if rule == "non-finite":
+            if ended:
+                return f"{path} could be measured again."
+            return f"{path} cannot be measured: {reason or 'weights or features are not finite or constant'}"
+        if rule == "failures":
+            if ended:
+                return f"{path} could be measured again."
+            return f"{status.streak} checkpoints in a row could not be measured; the last is {path}: {reason}"
+        if rule == "stale":
+            if ended:
+                return f"A new checkpoint came: {path}."
+            hours = (now - max(e.wall_time for e in self._known.values())) / HOUR
+            return (
+                f"No new checkpoint for {hours:.1f} hours; the last is {path}. Has the run ended or stopped?"
+            )
+        if ended:
+            return f"DSE moves again at {path}."
+        return f"DSE has made no progress for {self.rules.plateau} checkpoints, up to {path}."
+
+
+def silence_fact(rule: str, *, now: float, seconds: float | None = None) -> dict[str, Any]:
+    """Data of a ledger fact of kind ``silence``.
+
+    Args:
+        rule: a rule's name, or ``all``.
+        now: seconds since 1970.
+        seconds: how long; None until the alert is resolved.
+
+    Raises:
+        ValueError: there is no such rule, or the time is not positive.
+    """
+    if rule not in (*KINDS, "all"):
+        raise ValueError(f"there is no rule {rule!r}; there are {', '.join(KINDS)} and all")
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"a silence lasts a positive time, found {seconds} s")
+    return {"rule": rule, "since": now, "until": None if seconds is None else now + seconds}
+
+
+def test_alert(run: str, *, now: float) -> Alert:
+    """An alert that says it is a test, to see whether the sinks work."""
+    return Alert(
+        kind="test",
+        status="firing",
+        severity="info",
+        run=run,
+        message="This is a test of the alert sinks; nothing is wrong with the run.",
+        key=f"{run}/test/{int(now * 1e6)}/firing",
+        wall_time=now,
+    )
+
+
+# pyright: ignore[reportFunctionMemberAccess]  # its name looks like a test to pytest
+def _identity(evaluation: Evaluation) -> tuple[Any, ...]:
+    """What makes an evaluation the same when it is handed in again."""
+    if evaluation.seq:
+        return (evaluation.seq,)
+    source = evaluation.source
+    settings = evaluation.settings.fingerprint if evaluation.settings else ""
+    return (0, source.path, source.content, source.epoch, source.step, evaluation.status, settings)
+
+
+def _parse(alert: Alert) -> tuple[str, int, str]:
+    """Rule, episode and mark of a key written by :class:`AlertBook`."""
+    try:
+        _, rule, episode, mark = alert.key.rsplit("/", 3)
+        return rule, int(episode), mark
+    except ValueError:
+        return alert.kind, 1, alert.status
+
+
+def _trailing(flags: Sequence[bool]) -> int:
+    """How many at the end are true."""
+    count = 0
+    for flag in reversed(flags):
+        if not flag:
+            break
+        count += 1
+    return count
