@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import importlib.util
 import itertools
@@ -41,6 +42,7 @@ Progress = Callable[
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 CONSTANT_SPREAD = 1e-5  # relative; tokens that differ by less differ by float32 rounding alone. Ours
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
@@ -180,7 +182,8 @@ class Evaluator:
 
         Raises:
             ImagesError, OutputError: the held-out images cannot be used, or results cannot be written.
-            DeviceError: the device is full or broken.
+            DeviceError: the device is full or broken, or this machine is out of memory.
+            OSError: the file is gone, or cannot be reached; says nothing about what was in it.
         """
         path = Path(path)
         stopwatch = _Stopwatch()
@@ -202,15 +205,17 @@ class Evaluator:
         except NonFiniteFeatures as error:
             measured = {"status": "invalid", "reason": _one_line(error), "error": type(error).__name__}
         except (CheckpointError, FeatureError) as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in _GONE:
+                raise error.__cause__ from error
             measured = {"status": "failed", "reason": _one_line(error), "error": type(error).__name__}
-        except DSEError:
-            raise  # images, device, output: not the checkpoint's fault
+        except (DSEError, OSError):
+            raise  # images, device, output, disk: not the checkpoint's fault
         except (
             Exception
         ) as error:  # a file can break whatever reads it in ways nobody foresaw; the watch goes on
             if _is_device_failure(error):
                 raise DeviceError(
-                    f"{self.device}: {_one_line(error)}; this process cannot use it any more, start again"
+                    f"{self.device}: {_one_line(error)}; free memory or use another device, and start again"
                 ) from error
             reason = f"{path}: unexpected {type(error).__name__}: {_one_line(error)}; please report it"
             measured = {"status": "failed", "reason": reason, "error": type(error).__name__}
@@ -449,7 +454,9 @@ def _is_device_failure(error: Exception) -> bool:
     """Out of memory outside the forward pass, or an accelerator whose context is lost."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and ("CUDA error" in str(error) or "allocate memory" in str(error))
 
 
 def _of_stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
