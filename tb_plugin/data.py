@@ -425,21 +425,30 @@ class Folders:
             run: name of the run that holds the DSE data.
             map_file: path relative to the run's output folder, as its metadata says.
         """
+        path = self.image_path(run, map_file)
+        if path is None:
+            return None
+        try:
+            with open(path, "rb") as file:
+                content = file.read(IMAGE_BYTES + 1)
+        except OSError:
+            return None
+        for magic, media_type in _IMAGE_TYPES:
+            if len(content) <= IMAGE_BYTES and magic.match(content):
+                return content, media_type
+        return None
+
+    def image_path(self, run: str, map_file: str) -> str | None:
+        """The file of a feature map, symbolic links resolved; None if it is missing or lies elsewhere."""
         if not _MAP_FILE.fullmatch(map_file):
             return None
         for prefix, root in self.roots:
             folder = _below(root, prefix, run)
             if folder is None:
                 continue
-            media = os.path.realpath(folder / "media")
             path = os.path.realpath(folder / map_file)
-            if os.path.dirname(path) != media or not os.path.isfile(path):
-                continue
-            with open(path, "rb") as file:
-                content = file.read(IMAGE_BYTES + 1)
-            for magic, media_type in _IMAGE_TYPES:
-                if len(content) <= IMAGE_BYTES and magic.match(content):
-                    return content, media_type
+            if os.path.dirname(path) == os.path.realpath(folder / "media") and os.path.isfile(path):
+                return path
         return None
 
 

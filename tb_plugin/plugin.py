@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,11 +118,7 @@ class DSEPlugin(base_plugin.TBPlugin):
     @read_only
     def _serve_runs(self, request: wrappers.Request) -> wrappers.Response:
         runs = self._reader.runs(*_context(request))
-        return http_util.Respond(
-            request,
-            json.dumps({"schema": SCHEMA, "now": time.time(), "logdir": self._logdir(), "runs": runs}),
-            "application/json",
-        )
+        return _json(request, {"schema": SCHEMA, "logdir": self._logdir(), "runs": runs})
 
     @read_only
     def _serve_points(self, request: wrappers.Request) -> wrappers.Response:
@@ -149,8 +144,13 @@ class DSEPlugin(base_plugin.TBPlugin):
         seqs = _required(request, "seq")
         if not _SEQS.fullmatch(seqs) or seqs.count(",") >= SEQS_AT_ONCE:
             raise BadRequest(f"seq: expected up to {SEQS_AT_ONCE} whole numbers separated by commas")
-        wanted = [int(seq) for seq in seqs.split(",")]
-        return _json(request, self._reader.metadata(*_context(request), _required(request, "run"), wanted))
+        run = _required(request, "run")
+        found = self._reader.metadata(*_context(request), run, [int(seq) for seq in seqs.split(",")])
+        originals = self._folders.image_path(run, IMAGES_FILE) is not None
+        for item in found:
+            item["map"] = self._folders.image_path(run, str(item.get("map_file", ""))) is not None
+            item["originals"] = originals
+        return _json(request, found)
 
     @read_only
     def _serve_companions(self, request: wrappers.Request) -> wrappers.Response:

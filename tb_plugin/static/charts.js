@@ -1,0 +1,400 @@
+/**
+ * Stacked panels on one x axis: lines with error bands, one cursor, one zoom.
+ *
+ * A scene is plain data: `{axis, range, zoom, panels, marks}`. A panel has `lines`; a line has ascending `x`, `y`, an
+ * optional half-width `error`, the `seqs` of its points (null where they cannot be chosen), colours as functions so that a
+ * change of theme needs no new data. Marks are drawn by marks.js.
+ */
+
+import uPlot from './vendor/uPlot.esm.js';
+import { el, moment, number, position } from './dom.js';
+import { drawOver, drawUnder, markTexts } from './marks.js';
+
+const ROWS_DRAWN = 20000; // above it a line is thinned to two points per pixel, for display only
+const AXIS_WIDTH = 58; // px, equal in all panels so that they align
+const CLICK_PIXELS = 4; // a mouse that moved further has dragged
+const REACH = 40; // px around the pointer in which a point can be chosen
+const SYNC = 'dse';
+
+const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+/** Indices of x inside [low, high] and one more on either side. */
+function visible(x, low, high) {
+  let first = 0;
+  let last = x.length;
+  while (first + 1 < x.length && x[first + 1] < low) first++;
+  while (last > first + 1 && x[last - 2] > high) last--;
+  return [first, last];
+}
+
+/** Indices of the smallest and largest y in each of some buckets: what a line through all points would show. */
+export function thin(y, first, last, buckets) {
+  if (last - first <= 2 * buckets) return Array.from({ length: last - first }, (_, i) => first + i);
+  const chosen = [];
+  const size = (last - first) / buckets;
+  for (let b = 0; b < buckets; b++) {
+    const from = Math.floor(first + b * size);
+    const to = Math.floor(first + (b + 1) * size);
+    let [low, high] = [from, from];
+    for (let i = from; i < to; i++) {
+      if (y[i] < y[low] || Number.isNaN(y[low])) low = i;
+      if (y[i] > y[high] || Number.isNaN(y[high])) high = i;
+    }
+    chosen.push(Math.min(low, high));
+    if (low !== high) chosen.push(Math.max(low, high));
+  }
+  if (chosen[chosen.length - 1] !== last - 1) chosen.push(last - 1);
+  return chosen;
+}
+
+/** uPlot's aligned table of a panel's lines: x, then y (and the band's edges) of each. */
+function tableOf(lines, zoom, width) {
+  const total = lines.reduce((sum, line) => sum + line.x.length, 0);
+  const gap = (value) => (Number.isFinite(value) ? value : null);
+  const tables = lines.map((line) => {
+    const [low, high] = zoom ?? [-Infinity, Infinity];
+    const [first, last] = visible(line.x, low, high);
+    const all = total > ROWS_DRAWN ? thin(line.y, first, last, width) : null;
+    const at = all ?? Array.from({ length: line.x.length }, (_, i) => i);
+    const table = [at.map((i) => line.x[i]), at.map((i) => gap(line.y[i]))];
+    if (line.error) {
+      table.push(at.map((i) => gap(line.y[i] + line.error[i])), at.map((i) => gap(line.y[i] - line.error[i])));
+    }
+    return table;
+  });
+  if (!tables.length) return [[], []];
+  return tables.length === 1 ? tables[0] : uPlot.join(tables);
+}
+
+function yRange(log) {
+  return (_, low, high) => {
+    if (!Number.isFinite(low) || !Number.isFinite(high)) return log ? [0.1, 1] : [0, 1];
+    if (log) return [low / 1.15, high * 1.15];
+    const pad = (high - low) * 0.12 || Math.abs(high) * 0.05 || 0.5;
+    return [low - pad, high + pad];
+  };
+}
+
+/** Tick labels as short as their distance allows. */
+function tickTexts(_, values) {
+  const step = values.length > 1 ? Math.abs(values[1] - values[0]) : 1;
+  const decimals = Math.max(0, Math.min(6, -Math.floor(Math.log10(step) + 1e-9)));
+  return values.map((value) => (value === null ? '' : Math.abs(value) >= 1e5 ? shortNumber(value) : number(value, decimals)));
+}
+
+function shortNumber(value) {
+  const power = Math.min(3, Math.floor(Math.log10(Math.abs(value)) / 3));
+  const scaled = value / 1000 ** power;
+  return `${Number(scaled.toFixed(2))}${['', 'k', 'M', 'G'][power]}`;
+}
+
+export class Charts {
+  /**
+   * @param {HTMLElement} root - gets one `.panel` per panel
+   * @param {{choose: function(string, number), zoom: function(?number[])}} actions
+   */
+  constructor(root, actions) {
+    this.root = root;
+    this.actions = actions;
+    this.plots = [];
+    this.scene = null;
+    this.tooltip = el('div.tooltip', { role: 'status', hidden: true });
+    document.body.append(this.tooltip);
+    this.size = [0, 0];
+    new ResizeObserver(() => this.resize()).observe(root);
+  }
+
+  /** Draw a scene; panels and lines that stay keep their plot. */
+  draw(scene) {
+    this.scene = scene;
+    const shape = JSON.stringify([
+      scene.axis,
+      scene.panels.map((panel) => [panel.key, panel.log, panel.lines.map((line) => [line.key, line.width, line.dash, !!line.error])]),
+    ]);
+    if (shape !== this.shape) {
+      this.shape = shape;
+      this.build();
+    } else {
+      this.update();
+    }
+  }
+
+  build() {
+    for (const plot of this.plots) plot.u.destroy();
+    this.tooltip.hidden = true;
+    const [width, heights] = this.measure();
+    this.size = [width, this.root.clientHeight];
+    this.plots = this.scene.panels.map((panel, index) => ({ panel, header: this.header(panel), index }));
+    const boxes = this.plots.map(({ panel, header }) =>
+      el('section.panel', { 'data-panel': panel.key, 'aria-label': panel.title }, header.box, el('div.plot')),
+    );
+    this.root.replaceChildren(...boxes);
+    this.plots.forEach((plot, index) => {
+      const place = boxes[index].querySelector('.plot');
+      plot.u = new uPlot(this.options(plot, width, heights[index]), tableOf(plot.panel.lines, this.scene.zoom, width), place);
+      this.listen(plot);
+    });
+  }
+
+  update() {
+    const [width] = this.measure();
+    this.plots.forEach((plot, index) => {
+      plot.panel = this.scene.panels[index];
+      plot.header.set(plot.panel);
+      plot.u.setData(tableOf(plot.panel.lines, this.scene.zoom, width), false);
+      this.scale(plot.u);
+    });
+  }
+
+  /** Colours changed, data did not. */
+  redraw() {
+    for (const plot of this.plots) {
+      plot.header.set(plot.panel);
+      plot.u.redraw(false, true);
+    }
+  }
+
+  resize() {
+    const [width, heights] = this.measure();
+    if (width < 50 || (this.size[0] === width && this.size[1] === this.root.clientHeight)) return;
+    this.size = [width, this.root.clientHeight];
+    this.plots.forEach((plot, index) => plot.u.setSize({ width, height: heights[index] }));
+  }
+
+  /** Width of the plots, and their heights: what the window leaves, shared by weight, never too little. */
+  measure() {
+    const width = Math.max(200, this.root.clientWidth);
+    const panels = this.scene?.panels ?? [];
+    const headers = panels.length * 26;
+    const weights = panels.reduce((sum, panel) => sum + panel.weight, 0) || 1;
+    const room = Math.max(this.root.clientHeight - headers - 4, 0);
+    const last = panels.length - 1;
+    const heights = panels.map((panel, i) => Math.floor(Math.max((room - 24) * (panel.weight / weights), panel.weight * 92)) + (i === last ? 24 : 0));
+    return [width, heights];
+  }
+
+  scale(u) {
+    const [min, max] = this.scene.zoom ?? this.scene.range;
+    u.setScale('x', { min, max });
+  }
+
+  header(panel) {
+    const title = el('h3', {});
+    const note = el('span.note', {});
+    const reading = el('span.reading', {});
+    const tools = el('span.tools', {});
+    const set = (now) => {
+      title.textContent = now.title;
+      title.title = now.explanation;
+      note.textContent = now.note ?? '';
+      if (now.tools && tools.firstChild !== now.tools) tools.replaceChildren(now.tools);
+    };
+    set(panel);
+    return { box: el('header', {}, title, note, tools, reading), set, reading };
+  }
+
+  options(plot, width, height) {
+    const scene = this.scene;
+    const last = plot.index === scene.panels.length - 1;
+    const text = () => variable('--text-soft');
+    const grid = { stroke: () => variable('--grid'), width: 1 };
+    const font = '11px Roboto, Helvetica, Arial, sans-serif';
+    const series = [{ value: () => '' }];
+    const bands = [];
+    for (const line of plot.panel.lines) {
+      series.push({
+        label: line.key,
+        stroke: line.colour,
+        width: line.width,
+        dash: line.dash,
+        spanGaps: false,
+        points: { show: plot.panel.dots ? undefined : false, size: line.width > 1.5 ? 5 : 4, fill: line.colour },
+      });
+      if (line.error) {
+        const edge = { stroke: null, width: 0, points: { show: false }, spanGaps: false };
+        series.push({ ...edge }, { ...edge });
+        bands.push({ series: [series.length - 2, series.length - 1], fill: line.band });
+      }
+    }
+    return {
+      width,
+      height,
+      series,
+      bands,
+      legend: { show: false },
+      padding: [8, 12, last ? 0 : 2, 0],
+      focus: { alpha: 1 },
+      cursor: {
+        sync: { key: SYNC, scales: ['x', null] },
+        drag: { x: true, y: false, setScale: false, dist: CLICK_PIXELS },
+        points: { size: 7 },
+        bind: {
+          dblclick: () => () => {
+            this.actions.zoom(null);
+            return null;
+          },
+        },
+      },
+      scales: {
+        x: { time: scene.axis === 'wall', range: () => this.scene.zoom ?? this.scene.range },
+        y: { distr: plot.panel.log ? 3 : 1, range: yRange(plot.panel.log) },
+      },
+      axes: [
+        {
+          show: true,
+          stroke: text,
+          grid,
+          ticks: { ...grid, size: last ? 4 : 0 },
+          font,
+          size: last ? 28 : 4,
+          values: last ? (scene.axis === 'wall' ? undefined : tickTexts) : () => [],
+        },
+        { stroke: text, grid, ticks: { ...grid, size: 4 }, font, size: AXIS_WIDTH, values: tickTexts, space: 28 },
+      ],
+      hooks: {
+        drawAxes: [(u) => drawUnder(u, this.scene, plot.panel)],
+        draw: [(u) => drawOver(u, this.scene, plot.panel)],
+        setSelect: [(u) => this.dragged(u)],
+        setCursor: [(u) => this.read(plot, u)],
+      },
+    };
+  }
+
+  dragged(u) {
+    if (u.select.width < CLICK_PIXELS) return;
+    const low = u.posToVal(u.select.left, 'x');
+    const high = u.posToVal(u.select.left + u.select.width, 'x');
+    u.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
+    if (high > low) this.actions.zoom([low, high]);
+  }
+
+  listen(plot) {
+    const { u } = plot;
+    let pressed = null;
+    u.over.addEventListener('mousedown', (event) => (pressed = [event.clientX, event.clientY]));
+    u.over.addEventListener('click', (event) => {
+      if (!pressed || Math.hypot(event.clientX - pressed[0], event.clientY - pressed[1]) > CLICK_PIXELS) return;
+      const found = this.nearest(plot, u.cursor.left, u.cursor.top);
+      if (found) this.actions.choose(found.run, found.seq);
+    });
+    u.over.addEventListener('mouseenter', () => (this.hovered = plot));
+    u.over.addEventListener('mouseleave', () => {
+      this.hovered = null;
+      this.tooltip.hidden = true;
+    });
+  }
+
+  /** The checkpoint under the pointer: the nearest point of a line or mark. */
+  nearest(plot, left, top) {
+    const { u } = plot;
+    let found = null;
+    let least = REACH ** 2;
+    const offer = (x, y, run, seq) => {
+      const dy = y === null ? 0 : u.valToPos(y, 'y') - top;
+      const distance = (u.valToPos(x, 'x') - left) ** 2 + dy ** 2;
+      if (distance < least) {
+        least = distance;
+        found = { run, seq };
+      }
+    };
+    const low = u.posToVal(left - REACH, 'x');
+    const high = u.posToVal(left + REACH, 'x');
+    for (const line of plot.panel.lines) {
+      if (!line.seqs) continue;
+      for (let i = 0; i < line.x.length; i++) {
+        if (line.x[i] >= low && line.x[i] <= high && Number.isFinite(line.y[i])) offer(line.x[i], line.y[i], line.run, line.seqs[i]);
+      }
+    }
+    if (plot.panel.marked) {
+      for (const mark of this.scene.marks.failed) {
+        if (mark.x >= low && mark.x <= high) offer(mark.x, u.posToVal(u.over.clientHeight - 9, 'y'), mark.run, mark.seq);
+      }
+    }
+    return found;
+  }
+
+  /** Numbers under the cursor: beside every panel's title for the run in focus, and in a tooltip for all lines. */
+  read(plot, u) {
+    const { left, top } = u.cursor;
+    if (left === undefined || left < 0) {
+      plot.header.reading.textContent = '';
+      if (this.hovered === plot) this.tooltip.hidden = true;
+      return;
+    }
+    const x = u.posToVal(left, 'x');
+    const found = plot.panel.lines.map((line) => ({ line, i: nearestIndex(line.x, x) })).filter(({ i }) => i >= 0);
+    const first = found.find(({ line }) => line.focus) ?? found[0];
+    if (first) {
+      plot.header.reading.textContent = `${this.at(first.line.x[first.i])}  ${valueText(first.line, first.i, plot.panel)}`;
+    }
+    if (this.hovered !== plot) return;
+    const rows = found
+      .filter(({ line, i }) => Number.isFinite(line.y[i]))
+      .sort((a, b) => b.line.y[b.i] - a.line.y[a.i])
+      .slice(0, 12)
+      .map(({ line, i }) =>
+        el(
+          'tr',
+          {},
+          el('td', {}, el('i.swatch', { style: { background: line.colour() } })),
+          el('td', { text: line.label }),
+          el('td.value', { text: valueText(line, i, plot.panel) }),
+          el('td.soft', { text: this.at(line.x[i]) }),
+        ),
+      );
+    const marks = plot.panel.marked ? markTexts(u, this.scene, left, top) : [];
+    this.tooltip.replaceChildren(el('table', {}, ...rows), ...marks.map((text) => el('p', { text })));
+    this.tooltip.hidden = rows.length + marks.length === 0;
+    this.place(u, left, top);
+  }
+
+  at(x) {
+    return this.scene.axis === 'wall' ? moment(x) : position(this.scene.axis, x);
+  }
+
+  place(u, left, top) {
+    const box = u.over.getBoundingClientRect();
+    const { offsetWidth: w, offsetHeight: h } = this.tooltip;
+    const x = left + 18 + w > box.width ? left - w - 18 : left + 18;
+    const y = Math.min(Math.max(box.top + top - h / 2, 4), window.innerHeight - h - 4);
+    this.tooltip.style.left = `${Math.max(4, box.left + x)}px`;
+    this.tooltip.style.top = `${y}px`;
+  }
+
+  /** All panels below one another on one canvas, with their titles. */
+  picture() {
+    const ratio = devicePixelRatio || 1;
+    const [width] = this.measure();
+    const total = this.plots.reduce((sum, plot) => sum + plot.u.height + 26, 0);
+    const canvas = el('canvas', { width: width * ratio, height: total * ratio });
+    const context = canvas.getContext('2d');
+    context.fillStyle = variable('--surface');
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    let y = 0;
+    for (const plot of this.plots) {
+      context.fillStyle = variable('--text');
+      context.font = `500 ${13 * ratio}px Roboto, Helvetica, Arial, sans-serif`;
+      context.fillText(`${plot.panel.title}   ${plot.panel.note ?? ''}`, 12 * ratio, (y + 18) * ratio);
+      context.drawImage(plot.u.ctx.canvas, 0, (y + 26) * ratio);
+      y += plot.u.height + 26;
+    }
+    return new Promise((done) => canvas.toBlob(done, 'image/png'));
+  }
+}
+
+/** Index of the element nearest to a value in ascending numbers; -1 for none. */
+function nearestIndex(ascending, value) {
+  if (!ascending.length) return -1;
+  let [low, high] = [0, ascending.length - 1];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (ascending[middle] < value) low = middle + 1;
+    else high = middle;
+  }
+  return low > 0 && value - ascending[low - 1] < ascending[low] - value ? low - 1 : low;
+}
+
+function valueText(line, i, panel) {
+  const value = number(line.y[i], panel.decimals);
+  return line.error && Number.isFinite(line.error[i]) ? `${value} ± ${number(line.error[i], panel.decimals)}` : value;
+}
