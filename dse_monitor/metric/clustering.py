@@ -2,8 +2,9 @@
 
 Shapes: P problems of equal size, N points each, D their width, K clusters.
 
-Written here because no library has it: seeding draws the next centre with probability proportional to the distance to
-the nearest chosen centre, not to its square as k-means++ does, and labels may be one update behind the centroids.
+Written here because no library has it: seeding draws the next centre with probability proportional to the
+distance to the nearest chosen centre, not to its square as k-means++ does, and labels may be one update behind
+the centroids.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dse_monitor.metric.chunks import chunks
+from dse_monitor.metric import chunks
 
 MAX_ITERATIONS = 20  # Lloyd iterations; released code, estimator.py
 SHIFT_TOLERANCE = (
@@ -26,8 +27,8 @@ class Clusters(NamedTuple):
 
     Attributes:
         labels: cluster of each point, int64 [P, N], of the last assignment.
-        centroids: float [P, K, D], after the last update: one update ahead of ``labels`` where 20 iterations were
-            not enough. A cluster that lost all its points keeps the centroid it had.
+        centroids: [P, K, D], after the last update: one update ahead of ``labels`` where 20 iterations were not
+            enough. A cluster that lost all its points keeps the centroid it had.
     """
 
     labels: Tensor
@@ -37,7 +38,7 @@ class Clusters(NamedTuple):
 def seeding_draws(problems: int, clusters: int, generator: torch.Generator) -> Tensor:
     """The uniform numbers that k-means needs: float64 [P, K] in [0, 1), drawn on the generator's device.
 
-    All randomness is drawn here at once, so that neither chunks nor devices change it.
+    All chance is drawn here at once, so that neither pieces nor devices change it.
     """
     return torch.rand(problems, clusters, dtype=torch.float64, generator=generator, device=generator.device)
 
@@ -54,11 +55,16 @@ def kmeans(points: Tensor, draws: Tensor) -> Clusters:
         Labels [P, N] and centroids [P, K, D] on the device of ``points``.
     """
     problems, size, width = points.shape
-    draws = draws.to(points.device)
+    draws = draws.to(points.device, non_blocking=True)
     labels = torch.empty(problems, size, dtype=torch.int64, device=points.device)
     centroids = points.new_empty(problems, draws.shape[1], width)
-    for part in chunks(problems, size * width * points.element_size(), points.device):
-        labels[part], centroids[part] = _kmeans_in_memory(points[part], draws[part])
+
+    def cluster(part: slice) -> None:
+        labels[part], centroids[part] = _kmeans(points[part], draws[part])
+
+    chunks.run(
+        cluster, chunks.chunks(problems, size * width * points.element_size(), points.device), points.device
+    )
     return Clusters(labels, centroids)
 
 
@@ -66,27 +72,30 @@ def kmeans(points: Tensor, draws: Tensor) -> Clusters:
 def assign(points: Tensor, centroids: Tensor) -> Tensor:
     """Index of the nearest centroid [P, K, D] of each point [P, N, D]: int64 [P, N]."""
     labels = torch.empty(points.shape[:2], dtype=torch.int64, device=points.device)
-    for part in chunks(points.shape[0], points[0].numel() * points.element_size(), points.device):
+
+    def nearest(part: slice) -> None:
         centre = centroids[part].mean(1, keepdim=True)
         labels[part] = _nearest(points[part] - centre, centroids[part] - centre)
+
+    item = points[0].numel() * points.element_size()
+    chunks.run(nearest, chunks.chunks(points.shape[0], item, points.device), points.device)
     return labels
 
 
-def _kmeans_in_memory(points: Tensor, draws: Tensor) -> Clusters:
+def _kmeans(points: Tensor, draws: Tensor) -> Clusters:
+    """K-means of as many problems as are worked on at once; a converged problem is frozen until all are."""
     centre = points.mean(1, keepdim=True)
-    points = (
-        points - centre
-    )  # distances by matrix products lose digits when the points lie far from the origin
+    points = points - centre  # distances by products lose digits when the points lie far from the origin
     centroids = _seed(points, draws)
     labels = torch.zeros(points.shape[:2], dtype=torch.int64, device=points.device)
-    running = torch.ones(points.shape[0], 1, dtype=torch.bool, device=points.device)
+    running = torch.ones(points.shape[0], dtype=torch.bool, device=points.device)
     for _ in range(MAX_ITERATIONS):
         new_labels = _nearest(points, centroids)
         new_centroids = _means(points, new_labels, centroids)
         shift = torch.linalg.vector_norm(new_centroids - centroids, dim=(1, 2))
-        labels = torch.where(running, new_labels, labels)
-        centroids = torch.where(running[..., None], new_centroids, centroids)
-        running = running & (shift >= SHIFT_TOLERANCE)[:, None]
+        labels = torch.where(running[:, None], new_labels, labels)
+        centroids = torch.where(running[:, None, None], new_centroids, centroids)
+        running = running & (shift >= SHIFT_TOLERANCE)
         # Asking costs nothing on a CPU; on an accelerator it would wait for the device in every iteration.
         if points.device.type == "cpu" and not running.any():
             break
@@ -94,7 +103,7 @@ def _kmeans_in_memory(points: Tensor, draws: Tensor) -> Clusters:
 
 
 def _seed(points: Tensor, draws: Tensor) -> Tensor:
-    """First centres [P, K, D]. The loop over K is inherent: each draw depends on the centres before it."""
+    """First centres [P, K, D]. Looping over K is inherent: each draw depends on the centres before it."""
     problems, size, width = points.shape
     row = torch.arange(problems, device=points.device)
     squares = points.square().sum(-1)
@@ -106,33 +115,40 @@ def _seed(points: Tensor, draws: Tensor) -> Tensor:
             index = _draw(nearest.sqrt(), draws[:, k])
         chosen = points[row, index]
         centroids[:, k] = chosen
-        products = torch.bmm(points, chosen[..., None])[..., 0]
-        distance = squares - 2 * products + squares[row, index][:, None]
+        products = torch.bmm(chosen[:, None], points.mT)[:, 0]
+        distance = (squares + squares[row, index][:, None]).sub_(products, alpha=2).clamp_(min=0)
         distance[row, index] = 0  # exactly, whatever the rounding of the products
-        nearest = torch.minimum(nearest, distance.clamp_(min=0))
+        nearest = torch.minimum(nearest, distance)
     return centroids
 
 
 def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
-    """One index per row [P] with probability proportional to ``weights`` [P, N]; any index where all are zero."""
-    cumulative = weights.double().cumsum(1)
+    """One index per row [P] with probability proportional to weights [P, N]; any index where all are zero."""
+    cumulative = weights.cumsum(1, dtype=torch.float64)
     total = cumulative[:, -1:]
-    cumulative = torch.where(
-        total > 0, cumulative, torch.arange(1, weights.shape[1] + 1, device=weights.device)
-    )
+    even = torch.arange(1, weights.shape[1] + 1, dtype=torch.float64, device=weights.device)
+    cumulative = torch.where(total > 0, cumulative, even)
     target = uniform[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=weights.shape[1] - 1)
 
 
 def _nearest(points: Tensor, centroids: Tensor) -> Tensor:
     """Index of the nearest centroid [P, N]; the square of the point itself does not change the order."""
-    squares = centroids.square().sum(-1)[:, None]
-    return torch.baddbmm(squares, points, centroids.mT, alpha=-2).argmin(-1)
+    squares = centroids.square().sum(-1, keepdim=True)
+    return torch.baddbmm(squares, centroids, points.mT, alpha=-2).min(1).indices
 
 
 def _means(points: Tensor, labels: Tensor, previous: Tensor) -> Tensor:
     """Mean of each cluster's points [P, K, D]; ``previous`` where a cluster has none."""
-    clusters = torch.arange(previous.shape[1], device=points.device)
-    member = (labels[:, None] == clusters[:, None]).to(points.dtype)
-    counts = member.sum(-1, keepdim=True)
-    return torch.where(counts > 0, torch.bmm(member, points) / counts.clamp(min=1), previous)
+    problems, clusters, width = previous.shape
+    counts = previous.new_zeros(problems, clusters).scatter_add_(1, labels, torch.ones_like(points[..., 0]))
+    if points.device.type == "cpu":
+        slot = labels + torch.arange(problems)[:, None] * clusters
+        sums = points.new_zeros(problems * clusters, width).index_add_(
+            0, slot.flatten(), points.flatten(0, 1)
+        )
+        sums = sums.view_as(previous)
+    else:  # the sums of index_add depend on the order of threads there
+        member = (labels[:, None] == torch.arange(clusters, device=points.device)[:, None]).to(points.dtype)
+        sums = torch.bmm(member, points)
+    return torch.where(counts[..., None] > 0, sums / counts[..., None].clamp(min=1), previous)

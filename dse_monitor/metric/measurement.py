@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dse_monitor.metric import clustering, terms, uncertainty
-from dse_monitor.metric.chunks import chunks
+from dse_monitor.metric import chunks, clustering, terms, uncertainty
 from dse_monitor.metric.components import Components, NonFiniteFeatures
 
-INFLUENCE_POSITIONS = 8  # positions whose eigenvectors are computed for the error of m_dim; ours
+SLOPE_POSITIONS = 8  # positions at which the slopes of m_dim are computed, for its error; ours
+SHORTEST_TOKEN = 1e-12  # lengths below are taken for it when normalising; eps of torch's normalize
 
 
 @dataclass(frozen=True)
@@ -72,26 +73,26 @@ def measure(
         ValueError: an argument has the wrong shape, dtype or range.
     """
     check_shape(features)
-    check_finite(features)
     check_counts(group=group, local_clusters=local_clusters, global_clusters=global_clusters)
-    with torch.autocast(features.device.type, enabled=False):
-        tokens = as_tokens(features, normalize)
-        width = tokens.shape[2]
-        chance = draw_chance(tokens.shape, group, local_clusters, global_clusters, seed)
-        permutation = chance.permutation
-        if pseudo_labels is not None:
-            check_pseudo_labels(pseudo_labels, tokens.shape, group)
-            if pseudo_labels.position_permutation is not None:
-                permutation = pseudo_labels.position_permutation.long()
+    if pseudo_labels is not None:
+        check_pseudo_labels(pseudo_labels, features.shape, group)
+    with torch.inference_mode(False), torch.autocast(features.device.type, enabled=False):
+        tokens, _ = as_tokens(features.detach(), normalize)
         scale = terms.feature_scale(tokens)
+        if not bool(scale.value.isfinite()):
+            raise _not_finite(features)
+        chance = draw_chance(features.shape, group, local_clusters, global_clusters, seed)
         # The mean token deviates with the images too, and moves the distances to it.
-        scale_parts = uncertainty.of_mean(scale.image_distances - scale.image_means.double() @ scale.direction.double())
-        image_radii = _image_radii(tokens, chance, pseudo_labels)
-        groups = _groups(tokens, group, chance, pseudo_labels)
-        dimensions, dimension_parts = _dimensions(tokens, permutation.to(tokens.device))
-    return _components(
-        scale.value.cpu(), scale_parts.cpu(), image_radii.cpu(), groups, dimensions, dimension_parts, group, width
-    )
+        moved = scale.image_means.double() @ scale.direction.double()
+        return _components(
+            scale.value.cpu(),
+            uncertainty.of_mean(scale.image_distances - moved).cpu(),
+            _image_radii(tokens, chance, pseudo_labels).cpu(),
+            _groups(tokens, group, chance, pseudo_labels),
+            *_dimensions(tokens, _permutation(chance, pseudo_labels).to(tokens.device)),
+            group,
+            features.shape[2],
+        )
 
 
 def average(batches: Sequence[Components]) -> Components:
@@ -145,20 +146,6 @@ def check_shape(features: Tensor) -> None:
         )
 
 
-def check_finite(features: Tensor) -> None:
-    """Raise NonFiniteFeatures for NaN or infinity in [B, N, D]; the message counts them and names the images."""
-    sums = features.sum((1, 2), dtype=torch.float64)  # one pass: a sum is finite unless a number is not
-    if bool(sums.isfinite().all()):
-        return
-    nan, infinite = features.isnan().sum((1, 2)), features.isinf().sum((1, 2))
-    images = (nan + infinite).nonzero()[:, 0].tolist()
-    named = ", ".join(map(str, images[:10])) + (", ..." if len(images) > 10 else "")
-    raise NonFiniteFeatures(
-        f"features hold {int(nan.sum())} NaN and {int(infinite.sum())} infinite numbers of {features.numel()}, in "
-        f"{len(images)} of {features.shape[0]} images (index {named}); the network or its precision diverged"
-    )
-
-
 def check_counts(**counts: int) -> None:
     """Raise ValueError for a count below one."""
     for name, count in counts.items():
@@ -202,10 +189,47 @@ def check_pseudo_labels(given: PseudoLabels, shape: Sequence[int], group: int) -
         raise ValueError("pseudo_labels do not fit the features: " + "; ".join(problems))
 
 
-def as_tokens(features: Tensor, normalize: bool) -> Tensor:
-    """Tokens [B, N, D] to compute with: float32 (float64 stays), each of length one if ``normalize``."""
-    tokens = features if features.dtype == torch.float64 else features.float()
-    return torch.nn.functional.normalize(tokens, dim=-1) if normalize else tokens
+def as_tokens(features: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
+    """Tokens to compute with, and the lengths they had.
+
+    Args:
+        features: [B, N, D].
+        normalize: divide every token by its length; tokens shorter than SHORTEST_TOKEN become (nearly) zero.
+
+    Returns:
+        Tokens [B, N, D] in float32, or float64 if given that, and their lengths before, [B, N, 1]; not finite where
+        a token is not, or its square is too large for the type.
+    """
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    lengths = features.new_empty(*features.shape[:2], 1, dtype=dtype)
+    tokens = features.new_empty(features.shape, dtype=dtype) if normalize else features.to(dtype).contiguous()
+
+    def convert(part: slice) -> None:
+        own = features[part].to(dtype)
+        lengths[part] = torch.linalg.vector_norm(own, dim=-1, keepdim=True)
+        if normalize:
+            # An infinite length must not turn finite numbers into a zero token unseen.
+            torch.div(own, lengths[part].clamp(min=SHORTEST_TOKEN), out=tokens[part])
+            tokens[part].add_(lengths[part] * 0)
+
+    item = features[0].numel() * lengths.element_size()
+    chunks.run(convert, chunks.chunks(features.shape[0], item, features.device), features.device)
+    return tokens, lengths
+
+
+def _not_finite(features: Tensor) -> NonFiniteFeatures:
+    nan, infinite = features.isnan().sum((1, 2)), features.isinf().sum((1, 2))
+    images = (nan + infinite).nonzero()[:, 0].tolist()
+    if not images:
+        return NonFiniteFeatures(
+            f"features reach {float(features.abs().max()):.3g}: finite, but their squares are not in float32; "
+            "the network diverged"
+        )
+    named = ", ".join(map(str, images[:10])) + (", ..." if len(images) > 10 else "")
+    return NonFiniteFeatures(
+        f"features hold {int(nan.sum())} NaN and {int(infinite.sum())} infinite numbers of {features.numel()}, in "
+        f"{len(images)} of {features.shape[0]} images (index {named}); the network or its precision diverged"
+    )
 
 
 class Groups(NamedTuple):
@@ -256,6 +280,12 @@ def given_clusters(given: PseudoLabels, groups: slice, device: torch.device) -> 
     )
 
 
+def _permutation(chance: Chance, given: PseudoLabels | None) -> Tensor:
+    if given is None or given.position_permutation is None:
+        return chance.permutation
+    return given.position_permutation.long()
+
+
 def _image_radii(tokens: Tensor, chance: Chance, given: PseudoLabels | None) -> Tensor:
     """Mean cluster radius within each image, float64 [B]."""
     if given is None:
@@ -263,7 +293,8 @@ def _image_radii(tokens: Tensor, chance: Chance, given: PseudoLabels | None) -> 
     else:
         labels = given.local_labels.to(tokens.device).long()
         clusters = int(labels.max()) + 1
-    return terms.mean_radius(*terms.cluster_radii(tokens, labels, clusters))
+    radii = terms.cluster_radii(tokens, labels, clusters)
+    return terms.mean_radius(radii, terms.cluster_sizes(labels, clusters))
 
 
 def _groups(tokens: Tensor, group: int, chance: Chance, given: PseudoLabels | None) -> Groups:
@@ -271,33 +302,47 @@ def _groups(tokens: Tensor, group: int, chance: Chance, given: PseudoLabels | No
     found: list[Groups] = []
     for which, points in blocks(tokens, group):
         if given is None:
-            draws = chance.groups[which, : min(points.shape[1], chance.groups.shape[1])]
-            labels, centroids = clustering.kmeans(points, draws)
+            labels, centroids = clustering.kmeans(points, chance.groups[which, : points.shape[1]])
         else:
             labels, centroids = given_clusters(given, which, tokens.device)
         separation = points.new_empty(points.shape[0], dtype=torch.float64)
-        for part in chunks(points.shape[0], points[0].numel() * points.element_size(), points.device):
-            distance = terms.nearest_other_distance(points[part], labels[part], centroids[part])
-            separation[part] = distance.mean(1, dtype=torch.float64)
-        radii, sizes = terms.cluster_radii(points, labels, centroids.shape[1])
-        found.append(Groups(separation.cpu(), radii.sum(1).cpu(), (sizes > 1).sum(1).double().cpu()))
+        fill = partial(_fill_separation, separation, points, labels, centroids)
+        item = points[0].numel() * points.element_size()
+        chunks.run(fill, chunks.chunks(points.shape[0], item, points.device), points.device)
+        radii = terms.cluster_radii(points, labels, centroids.shape[1])
+        counted = (terms.cluster_sizes(labels, centroids.shape[1]) > 1).sum(1).double()
+        found.append(Groups(separation.cpu(), radii.sum(1).cpu(), counted.cpu()))
     return Groups(*(torch.cat(part) for part in zip(*found, strict=True)))
 
 
+def _fill_separation(
+    separation: Tensor, points: Tensor, labels: Tensor, centroids: Tensor, part: slice
+) -> None:
+    distance = terms.nearest_other_distance(points[part], labels[part], centroids[part])
+    separation[part] = distance.mean(1, dtype=torch.float64)
+
+
 def _dimensions(tokens: Tensor, permutation: Tensor) -> tuple[Tensor, Tensor]:
-    """Effective dimension at each position, float64 [N] on the CPU, and the images' shares in it at S of them [S, B]."""
+    """Effective dimension at each position, float64 [N], and its slopes in the images at S of them [S, B]; CPU."""
     images, positions, width = tokens.shape
     image = torch.arange(images, device=tokens.device)
+    sampled = min(SLOPE_POSITIONS, positions)
+    dimensions = torch.empty(positions, dtype=torch.float64, device=tokens.device)
+    slopes = torch.empty(sampled, images, dtype=torch.float64, device=tokens.device)
 
     def at(some: slice) -> Tensor:
         return tokens[image, permutation[:, some].mT]
 
-    dimensions = tokens.new_empty(positions, dtype=torch.float64)
-    for part in chunks(positions, images * width * 8, tokens.device):
+    def fill(part: slice) -> None:
         dimensions[part] = terms.effective_dimension(at(part))
-    sampled = range(min(INFLUENCE_POSITIONS, positions))
-    parts = torch.cat([terms.effective_dimension_parts(at(slice(n, n + 1))) for n in sampled])
-    return dimensions.cpu(), parts.cpu()
+
+    def fill_slopes(part: slice) -> None:
+        slopes[part] = terms.effective_dimension_slopes(at(part))
+
+    item = images * width * 8
+    chunks.run(fill_slopes, chunks.chunks(sampled, item, tokens.device), tokens.device)
+    chunks.run(fill, chunks.chunks(positions, item, tokens.device), tokens.device)
+    return dimensions.cpu(), slopes.cpu()
 
 
 def _components(
@@ -306,7 +351,7 @@ def _components(
     image_radii: Tensor,
     groups: Groups,
     dimensions: Tensor,
-    dimension_parts: Tensor,
+    dimension_slopes: Tensor,
     group: int,
     width: int,
 ) -> Components:
@@ -340,9 +385,9 @@ def _components(
         m_inter_se=uncertainty.standard_error(inter_parts),
         m_intra_image_se=uncertainty.standard_error(image_parts),
         m_intra_batch_se=uncertainty.standard_error(batch_parts),
-        m_dim_se=uncertainty.standard_error_over_positions(dimension_parts, dimensions.numel()),
+        m_dim_se=uncertainty.standard_error_over_positions(dimension_slopes, dimensions.numel()),
         separability_se=uncertainty.standard_error(separability_parts),
-        separability_dim_cov=uncertainty.covariance(separability_parts, by_group(dimension_parts.mean(0))),
+        separability_dim_cov=uncertainty.covariance(separability_parts, by_group(dimension_slopes.mean(0))),
         images=images,
         tokens=dimensions.numel(),
         width=width,

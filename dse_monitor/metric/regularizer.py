@@ -5,15 +5,16 @@ Shapes: B images, N tokens of an image, D feature width, G groups of consecutive
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dse_monitor.metric import clustering, terms
-from dse_monitor.metric.chunks import chunks
+from dse_monitor.metric import chunks, clustering, terms
 from dse_monitor.metric.measurement import (
+    SHORTEST_TOKEN,
     Chance,
     PseudoLabels,
     as_tokens,
@@ -26,7 +27,6 @@ from dse_monitor.metric.measurement import (
 )
 
 WEIGHT = 1e-3  # beta, unitless; authors' setting, arXiv 2510.17299
-SHORTEST_TOKEN = 1e-12  # tokens no longer than this count as zero and get no gradient; eps of torch's normalize
 
 
 class RegularizerTerms(NamedTuple):
@@ -102,7 +102,11 @@ class DSERegularizer(nn.Module):
         check_shape(features)
         if pseudo_labels is None:
             chance = draw_chance(
-                features.shape, self.group, self.local_clusters, self.global_clusters, self._seed + self._calls
+                features.shape,
+                self.group,
+                self.local_clusters,
+                self.global_clusters,
+                self._seed + self._calls,
             )
             self._calls += 1
         else:
@@ -130,10 +134,10 @@ class DSERegularizer(nn.Module):
 
 
 class _Structure(torch.autograd.Function):
-    """(dse, its four components), differentiable in the first.
+    """(dse, m_inter, m_intra_image, m_intra_batch, m_dim), differentiable in the first.
 
-    The gradient is worked out during the forward pass, group by group, into one tensor like the features: an autograd
-    graph over all terms would keep several copies of them until the backward pass.
+    The gradient is worked out during the forward pass, piece by piece, into one tensor like the features: an autograd
+    graph over all terms would hold several copies of them until the backward pass.
     """
 
     @staticmethod
@@ -145,80 +149,154 @@ class _Structure(torch.autograd.Function):
         chance: Chance | None,
         given: PseudoLabels | None,
     ) -> Tensor:
-        finite = features.detach().isfinite().all()
-        features = torch.where(finite, features, 0)  # decompositions refuse NaN; the results become NaN below
-        lengths = torch.linalg.vector_norm(as_tokens(features, False), dim=-1, keepdim=True)
-        tokens = as_tokens(features, normalize)
-        values, gradient = _values_and_gradient(tokens, group, chance, given, ctx.needs_input_grad[0])
-        poison = torch.where(finite, 1.0, torch.nan).to(values.dtype)
+        tokens, lengths = as_tokens(features, normalize)
+        scale = terms.feature_scale(tokens)
+        if bool(scale.value.isfinite()):
+            structure = _Slopes(tokens, scale, ctx.needs_input_grad[0])
+            values = structure.values(group, chance, given)
+            gradient = structure.gradient
+            if gradient is not None and normalize:
+                _through_normalisation(gradient, tokens, lengths)
+        else:
+            values = tokens.new_full((5,), torch.nan)
+            gradient = tokens.new_full((1, 1, 1), torch.nan).expand_as(tokens)
         if gradient is not None:
-            if normalize:
-                for part in chunks(tokens.shape[0], tokens[0].numel() * tokens.element_size(), tokens.device):
-                    along = (gradient[part] * tokens[part]).sum(-1, keepdim=True)
-                    inverse = torch.where(lengths[part] > SHORTEST_TOKEN, 1 / lengths[part], 0.0)
-                    gradient[part] = (gradient[part] - along * tokens[part]) * inverse
-            ctx.save_for_backward(gradient, poison)
+            ctx.save_for_backward(gradient)
             ctx.dtype = features.dtype
-        return values * poison
+        return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor, None, None, None, None]:
-        gradient, poison = ctx.saved_tensors
-        return (gradient * (incoming[0][0] * poison)).to(ctx.dtype), None, None, None, None
+        (gradient,) = ctx.saved_tensors
+        return (gradient * incoming[0][0]).to(ctx.dtype), None, None, None, None
 
 
-def _values_and_gradient(
-    tokens: Tensor, group: int, chance: Chance | None, given: PseudoLabels | None, differentiate: bool
-) -> tuple[Tensor, Tensor | None]:
-    """(dse, m_inter, m_intra_image, m_intra_batch, m_dim) and the slope of dse in the tokens [B, N, D]."""
-    images, positions, width = tokens.shape
-    scale = terms.feature_scale(tokens)
-    unit = torch.where(scale.value > 0, scale.value, 1.0)
-    m_dim, gradient = _dimension(tokens, differentiate)
-    local = _local_labels(tokens, chance, given)
-    image_clusters = int(local.max()) + 1
-    found = [_clusters(points, which, chance, given) for which, points in blocks(tokens, group)]
-    groups = sum(labels.shape[0] for labels, _ in found)
-    counted = sum((terms.cluster_sizes(labels, c.shape[1]) > 1).sum() for labels, c in found)
-    inter, intra_image, intra_batch = (torch.zeros((), dtype=torch.float64, device=tokens.device) for _ in range(3))
-    for (which, points), (labels, centroids) in zip(blocks(tokens, group), found, strict=True):
-        members = points.shape[1] // positions
-        for part in chunks(points.shape[0], points[0].numel() * 8, tokens.device):
-            first = (which.start + part.start) * group
-            some = slice(first, first + (part.stop - part.start) * members)
-            with torch.set_grad_enabled(differentiate):
-                z = tokens[some].detach().requires_grad_(differentiate)
-                own = z.view(-1, members * positions, width)
-                separation = terms.nearest_other_distance(own, labels[part], centroids[part]).mean(1).sum() / groups
-                radii, sizes = terms.cluster_radii(z, local[some], image_clusters)
-                of_images = terms.mean_radius(radii, sizes).sum() / images
-                radii, _ = terms.cluster_radii(own, labels[part], centroids.shape[1])
-                of_groups = torch.where(counted > 0, radii.sum() / counted.clamp(min=1), 0.0)
-                value = separation.double() - (of_images + of_groups) / 2
-            if gradient is not None:
-                gradient[some] += torch.autograd.grad(value, z)[0] * (scale.value > 0) / unit.to(tokens.dtype)
-            inter += separation.detach()
-            intra_image += of_images.detach()
-            intra_batch += of_groups.detach()
-    intra_batch = torch.where(counted > 0, intra_batch, terms.RADIUS_WITHOUT_CLUSTERS)
-    parts = torch.stack([inter, intra_image, intra_batch]) / unit * (scale.value > 0)
-    separability = parts[0] - (parts[1] + parts[2]) / 2
-    if gradient is not None:
-        slope = (separability / unit).to(tokens.dtype)
-        for part in chunks(images, tokens[0].numel() * tokens.element_size(), tokens.device):
-            gradient[part] -= slope * terms.feature_scale_gradient(tokens[part], scale, images)
-    values = torch.stack([separability + m_dim, *parts, m_dim])
-    return values.to(tokens.dtype), gradient
+class _Slopes:
+    """DSE of tokens [B, N, D] and, if ``differentiate``, its slope in them, ``gradient`` [B, N, D]."""
+
+    def __init__(self, tokens: Tensor, scale: terms.Scale, differentiate: bool) -> None:
+        self.tokens = tokens
+        self.scale = scale
+        apart = (
+            scale.value > 0
+        )  # where all tokens are equal nothing is wide, nothing is apart, and nothing pulls
+        self.per_unit = torch.where(apart, 1 / scale.value, 0.0)
+        self.gradient = torch.zeros_like(tokens) if differentiate else None
+
+    def values(self, group: int, chance: Chance | None, given: PseudoLabels | None) -> Tensor:
+        """(dse, m_inter, m_intra_image, m_intra_batch, m_dim); fills the gradient."""
+        images = self.tokens.shape[0]
+        m_dim = self._dimension()
+        found = [_clusters(points, which, chance, given) for which, points in blocks(self.tokens, group)]
+        groups = sum(labels.shape[0] for labels, _ in found)
+        sizes = [terms.cluster_sizes(labels, centroids.shape[1]) for labels, centroids in found]
+        counted = torch.stack([(size > 1).sum() for size in sizes]).sum()
+        inter, intra_batch = [], []
+        for (which, points), (labels, centroids) in zip(blocks(self.tokens, group), found, strict=True):
+            first = which.start * group * self.tokens.shape[1]
+            inter.append(self._separation(points, labels, centroids, first, 1 / (groups * points.shape[1])))
+            weight = (1 / counted.clamp(min=1)).double().expand(labels.shape[0], centroids.shape[1])
+            intra_batch.append(self._radii(points, labels, weight, first))
+        local = _local_labels(self.tokens, chance, given)
+        sizes = terms.cluster_sizes(local, int(local.max()) + 1)
+        several = (sizes > 1).sum(1, keepdim=True)
+        weight = (1 / several.clamp(min=1)).double().expand_as(sizes) / images
+        intra_image = self._radii(self.tokens, local, weight, 0)
+        intra_image = intra_image + (several == 0).double().mean() * terms.RADIUS_WITHOUT_CLUSTERS
+        intra_batch = torch.where(counted > 0, torch.stack(intra_batch).sum(), terms.RADIUS_WITHOUT_CLUSTERS)
+        parts = torch.stack([torch.stack(inter).sum(), intra_image, intra_batch]) * self.per_unit
+        separability = parts[0] - (parts[1] + parts[2]) / 2
+        self._through_scale(separability)
+        return torch.stack([separability + m_dim, *parts, m_dim]).to(self.tokens.dtype)
+
+    def _dimension(self) -> Tensor:
+        """Effective dimension of all tokens together."""
+        rows = self.tokens.detach().flatten(0, 1)
+        if self.gradient is None:
+            return terms.effective_dimension(rows)
+        with torch.enable_grad():
+            value = terms.effective_dimension(rows.requires_grad_())
+            self.gradient = torch.autograd.grad(value, rows)[0].view_as(self.tokens)
+        return value.detach()
+
+    def _separation(
+        self, points: Tensor, labels: Tensor, centroids: Tensor, first: int, weight: float
+    ) -> Tensor:
+        """Weighted sum of the distances of groups [P, n * N, D], whose tokens start at ``first``."""
+        sums = torch.zeros(points.shape[0], dtype=torch.float64, device=points.device)
+        rows = self._gradient_rows(first, points)
+
+        def separate(part: slice) -> None:
+            with torch.set_grad_enabled(rows is not None):
+                own = points[part].detach().requires_grad_(rows is not None)
+                total = (
+                    terms.nearest_other_distance(own, labels[part], centroids[part]).double().sum((1,))
+                    * weight
+                )
+            sums[part] = total.detach()
+            if rows is not None:
+                (slope,) = torch.autograd.grad(total, own, torch.ones_like(total))
+                rows.view_as(points)[part] += slope * self.per_unit.to(slope.dtype)
+
+        item = points[0].numel() * points.element_size()
+        chunks.run(separate, chunks.chunks(points.shape[0], item, points.device), points.device)
+        return sums.sum()
+
+    def _radii(self, points: Tensor, labels: Tensor, weights: Tensor, first: int) -> Tensor:
+        """Weighted sum of the radii of clusters [P, K] of problems [P, n, D], whose tokens start at ``first``."""
+        result = torch.zeros(weights.numel(), dtype=torch.float64, device=points.device)
+        weights = weights.flatten()
+        own = points.flatten(0, 1)
+        rows = self._gradient_rows(first, points)
+
+        def widen(members: terms.Members) -> None:
+            with torch.set_grad_enabled(rows is not None):
+                tokens = own[members.rows].detach().requires_grad_(rows is not None)
+                radius = terms.radii(tokens, members) * weights[members.which]
+            result[members.which] = radius.detach()
+            if rows is not None:
+                (slope,) = torch.autograd.grad(radius, tokens, torch.ones_like(radius))
+                slope *= (-0.5 * self.per_unit).to(slope.dtype)
+                inside = members.inside  # rows past the end belong to clusters of other pieces
+                rows.index_add_(0, members.rows[inside], slope[inside])
+
+        pieces = terms.clusters_by_size(labels, weights.numel() // points.shape[0], points.shape[2])
+        chunks.run(widen, pieces, points.device)
+        return result.sum()
+
+    def _through_scale(self, separability: Tensor) -> None:
+        gradient = self.gradient
+        if gradient is None:
+            return
+        images, slope = self.tokens.shape[0], (separability * self.per_unit).to(self.tokens.dtype)
+
+        def convert(part: slice) -> None:
+            gradient[part] -= slope * terms.feature_scale_gradient(self.tokens[part], self.scale, images)
+
+        _run_on_images(convert, self.tokens)
+
+    def _gradient_rows(self, first: int, points: Tensor) -> Tensor | None:
+        """The rows of the gradient that belong to some problems, [P * n, D], to be written in place."""
+        if self.gradient is None:
+            return None
+        return self.gradient.view(-1, points.shape[2])[first : first + points.shape[0] * points.shape[1]]
 
 
-def _dimension(tokens: Tensor, differentiate: bool) -> tuple[Tensor, Tensor | None]:
-    """Effective dimension of all tokens together, and its slope in them."""
-    with torch.set_grad_enabled(differentiate):
-        rows = tokens.detach().flatten(0, 1).requires_grad_(differentiate)
-        value = terms.effective_dimension(rows)
-    slope = torch.autograd.grad(value, rows)[0].view_as(tokens) if differentiate else None
-    return value.detach(), slope
+def _through_normalisation(gradient: Tensor, tokens: Tensor, lengths: Tensor) -> None:
+    """Turn the slope in normalised tokens into the slope in the tokens they came from, in place."""
+
+    def convert(part: slice) -> None:
+        along = (gradient[part] * tokens[part]).sum(-1, keepdim=True)
+        inverse = torch.where(lengths[part] > SHORTEST_TOKEN, 1 / lengths[part], 0.0)
+        gradient[part] = (gradient[part] - along * tokens[part]) * inverse
+
+    _run_on_images(convert, tokens)
+
+
+def _run_on_images(work: Callable[[slice], None], tokens: Tensor) -> None:
+    item = tokens[0].numel() * tokens.element_size()
+    chunks.run(work, chunks.chunks(tokens.shape[0], item, tokens.device), tokens.device)
 
 
 def _local_labels(tokens: Tensor, chance: Chance | None, given: PseudoLabels | None) -> Tensor:
