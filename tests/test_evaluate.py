@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,36 +18,6 @@ from dse_monitor.errors import DeviceError, ImagesError
 from dse_monitor.evaluate import Evaluator, Probe, batches, is_constant, resolve_device
 from dse_monitor.metric import average, measure
 from dse_monitor.record import evaluation_from_json, to_json
-
-NETWORK = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2, "num_classes": 0}
-
-
-def write_checkpoint(path, seed=0, change=None):
-    """A file as our trainers write it, with weights drawn from `seed`; `change` may spoil them."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = timm.create_model("vit_tiny_patch16_224", **NETWORK)
-    if change:
-        with torch.no_grad():
-            change(network)
-    torch.save(
-        {
-            "format": "dse-train",
-            "schema": 1,
-            "method": "dino",
-            "epoch": 4,
-            "step": 40,
-            "backbone": {"name": "vit_tiny_patch16_224", "kwargs": NETWORK, "image_size": 32, "num_heads": 2},
-            "evaluated": "teacher.backbone.",
-            "model": {"teacher.backbone." + name: value for name, value in network.state_dict().items()},
-            "optimizer": {},
-            "scaler": {},
-            "rng": {},
-            "recipe": {},
-        },
-        path,
-    )
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +31,7 @@ def probe(pictures, tmp_path):
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
+def checkpoint(tmp_path, write_checkpoint):
     return write_checkpoint(tmp_path / "checkpoint_0004.pth")
 
 
@@ -203,7 +172,7 @@ def test_file_that_is_not_there_is_an_os_error(probe, tmp_path):
         Evaluator(probe)(tmp_path / "gone.pth")
 
 
-def test_non_finite_weights_are_invalid_before_anything_is_computed(probe, tmp_path):
+def test_non_finite_weights_are_invalid_before_anything_is_computed(probe, tmp_path, write_checkpoint):
     def spoil(network):
         network.blocks[1].mlp.fc1.weight[3, 4] = math.nan
 
@@ -214,7 +183,7 @@ def test_non_finite_weights_are_invalid_before_anything_is_computed(probe, tmp_p
     assert result.source.epoch == 4
 
 
-def test_features_that_overflow_are_invalid(probe, tmp_path):
+def test_features_that_overflow_are_invalid(probe, tmp_path, write_checkpoint):
     def spoil(network):
         network.norm.weight.fill_(1e38)
         network.norm.bias.fill_(3e38)
@@ -224,7 +193,7 @@ def test_features_that_overflow_are_invalid(probe, tmp_path):
     assert result.settings is not None
 
 
-def test_collapsed_features_are_invalid(probe, tmp_path):
+def test_collapsed_features_are_invalid(probe, tmp_path, write_checkpoint):
     def spoil(network):
         network.norm.weight.zero_()
         network.norm.bias.normal_()
@@ -266,7 +235,7 @@ def test_bad_images_are_raised_not_recorded(probe, checkpoint, tmp_path):
         Evaluator(dataclasses.replace(probe, images=str(tmp_path / "nowhere")))(checkpoint)
 
 
-def test_maps_are_painted_beside_the_images_they_show(probe, checkpoint, tmp_path):
+def test_maps_are_painted_beside_the_images_they_show(probe, checkpoint, tmp_path, write_checkpoint):
     output = tmp_path / "dse"
     evaluator = Evaluator(dataclasses.replace(probe, maps=str(output), batch=4))  # examples from two batches
     first = evaluator(checkpoint)

@@ -1,0 +1,41 @@
+"""What tests of several packages need."""
+
+import pytest
+import timm
+import torch
+
+NETWORK = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2, "num_classes": 0}
+
+
+@pytest.fixture(scope="session")
+def write_checkpoint():
+    """Writes a file as our trainers do: a ViT of 24 dimensions for images of 32 px, 16 tokens, 4 epochs old.
+
+    Called with the path, a seed for the weights, and a function that spoils the network before it is saved.
+    """
+
+    def write(path, seed=0, change=None):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network = timm.create_model("vit_tiny_patch16_224", **NETWORK)
+        if change:
+            with torch.no_grad():
+                change(network)
+        content = {
+            "format": "dse-train",
+            "schema": 1,
+            "method": "dino",
+            "epoch": 4,
+            "step": 40,
+            "backbone": {"name": "vit_tiny_patch16_224", "kwargs": NETWORK, "image_size": 32, "num_heads": 2},
+            "evaluated": "teacher.backbone.",
+            "model": {"teacher.backbone." + name: value for name, value in network.state_dict().items()},
+            "optimizer": {},
+            "scaler": {},
+            "rng": {},
+            "recipe": {},
+        }
+        torch.save(content, path)
+        return path
+
+    return write
