@@ -110,7 +110,7 @@ class ByteSource:
             return read_at(descriptor, self, offset, length)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Record:
     """A run of bytes in a file that belongs together.
 
@@ -143,8 +143,12 @@ class Record:
 
 def read_at(descriptor: int, source: ByteSource, offset: int, length: int) -> bytes:
     """Exactly ``length`` bytes at ``offset``."""
-    buffer = bytearray(length)
-    read_into(descriptor, source, offset, memoryview(buffer))
+    data = os.pread(descriptor, length, offset)
+    if len(data) == length:
+        return data
+    buffer = bytearray(length)  # the system may give less at a time
+    buffer[: len(data)] = data
+    read_into(descriptor, source, offset + len(data), memoryview(buffer)[len(data) :])
     return bytes(buffer)
 
 

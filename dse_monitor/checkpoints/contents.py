@@ -101,6 +101,19 @@ class Opaque:
         return f"Opaque({self.name}{': ' + self.note if self.note else ''})"
 
 
+def shown(value: Any, limit: int = 120) -> str:
+    """A value of unknown origin for a message: short, printable, and never by walking into it."""
+    if isinstance(value, (str, bytes)):
+        return repr(value[:limit]) + ("..." if len(value) > limit else "")
+    if value is None or isinstance(value, (bool, float)):
+        return repr(value)
+    if isinstance(value, int):
+        return repr(value) if -(1 << 128) < value < 1 << 128 else "a number of many digits"
+    if isinstance(value, Opaque):
+        return f"{value.name[:limit]} by name"
+    return f"a {type(value).__name__}"
+
+
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides, in elements, of a contiguous tensor."""
     strides = []
@@ -112,7 +125,7 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def describe_tensor(
-    storage: Storage, dtype: str, offset: int, shape: Any, stride: Any, *, expanded_limit: int = 1 << 26
+    storage: Storage, dtype: str, offset: int, shape: Any, stride: Any, *, expanded_limit: int = 1 << 22
 ) -> TensorRef:
     """A view of a storage, after checking that it stays inside.
 
@@ -135,7 +148,7 @@ def describe_tensor(
     if len(shape) != len(stride):
         raise Contradiction(f"{len(shape)} sizes but {len(stride)} strides")
     if type(offset) is not int or offset < 0:
-        raise Contradiction(f"offset {offset!r} is no non-negative number")
+        raise Contradiction(f"offset {shown(offset)} is no non-negative number")
     itemsize = ITEM_SIZES[dtype]
     count = math.prod(shape)
     if count:
@@ -155,7 +168,7 @@ def _sizes(value: Any, what: str) -> tuple[int, ...]:
         raise Contradiction(f"{what} is {type(value).__name__} and no short tuple")
     for item in value:
         if type(item) is not int or not 0 <= item < 1 << 62:
-            raise Contradiction(f"{what} holds {item!r:.40}, no non-negative number")
+            raise Contradiction(f"{what} holds {shown(item)}, no non-negative number")
     return tuple(value)
 
 

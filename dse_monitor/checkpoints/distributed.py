@@ -7,11 +7,12 @@ it names exist.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from dse_monitor.checkpoints.byte_source import ByteSource, Record
-from dse_monitor.checkpoints.contents import Chunk, Opaque, TensorRef, Unbuilt
+from dse_monitor.checkpoints.contents import ITEM_SIZES, Chunk, Opaque, TensorRef, Unbuilt, shown
 from dse_monitor.checkpoints.hugging_face import inside
 from dse_monitor.checkpoints.pickle_reader import PickleCutShort, read_pickle
 from dse_monitor.checkpoints.pieces import whole_of_pieces
@@ -85,7 +86,7 @@ def _metadata(value: Any, where: str) -> tuple[dict[str, Any], dict[str, Any], d
         or not all(isinstance(k, str) for k in entries)
     ):
         raise CorruptCheckpoint(
-            f"{where} holds {value!r:.80}, expected torch.distributed.checkpoint.metadata.Metadata with "
+            f"{where} holds {shown(value)}, expected torch.distributed.checkpoint.metadata.Metadata with "
             "names and places"
         )
     mappings = _field(value, "planner_data")
@@ -111,12 +112,12 @@ def _places(
             or type(file) is not str
             or type(start) is not int
             or type(length) is not int
-            or start < 0
-            or length < 0
+            or not 0 <= start < 1 << 60
+            or not 0 <= length < 1 << 60
             or (offset is not None and _numbers(offset) is None)
         ):
             raise CorruptCheckpoint(
-                f"{where}: the place of {name!r:.200} is {info!r:.80}, expected a file and a range"
+                f"{where}: the place of {shown(name)} is {shown(info)}, expected a file and a range"
             )
         if file not in files:
             if len(files) >= MAX_FILES:
@@ -125,7 +126,7 @@ def _places(
         source = files[file]
         if start + length > source.size:
             raise IncompleteCheckpoint(
-                f"{source.path} has {source.size} bytes, {METADATA} places {name!r:.200} at bytes {start} to "
+                f"{source.path} has {source.size} bytes, {METADATA} places {shown(name)} at bytes {start} to "
                 f"{start + length}; it is cut short or still being written"
             )
         key = name, None if offset is None else _numbers(offset)
@@ -138,7 +139,7 @@ def _tensor(name: str, entry: Any, chunks: Any, places: dict[Any, _Place], where
     shape = _numbers(_field(entry, "size"))
     if shape is None or type(chunks) is not list:
         raise CorruptCheckpoint(
-            f"{where}: tensor {name!r:.200} has no size or no list of pieces; save it again"
+            f"{where}: tensor {shown(name)} has no size or no list of pieces; save it again"
         )
     try:
         dtype = _dtype(_field(entry, "properties"))
@@ -149,17 +150,23 @@ def _tensor(name: str, entry: Any, chunks: Any, places: dict[Any, _Place], where
         offsets, sizes = _numbers(_field(chunk, "offsets")), _numbers(_field(chunk, "sizes"))
         if offsets is None or sizes is None:
             raise CorruptCheckpoint(
-                f"{where}: a piece of {name!r:.200} has no offsets or sizes; save it again"
+                f"{where}: a piece of {shown(name)} has no offsets or sizes; save it again"
             )
         place = places.get((name, offsets)) or (places.get((name, None)) if len(chunks) == 1 else None)
         if place is None:
             raise CorruptCheckpoint(
-                f"{where}: no file holds the piece of {name!r:.200} at {list(offsets)}; save it again"
+                f"{where}: no file holds the piece of {shown(name)} at {list(offsets)}; save it again"
             )
         source, start, length, transformed = place
         if transformed:
             return Opaque(
                 "torch.Tensor", (shape,), note=f"not built: a {dtype} tensor of {list(shape)}, compressed"
+            )
+        if math.prod(sizes) * ITEM_SIZES[dtype] > length:
+            raise CorruptCheckpoint(
+                f"{where}: the piece of {shown(name)} at {list(offsets)} would need {list(sizes)} elements "
+                f"of {dtype}, "
+                f"its file has {length} bytes for it; save it again"
             )
         found.append(Chunk(offsets, sizes, Record(source, name, start, length)))
     return whole_of_pieces(dtype, shape, tuple(found))
@@ -184,7 +191,7 @@ def _value(name: str, places: dict[Any, _Place], notes: list[str]) -> Any:
             "torch.distributed.checkpoint value", (), note=f"not built: {length} bytes, large or compressed"
         )
     try:
-        tree, said = read_torch_zip(source, start, length, f"{name!r:.200}, ")
+        tree, said = read_torch_zip(source, start, length, f"{shown(name)}, ")
     except CheckpointError as error:
         return Opaque("torch.distributed.checkpoint value", (), note=f"not built: {error}")
     notes += [note for note in said if note not in notes]

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dse_monitor.checkpoints.byte_source import ByteSource
-from dse_monitor.checkpoints.contents import Chunk, Opaque, TensorRef
+from dse_monitor.checkpoints.contents import Chunk, Opaque, TensorRef, shown
 from dse_monitor.checkpoints.pieces import whole_of_pieces
 from dse_monitor.checkpoints.plain_json import read_json_file
 from dse_monitor.errors import CheckpointError, CorruptCheckpoint, IncompleteCheckpoint, UnsafeCheckpoint
@@ -68,7 +68,7 @@ def shards(index: Path) -> tuple[dict[str, str], list[Path]]:
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise IncompleteCheckpoint(
-            f"{index} names {len(names)} files, {len(missing)} are missing (first {missing[0]!r:.120}); "
+            f"{index} names {len(names)} files, {len(missing)} are missing (first {shown(missing[0])}); "
             "the folder is still being written or copied"
         )
     return weight_map, paths
@@ -90,7 +90,7 @@ def inside(folder: Path, name: str, where: str) -> Path:
         or len(name) > 1024
     ):
         raise UnsafeCheckpoint(
-            f"{where} names the file {name!r:.120}, expected one inside its folder; nothing was read"
+            f"{where} names the file {shown(name)}, expected one inside its folder; nothing was read"
         )
     return folder / path
 
@@ -112,7 +112,7 @@ def read_shards(
         for name, value in part.items():
             if name in tree:
                 raise CorruptCheckpoint(
-                    f"{index}: tensor {name!r:.200} is in two shards; save the checkpoint again"
+                    f"{index}: tensor {shown(name)} is in two shards; save the checkpoint again"
                 )
             tree[name] = value
         sources += opened
@@ -121,7 +121,7 @@ def read_shards(
     if lacking:
         raise CorruptCheckpoint(
             f"{index} promises {len(weight_map)} tensors, {len(lacking)} are in no shard (first "
-            f"{lacking[0]!r:.200}); "
+            f"{shown(lacking[0])}); "
             "save the checkpoint again"
         )
     return tree, sources, notes
@@ -156,7 +156,7 @@ def join_pieces(parts: list[tuple[dict[str, Any], dict[str, Any]]], folder: Path
                     pieces.setdefault(name, []).append((tuple(offsets), ref))
                     continue
             raise CorruptCheckpoint(
-                f"{folder}: nothing says where the piece of {name!r:.200} belongs; save it again"
+                f"{folder}: nothing says where the piece of {shown(name)} belongs; save it again"
             )
     return {name: _join(found) for name, found in pieces.items()}
 

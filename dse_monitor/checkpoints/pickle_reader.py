@@ -192,7 +192,12 @@ class _Machine:
 
     def text(self, raw: bytes | bytearray, encoding: str = "utf-8") -> str:
         # One character beyond the first plane makes Python store four bytes for each of them.
-        self.charge(_SLOT + (len(raw) if len(raw) < 1024 or raw.isascii() else 4 * len(raw)))
+        width = 1 if len(raw) < 1024 or raw.isascii() else 4
+        if width * len(raw) > self.limits.text:
+            raise self.unsafe(
+                f"a string of {len(raw):,} bytes beyond ASCII (at most {self.limits.text // 4:,})"
+            )
+        self.charge(_SLOT + width * len(raw))
         return str(raw, encoding, "replace")
 
     def add_text(self, position: int, length: int) -> int:

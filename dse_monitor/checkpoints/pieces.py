@@ -11,6 +11,7 @@ from dse_monitor.checkpoints.contents import (
     Storage,
     TensorRef,
     row_major,
+    shown,
 )
 from dse_monitor.checkpoints.torch_zip import read_torch_zip
 from dse_monitor.errors import CorruptCheckpoint
@@ -71,7 +72,7 @@ def open_piece(chunk: Chunk, dtype: str) -> TensorRef:
     """
     record = chunk.record
     if chunk.is_zip:
-        tree, _ = read_torch_zip(record.source, record.offset, record.nbytes, f"{record.name!r:.200}, ")
+        tree, _ = read_torch_zip(record.source, record.offset, record.nbytes, f"{shown(record.name)}, ")
     else:
         tree = TensorRef(
             dtype,
@@ -84,7 +85,7 @@ def open_piece(chunk: Chunk, dtype: str) -> TensorRef:
     if not isinstance(tree, TensorRef) or (tree.dtype, tree.shape) != (dtype, chunk.sizes) or tree._chunks:
         found = f"{tree.dtype} {list(tree.shape)}" if isinstance(tree, TensorRef) else type(tree).__name__
         raise CorruptCheckpoint(
-            f"{record.source.path}: the piece {record.name!r:.200} is {found}, its metadata says {dtype} "
+            f"{record.source.path}: the piece {shown(record.name)} is {found}, its metadata says {dtype} "
             f"{list(chunk.sizes)}; save the checkpoint again"
         )
     return tree

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from dse_monitor.checkpoints.byte_source import ByteSource, Record, read_at
-from dse_monitor.checkpoints.contents import ITEM_SIZES, Opaque, Storage, TensorRef, row_major
+from dse_monitor.checkpoints.contents import ITEM_SIZES, Opaque, Storage, TensorRef, row_major, shown
 from dse_monitor.checkpoints.plain_json import parse_json
 from dse_monitor.errors import CorruptCheckpoint, IncompleteCheckpoint
 
@@ -81,7 +81,7 @@ def read_safetensors(source: ByteSource) -> tuple[dict[str, Any], dict[str, Any]
         nbytes = math.prod(shape) * ITEM_SIZES[known]
         if nbytes != end - start:
             raise CorruptCheckpoint(
-                f"{source.path} (safetensors): tensor {name!r:.200} has {end - start} bytes, {known} "
+                f"{source.path} (safetensors): tensor {shown(name)} has {end - start} bytes, {known} "
                 f"{list(shape)} needs "
                 f"{nbytes}; save the checkpoint again"
             )
@@ -107,7 +107,7 @@ def _covered(source: ByteSource, spans: list[tuple[int, int, str]]) -> int:
     for start, end, name in sorted(spans):
         if start != position:
             raise CorruptCheckpoint(
-                f"{source.path} (safetensors): tensor {name!r:.200} begins at byte {start} of the data, "
+                f"{source.path} (safetensors): tensor {shown(name)} begins at byte {start} of the data, "
                 f"expected {position}; "
                 "save the checkpoint again"
             )
@@ -127,7 +127,7 @@ def _entry(source: ByteSource, name: str, entry: Any) -> tuple[str, tuple[int, .
         or offsets[0] > offsets[1]
     ):
         raise CorruptCheckpoint(
-            f"{source.path} (safetensors): the entry of {name!r:.200} is {entry!r:.120}, "
+            f"{source.path} (safetensors): the entry of {shown(name)} is {shown(entry)}, "
             "expected dtype, shape and data_offsets"
         )
     return dtype, shape, offsets[0], offsets[1]

@@ -15,6 +15,7 @@ from dse_monitor.checkpoints.byte_source import ByteSource, Record, read_into
 from dse_monitor.checkpoints.contents import COMPLEX, ITEM_SIZES, TensorRef, row_major
 from dse_monitor.checkpoints.pieces import open_piece
 from dse_monitor.checkpoints.zip_directory import data_offset, inflate
+from dse_monitor.errors import CheckpointError
 
 _STEP = 1 << 20  # bytes read and summed at a time: small enough to stay in a core's cache in between; ours
 _PARALLEL_FROM = 1 << 25  # bytes from which a second thread is worth starting; ours
@@ -43,7 +44,13 @@ def read_tensors(refs: Sequence[TensorRef]) -> list[bytearray]:
     views: list[tuple[TensorRef, bytearray]] = []
     joined: list[tuple[TensorRef, bytearray]] = []
     for ref in refs:
-        results.append(bytearray(ref.nbytes))
+        try:
+            results.append(bytearray(ref.nbytes))
+        except MemoryError:
+            raise CheckpointError(
+                f"a tensor of {ref.nbytes:,} bytes does not fit into memory; free some, or use a larger "
+                "machine"
+            ) from None
         (joined if ref._chunks else views).append((ref, results[-1]))
     _read_views(views)
     for ref, target in joined:

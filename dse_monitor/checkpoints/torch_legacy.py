@@ -7,11 +7,10 @@ the end of the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from dse_monitor.checkpoints.byte_source import ByteSource, Record, read_at
-from dse_monitor.checkpoints.contents import Opaque, Storage
+from dse_monitor.checkpoints.contents import Opaque, Storage, shown
 from dse_monitor.checkpoints.pickle_reader import PickleCutShort, read_pickle
 from dse_monitor.checkpoints.tree import untangle
 from dse_monitor.checkpoints.understood import storage_type
@@ -67,89 +66,82 @@ def _read(source: ByteSource, data: bytes) -> tuple[Any, list[str]]:
     protocol, position = read_pickle(data, where=where, start=position)
     machine, position = read_pickle(data, where=where, start=position)
     if magic != MAGIC or protocol != PROTOCOL:
-        raise CorruptCheckpoint(f"{where} has protocol {protocol!r:.40}, expected {PROTOCOL}; save it again")
+        raise CorruptCheckpoint(f"{where} has protocol {shown(protocol)}, expected {PROTOCOL}; save it again")
     big_endian = isinstance(machine, dict) and machine.get("little_endian") is False
-    # The object comes before the places of its storages, so it is read twice: for their sizes, then for good.
-    begin = position
-    sizes: dict[str, tuple[str, int, int]] = {}
-    _, position = read_pickle(data, where=where, start=begin, persistent=_collect(sizes))
+    storages = _Storages(source, big_endian)
+    value, position = read_pickle(data, where=where, start=position, persistent=storages)
     keys, position = read_pickle(data, where=where, start=position)
-    roots = _places(source, position, keys, sizes, big_endian)
-    value, _ = read_pickle(data, where=where, start=begin, persistent=_resolve(source, roots))
+    storages.place(keys, position)
     return untangle(value, where)
 
 
-def _collect(sizes: dict[str, tuple[str, int, int]]) -> Callable[[Any], Any]:
-    """Note element type, bytes per element and elements of each storage."""
+class _Storages:
+    """Persistent ids in, storages out. The object comes before its storages, whose places are filled in later."""
 
-    def persistent(identifier: Any) -> Any:
+    def __init__(self, source: ByteSource, big_endian: bool) -> None:
+        self.source = source
+        self.big_endian = big_endian
+        self.sizes: dict[str, tuple[int, int]] = {}  # bytes per element, elements
+        self.known: dict[tuple[str, str, tuple[int, int] | None], Storage] = {}
+        self.waiting: dict[
+            str, list[tuple[Record, int]]
+        ] = {}  # records and where they begin in their storage
+
+    def __call__(self, identifier: Any) -> Any:
         module = _source_of_module(identifier)
         if module is not None:
             return module
-        dtype, itemsize, key, count, _ = _parse(identifier)
-        if sizes.setdefault(key, (dtype, itemsize, count))[1:] != (itemsize, count):
-            raise ValueError(f"storage {key!r:.40} has two sizes")
-        return Storage(dtype, itemsize * count)
+        dtype, itemsize, key, count, view = _parse(identifier)
+        if self.sizes.setdefault(key, (itemsize, count)) != (itemsize, count):
+            raise ValueError(f"storage {shown(key)} has two sizes")
+        found = self.known.get((key, dtype, view))
+        if found is None:
+            first, size = view or (0, count)
+            if first + size > count:
+                raise ValueError(f"a view reaches beyond storage {shown(key)}")
+            record = Record(self.source, key, -1, size * itemsize)
+            self.waiting.setdefault(key, []).append((record, first * itemsize))
+            found = Storage(dtype, record.nbytes, record, big_endian=self.big_endian)
+            self.known[key, dtype, view] = found
+        return found
 
-    return persistent
-
-
-def _places(
-    source: ByteSource, position: int, keys: Any, sizes: dict[str, tuple[str, int, int]], big_endian: bool
-) -> dict[str, Storage]:
-    """Walk over the storages behind the pickles: eight bytes of length, then the elements."""
-    if type(keys) is not list or set(keys) != set(sizes) or len(keys) != len(sizes):
-        raise CorruptCheckpoint(
-            f"{source.path} (legacy torch file) lists other storages than its object uses; save it again"
-        )
-    roots: dict[str, Storage] = {}
-    with source.open() as descriptor:
-        for key in keys:
-            dtype, itemsize, count = sizes[key]
-            found = int.from_bytes(
-                read_at(descriptor, source, position, 8), "big" if big_endian else "little"
+    def place(self, keys: Any, position: int) -> None:
+        """Walk over the storages behind the pickles: eight bytes of length, then the elements."""
+        where = f"{self.source.path} (legacy torch file)"
+        if (
+            type(keys) is not list
+            or len(keys) != len(self.sizes)
+            or not all(type(key) is str for key in keys)
+        ):
+            raise CorruptCheckpoint(f"{where} lists other storages than its object uses; save it again")
+        if set(keys) != set(self.sizes):
+            raise CorruptCheckpoint(f"{where} lists other storages than its object uses; save it again")
+        order = "big" if self.big_endian else "little"
+        with self.source.open() as descriptor:
+            for key in keys:
+                itemsize, count = self.sizes[key]
+                found = int.from_bytes(read_at(descriptor, self.source, position, 8), order)
+                if found != count:
+                    raise CorruptCheckpoint(
+                        f"{where}: storage {shown(key)} holds {found} elements at byte {position}, its "
+                        "pickle says "
+                        f"{count}; save it again"
+                    )
+                for record, first in self.waiting[key]:
+                    record.offset = position + 8 + first
+                position += 8 + itemsize * count
+        if position > self.source.size:
+            raise IncompleteCheckpoint(
+                f"{where} has {self.source.size} bytes, its storages end at {position}; it is cut short or "
+                "still "
+                "being written"
             )
-            if found != count:
-                raise CorruptCheckpoint(
-                    f"{source.path} (legacy torch file): storage {key!r:.40} holds {found} elements at byte "
-                    f"{position}, "
-                    f"its pickle says {count}; save it again"
-                )
-            record = Record(source, key, position + 8, itemsize * count)
-            roots[key] = Storage(dtype, record.nbytes, record, big_endian=big_endian)
-            position += 8 + record.nbytes
-    if position > source.size:
-        raise IncompleteCheckpoint(
-            f"{source.path} (legacy torch file) has {source.size} bytes, its storages end at {position}; "
-            "it is cut short or still being written"
-        )
-    if position < source.size:
-        raise CorruptCheckpoint(
-            f"{source.path} (legacy torch file) has {source.size} bytes, its storages end at {position}; "
-            "something was appended to it, save it again"
-        )
-    return roots
-
-
-def _resolve(source: ByteSource, roots: dict[str, Storage]) -> Callable[[Any], Any]:
-    """Storages with their places; a view is a stretch of its root."""
-
-    def persistent(identifier: Any) -> Any:
-        module = _source_of_module(identifier)
-        if module is not None:
-            return module
-        dtype, itemsize, key, _, view = _parse(identifier)
-        root = roots[key]
-        if view is None:
-            return root
-        first, size = view
-        if (first + size) * itemsize > root.nbytes:
-            raise ValueError(f"a view reaches beyond storage {key!r:.40}")
-        assert root.record is not None
-        record = Record(source, key, root.record.offset + first * itemsize, size * itemsize)
-        return Storage(dtype, record.nbytes, record, big_endian=root.big_endian)
-
-    return persistent
+        if position < self.source.size:
+            raise CorruptCheckpoint(
+                f"{where} has {self.source.size} bytes, its storages end at {position}; something was "
+                "appended to "
+                "it, save it again"
+            )
 
 
 def _source_of_module(identifier: Any) -> Opaque | None:

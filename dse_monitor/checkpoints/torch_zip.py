@@ -7,8 +7,8 @@ import zlib
 from typing import Any
 
 from dse_monitor.checkpoints.byte_source import ByteSource, Record
-from dse_monitor.checkpoints.contents import Opaque, Storage
-from dse_monitor.checkpoints.pickle_reader import read_pickle
+from dse_monitor.checkpoints.contents import Opaque, Storage, shown
+from dse_monitor.checkpoints.pickle_reader import PickleCutShort, read_pickle
 from dse_monitor.checkpoints.tree import untangle
 from dse_monitor.checkpoints.understood import storage_type
 from dse_monitor.checkpoints.zip_directory import read_directory, read_member
@@ -16,7 +16,8 @@ from dse_monitor.errors import CheckpointError, CorruptCheckpoint
 
 MAX_PICKLE = 256 << 20  # bytes of data.pkl; ours: a hundred times a checkpoint with ten thousand tensors
 MAX_PACKED_PICKLE = 64 << 20  # bytes of a data.pkl that was deflated (torch never does)
-MAX_PACKED_STORAGE = 1 << 34  # bytes of a storage that was deflated
+PACKED_ALLOWANCE = 32 << 20  # bytes a deflated storage may unpack to in any case; ours
+PACKED_RATIO = 8  # times its packed bytes it may unpack to beyond that; weights hardly shrink at all
 CRC_NOTE = (
     "the file was written without checksums (torch.serialization.set_crc32_options(False)): not verified"
 )
@@ -64,7 +65,10 @@ def read_torch_zip(
     def storage(identifier: Any) -> Storage | Opaque:
         return _storage(source, root, members, storages, identifier, checked, big_endian)
 
-    value, _ = read_pickle(data, where=where, persistent=storage)
+    try:
+        value, _ = read_pickle(data, where=where, persistent=storage)
+    except PickleCutShort as error:
+        raise CorruptCheckpoint(str(error)) from None
     tree, cuts = untangle(value, where)
     return tree, notes + cuts
 
@@ -157,24 +161,25 @@ def _storage(
         raise ValueError("not in the form torch writes them")
     _, kind, key, _, count = identifier
     dtype, itemsize = storage_type(kind)
-    if type(key) is not str or type(count) is not int or count < 0:
+    if type(key) is not str or type(count) is not int or not 0 <= count < 1 << 56:
         raise ValueError("its key or length is of the wrong kind")
     member = members.get(f"{root}data/{key}")
     if member is None:
         raise CorruptCheckpoint(
-            f"{source.path}: its pickle names storage {key!r:.80}, which the archive lacks; save the "
+            f"{source.path}: its pickle names storage {shown(key)}, which the archive lacks; save the "
             "checkpoint again"
         )
     if member.nbytes != count * itemsize:
         raise CorruptCheckpoint(
-            f"{source.path}: storage {key!r} has {member.nbytes} bytes, its pickle says {count * itemsize}; "
+            f"{source.path}: storage {shown(key)} has {member.nbytes} bytes, its pickle says "
+            f"{count * itemsize}; "
             "save the checkpoint again"
         )
-    if member.packed is not None and member.nbytes > min(MAX_PACKED_STORAGE, 1100 * member.packed):
+    if member.packed is not None and member.nbytes > PACKED_ALLOWANCE + PACKED_RATIO * member.packed:
         raise CorruptCheckpoint(
-            f"{source.path}: storage {key!r} is packed from {member.nbytes:,} bytes to {member.packed:,}, "
-            "more than "
-            "deflate can; this is no checkpoint"
+            f"{source.path}: storage {shown(key)} is packed from {member.nbytes:,} bytes to "
+            f"{member.packed:,}, "
+            "which no weights do; this is no checkpoint"
         )
     found = known.get(key)
     if found is None:

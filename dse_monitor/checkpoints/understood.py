@@ -18,6 +18,7 @@ from dse_monitor.checkpoints.contents import (
     Unbuilt,
     describe_tensor,
     row_major,
+    shown,
 )
 
 STORAGE_TYPES = {
@@ -83,7 +84,7 @@ def storage_type(value: Any) -> tuple[str, int]:
                 return dtype, ITEM_SIZES.get(dtype, 1)
             if name in QUANTISED_STORAGES:
                 return name, QUANTISED_STORAGES[name]
-    raise ValueError(f"{value!r:.80} is no storage class of torch")
+    raise ValueError(f"{shown(value)} is no storage class of torch")
 
 
 # torch
@@ -201,7 +202,7 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     if type(text) is bytes:
         return text
     if type(text) is not str or encoding not in ("latin1", "latin-1", "iso-8859-1"):
-        raise Unbuilt(f"text in the encoding {encoding!r:.40}")
+        raise Unbuilt(f"text in the encoding {shown(encoding)}")
     return text.encode("latin1")
 
 
@@ -252,7 +253,7 @@ def _numpy_type(value: Any) -> tuple[str, int, str]:
         order, code = code[0], code[1:]
     kind, size = code[:1], code[1:]
     if not size.isascii() or not size.isdigit() or order not in ("<", ">", "|", "="):
-        raise Unbuilt(f"elements of NumPy type {code!r}")
+        raise Unbuilt(f"elements of NumPy type {shown(code)}")
     return kind, int(size), ">" if order == ">" else "<"
 
 
