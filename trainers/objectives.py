@@ -35,8 +35,9 @@ def pair_cross_entropies(student_logits: Tensor, targets: Tensor, temperature: f
     Returns:
         [T, V].
     """
-    log_p = F.log_softmax(student_logits.float() / temperature, dim=-1)
-    return -(targets.flatten(1) @ log_p.flatten(1).T) / student_logits.shape[1]
+    with torch.autocast(student_logits.device.type, enabled=False):  # the product would run in half precision
+        log_p = F.log_softmax(student_logits.float() / temperature, dim=-1)
+        return -(targets.flatten(1) @ log_p.flatten(1).T) / student_logits.shape[1]
 
 
 def mean_over_distinct(pairs: Tensor) -> Tensor:

@@ -191,6 +191,22 @@ def clip_each(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
     return torch.stack(list(norms))
 
 
+def clip_and_freeze(module: nn.Module, max_norm: float, frozen: str | None = None) -> None:
+    """Clip each gradient by itself, then leave some parameters out of the step (DINO and its kin).
+
+    Args:
+        module: the student.
+        max_norm: largest norm of one tensor's gradient; 0 for no clipping.
+        frozen: part of the names of parameters whose gradient becomes None, after clipping; None for none.
+    """
+    named = [(name, p) for name, p in module.named_parameters() if p.grad is not None]
+    if max_norm:
+        clip_each([p.grad for _, p in named if p.grad is not None], max_norm)
+    for name, p in named:
+        if frozen is not None and frozen in name:
+            p.grad = None
+
+
 # Schedules: float64 arrays with one value per optimiser step ------------------------------------------------
 
 
