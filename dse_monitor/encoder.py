@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from dse_monitor.checkpoints.network import Network
     from dse_monitor.record import Source
 
-# Images per forward pass; ours. A ViT-S/16 needs about 20 MB of activations per image, so both leave room for others.
+# Images per forward pass; ours. A ViT-S/16 needs about 20 MB of activations per image, so both leave room for
+# others.
 MICRO_BATCH = {"cpu": 32, "cuda": 256, "mps": 64}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -92,7 +93,8 @@ class Encoder:
     def dense_tokens(self, images: Tensor) -> Tensor:
         """Last-layer tokens of normalised images, without class and register tokens.
 
-        ViT: patch tokens after the final norm. ResNet and ConvNeXt: the last stage's map. Swin: the last stage's
+        ViT: patch tokens after the final norm. ResNet and ConvNeXt: the last stage's map. Swin: the last
+            stage's
         map after the final norm. Maps are read row by row.
 
         Args:

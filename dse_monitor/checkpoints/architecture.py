@@ -1,7 +1,7 @@
 """Tensor shapes -> the one timm network they belong to, or an error that says what is ambiguous or missing.
 
-A family is one function in `families/`; FAMILIES lists them. Nothing is looked up by the name of a published model:
-any width, depth, patch, window or block count is built from the shapes themselves.
+A family is one function in `families/`; FAMILIES lists them. Nothing is looked up by the name of a published
+model: any width, depth, patch, window or block count is built from the shapes themselves.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from dse_monitor.checkpoints.families import convnext, resnet, swin, vit
+from dse_monitor.checkpoints.families import convnext, dinov3, resnet, swin, vit
 from dse_monitor.checkpoints.network import Hints, Network, NotThisNetwork
 from dse_monitor.checkpoints.statedicts import Shape
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FAMILIES: Mapping[str, Callable[[Mapping[str, Shape], Hints], Network]] = {
     "vit": vit.recognise,
+    "dinov3": dinov3.recognise,
     "resnet": resnet.recognise,
     "swin": swin.recognise,
     "convnext": convnext.recognise,

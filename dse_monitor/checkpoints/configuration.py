@@ -1,21 +1,17 @@
 """What a training code wrote about its network beside the tensors: arguments, configurations, config.json.
 
-Only plain values are looked at; nothing of a configuration is executed or imported. An architecture's name is believed
-about its heads only if its width is that of the tensors.
+Only plain values are looked at; nothing of a configuration is executed or imported. An architecture's name is
+believed about its heads only if its width is that of the tensors.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from dse_monitor.checkpoints.contents import attributes
 from dse_monitor.checkpoints.layouts import Layout
 from dse_monitor.checkpoints.network import Heads, Hints
-
-MAX_CONFIG_BYTES = 1 << 20  # config.json of a published model has a few kB; ours
 
 # Where training codes keep their settings, from the top of the file.
 CONFIGURATIONS = (
@@ -31,17 +27,18 @@ CONFIGURATIONS = (
 HEAD_FIELDS = ("num_heads", "num_attention_heads", "n_heads", "nhead", "heads")
 
 
-def hints(tree: Any, path: Path, layout: Layout, *, num_heads: int | None, norm_eps: float | None) -> Hints:
+def hints(
+    tree: Any, beside: Mapping[str, Any], layout: Layout, *, num_heads: int | None, norm_eps: float | None
+) -> Hints:
     """What is known about the network beside its shapes.
 
     Args:
         tree: the file's contents.
-        path: the file; a config.json beside it is read.
+        beside: Hugging Face's config.json of the weights; empty without one.
         layout: the recognised layout.
         num_heads: the user's answer.
         norm_eps: epsilon of the dialect, if it has one of its own.
     """
-    beside = config_json(path)
     if layout.norm_eps is not None:
         norm_eps = layout.norm_eps
     eps = _number(beside.get("layer_norm_eps"))
@@ -61,18 +58,6 @@ def hints(tree: Any, path: Path, layout: Layout, *, num_heads: int | None, norm_
         image_size=None if size is None else int(size),
         details=details,
     )
-
-
-def config_json(path: Path) -> dict[str, Any]:
-    """The Hugging Face configuration beside a weights file, or in a checkpoint folder; empty if there is none."""
-    file = (path if path.is_dir() else path.parent) / "config.json"
-    try:
-        if file.stat().st_size > MAX_CONFIG_BYTES:
-            return {}
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) and "model_type" in config else {}
 
 
 def _recorded_heads(tree: Any, beside: Mapping[str, Any]) -> Heads | None:

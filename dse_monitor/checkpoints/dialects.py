@@ -1,7 +1,7 @@
 """How different libraries name the tensors of the same network, and how each is turned into timm's names.
 
-A dialect is recognised by two tensor names that every network of that dialect has; what stands before the first of
-them is the prefix of the encoder. No torch is imported here.
+A dialect is recognised by two tensor names that every network of that dialect has; what stands before the
+first of them is the prefix of the encoder. No torch is imported here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from dse_monitor.checkpoints.statedicts import Shape, StateDict
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dse_monitor.checkpoints.contents import TensorRef
+
 Pieces = dict[str, Piece]
 
 
@@ -31,6 +33,7 @@ class Dialect:
         needs: another tensor below the same prefix that must exist.
         translate: this dialect's pieces -> pieces under timm's names.
         norm_eps: LayerNorm epsilon this dialect's library uses, if it differs from the family's usual one.
+        lacks: a tensor below the prefix that must not exist.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Dialect:
     needs: str
     translate: Callable[[Pieces], Pieces] = lambda pieces: pieces
     norm_eps: float | None = None
+    lacks: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,11 @@ class Found:
         """Shapes by the file's names below the prefix."""
         return self.state.below(self.prefix)
 
+    def references(self) -> dict[str, TensorRef]:
+        """The tensors by the file's names below the prefix."""
+        cut = len(self.prefix)
+        return {n[cut:]: ref for n, ref in self.state.tensors.items() if n.startswith(self.prefix)}
+
     def pieces(self) -> Pieces:
         """The tensors below the prefix under timm's names."""
         return self.dialect.translate({name: Piece((name,), shape) for name, shape in self.shapes().items()})
@@ -75,7 +84,8 @@ def find(states: list[StateDict]) -> Iterator[Found]:
             for dialect in DIALECTS:
                 if name == dialect.anchor or name.endswith("." + dialect.anchor):
                     prefix = name[: len(name) - len(dialect.anchor)]
-                    if prefix + dialect.needs in state.tensors:
+                    absent = not dialect.lacks or prefix + dialect.lacks not in state.tensors
+                    if absent and prefix + dialect.needs in state.tensors:
                         yield Found(state, prefix, dialect)
                         break
 
@@ -147,7 +157,9 @@ def _joined_qkv(pieces: Pieces) -> Pieces:
 
 
 def _timm_vit(pieces: Pieces) -> Pieces:
-    """Timm's plain ViT, DeiT, DINOv2 and their like: layer scale, registers and gates under one set of names."""
+    """Timm's plain ViT, DeiT, DINOv2 and their like: layer scale, registers and gates under one set of
+    names.
+    """
     pieces = renamed(
         pieces,
         [
@@ -229,6 +241,56 @@ def _huggingface_vit(pieces: Pieces) -> Pieces:
     )
 
 
+def _dinov3(pieces: Pieces) -> Pieces:
+    """DINOv3's own names. A third of qkv.bias belongs to the keys and is masked; timm keeps the other two apart."""
+    pieces = renamed(
+        pieces,
+        [
+            (r".+\.bias_mask", ""),
+            (r"storage_tokens", "reg_token"),
+            (r"rope_embed\.periods", "rope.periods"),
+            (r"(blocks\.\d+\.)ls([12])\.gamma", r"\1gamma_\2"),
+            (r"(blocks\.\d+\.mlp\.)w1\.(.+)", r"\1fc1_g.\2"),
+            (r"(blocks\.\d+\.mlp\.)w2\.(.+)", r"\1fc1_x.\2"),
+            (r"(blocks\.\d+\.mlp\.)w3\.(.+)", r"\1fc2.\2"),
+        ],
+    )
+    out: Pieces = {}
+    for name, piece in pieces.items():
+        if name.endswith(".attn.qkv.bias"):
+            block, width = name.removesuffix("qkv.bias"), piece.shape[0] // 3
+            out[f"{block}q_bias"] = _rows(piece, 0, width)
+            out[f"{block}v_bias"] = _rows(piece, 2 * width, 3 * width)
+        else:
+            out[name] = piece
+    return out
+
+
+def _huggingface_dinov3(pieces: Pieces) -> Pieces:
+    gated = any(".mlp.gate_proj." in name for name in pieces)
+    block = r"layer\.(\d+)\."
+    joined = _joined_qkv(
+        renamed(
+            pieces,
+            [
+                (r"embeddings\.mask_token", ""),
+                (r"embeddings\.cls_token", "cls_token"),
+                (r"embeddings\.register_tokens", "reg_token"),
+                (r"embeddings\.patch_embeddings\.(.+)", r"patch_embed.proj.\1"),
+                (rf"{block}attention\.([qv])_proj\.bias", r"blocks.\1.attn.\2_bias"),
+                (rf"{block}attention\.([qkv])_proj\.(.+)", r"blocks.\1.attn.\2.\3"),
+                (rf"{block}attention\.o_proj\.(.+)", r"blocks.\1.attn.proj.\2"),
+                (rf"{block}layer_scale([12])\.lambda1", r"blocks.\1.gamma_\2"),
+                (rf"{block}mlp\.gate_proj\.(.+)", r"blocks.\1.mlp.fc1_g.\2"),
+                (rf"{block}mlp\.up_proj\.(.+)", rf"blocks.\1.mlp.{'fc1_x' if gated else 'fc1'}.\2"),
+                (rf"{block}mlp\.down_proj\.(.+)", r"blocks.\1.mlp.fc2.\2"),
+                (rf"{block}(.+)", r"blocks.\1.\2"),
+            ],
+        )
+    )
+    return joined
+
+
 def _mmpretrain_vit(pieces: Pieces) -> Pieces:
     block = r"layers\.(\d+)\."
     return renamed(
@@ -263,7 +325,9 @@ def _timm_swin(pieces: Pieces) -> Pieces:
 
 
 def _official_swin(pieces: Pieces) -> Pieces:
-    """The Swin authors, EsViT, iBOT: a stage ends with its merging layer; in timm the next one begins with it."""
+    """The Swin authors, EsViT, iBOT: a stage ends with its merging layer; in timm the next one begins with
+    it.
+    """
     shifted = {
         re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.", name): piece
         for name, piece in pieces.items()
@@ -293,7 +357,9 @@ def _torchvision_swin(pieces: Pieces) -> Pieces:
 
 
 def _mmpretrain_swin(pieces: Pieces) -> Pieces:
-    """Mmpretrain unfolds 2x2 neighbours channel by channel and column by column; Swin neighbour by neighbour."""
+    """Mmpretrain unfolds 2x2 neighbours channel by channel and column by column; Swin neighbour by
+    neighbour.
+    """
     block = r"stages\.(\d+)\.blocks\.(\d+)\."
     pieces = renamed(
         pieces,
@@ -383,6 +449,15 @@ def _torchvision_convnext(pieces: Pieces) -> Pieces:
 
 # The first that fits decides; dialects that share an anchor differ in what else they need.
 DIALECTS: tuple[Dialect, ...] = (
+    Dialect("DINOv3", "dinov3", "patch_embed.proj.weight", "rope_embed.periods", _dinov3),
+    Dialect("timm DINOv3", "dinov3", "patch_embed.proj.weight", "blocks.0.gamma_1", lacks="pos_embed"),
+    Dialect(
+        "Hugging Face DINOv3",
+        "dinov3",
+        "embeddings.patch_embeddings.weight",
+        "layer.0.attention.q_proj.weight",
+        _huggingface_dinov3,
+    ),
     Dialect("timm ViT", "vit", "patch_embed.proj.weight", "blocks.0.norm1.weight", _timm_vit),
     Dialect("DINOv2 in chunks", "vit", "patch_embed.proj.weight", "blocks.0.0.norm1.weight", _timm_vit),
     Dialect("torchvision ViT", "vit", "conv_proj.weight", "encoder.pos_embedding", _torchvision_vit),

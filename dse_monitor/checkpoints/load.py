@@ -1,4 +1,4 @@
-"""A checkpoint's path -> Encoder: open, recognise, build, read exactly the encoder's tensors, close, assign."""
+"""A checkpoint's path -> Encoder: open, recognise, build, read only the encoder's tensors, close, assign."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def load_encoder(
     Args:
         path: a file (torch zip or legacy, safetensors, Lightning) or a checkpoint folder.
         layout: name of a known layout, instead of the recognised one.
-        encoder: which of the file's networks: a name the layout knows ("teacher", "student", ...) or a location.
+        encoder: which of the file's networks: a name the layout knows ("teacher", "student", ...) or a
+            location.
         arch: name of a timm model to build, instead of reading the architecture off the shapes.
         num_heads: attention heads of a vision transformer, where nothing in the file tells them.
 

@@ -1,8 +1,8 @@
-"""What a path says before the file is opened: is it a checkpoint, is it rewritten in place, how far was training?
+"""What a path says before the file is opened: is it a checkpoint, is it rewritten, how far was training?
 
-Numbers in names mean different things in different training codes: some count from zero, some from one, one runs
-ahead of its own counter. PATTERNS is read from the top; the first entry that matches decides. What is stored inside
-a checkpoint always beats its name. Standard library only.
+Numbers in names mean different things in different training codes: some count from zero, some from one, one
+runs ahead of its own counter. PATTERNS is read from the top; the first entry that matches decides. What is
+stored inside a checkpoint always beats its name. Standard library only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Pattern:
 
     Attributes:
         name: for messages and tests.
-        regex: matched against the end of the path, from the start of a path component; groups ``epoch``, ``step``.
+        regex: matched against the end of the path, from the start of a path component; groups ``epoch``,
+            ``step``.
         example: a name it must match.
         epoch_offset: added to ``epoch`` to get finished epochs.
         step_offset: added to ``step`` to get finished steps.
@@ -230,7 +231,7 @@ _NEVER = re.compile(
     | rng_state.*  | random_states.*  | training_args.*  | trainer_state.*
     | queue\d*\.pth.* | mb\d*\.pth                    # MoCo and SwAV queues, SwAV's DeepCluster memory
     | (?:train|test|val)(?:feat|feats|features|labels?).*\..*
-    | (?:.*[-_.])?(?:linear|lincls|knn|(?:linear[-_]?)?(?:probe|eval|head|cls|classifier))\.[^/]+  # linear probes
+    | (?:.*[-_.])?(?:linear|lincls|knn|(?:linear[-_]?)?(?:probe|eval|head|cls|classifier))\.[^/]+
     | .*-\d{5}-of-\d{5}\.(?:safetensors|bin)          # one shard: the index stands for all of them
     | .*\.rank_(?!0\.)\d+\.pth                        # one rank of several: rank 0 stands for all of them
     | .*_shard(?!0\.)\d+\.torch
@@ -263,7 +264,8 @@ def is_candidate(relative_path: str) -> bool:
         relative_path: path below the run, with forward slashes.
 
     Returns:
-        False for optimiser and queue dumps, kNN features, linear probes, single shards, temporary and hidden files.
+        False for optimiser and queue dumps, kNN features, linear probes, single shards, temporary and hidden
+        files.
     """
     *folders, name = relative_path.strip("/").split("/")
     if any(_NEVER_FOLDER.fullmatch(folder) for folder in folders) or _NEVER.fullmatch(name):
@@ -272,12 +274,12 @@ def is_candidate(relative_path: str) -> bool:
 
 
 def is_checkpoint_folder(relative_path: str) -> bool:
-    """Whether a folder is a checkpoint as a whole (torch.distributed.checkpoint, Megatron, DeepSpeed) by its name."""
+    """Whether a folder's name says it is one checkpoint (torch.distributed, Megatron, DeepSpeed)."""
     return bool(_FOLDERS.fullmatch(relative_path.strip("/")))
 
 
 def is_rolling(name: str) -> bool:
-    """Whether files of this name are rewritten as training goes on, so that only their content identifies them.
+    """Whether files of this name are rewritten as training goes on: only their content identifies them.
 
     Args:
         name: file name, or path below the run; a number in a parent folder makes the file one of its own.

@@ -1,4 +1,6 @@
-"""A network described exactly: what the families return and the encoder is built from. No torch is imported here."""
+"""A network described exactly: what the families return and the encoder is built from. No torch is imported
+here.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ IMAGE_SIZE = 224  # side for networks that take any size: what ImageNet recipes 
 
 
 class NotThisNetwork(Exception):
-    """The tensors belong to another family, or to a member of this one that cannot be built; says which and why."""
+    """The tensors belong to another family, or to a member of this one that cannot be built; says which and
+    why.
+    """
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Network:
     """One network, exactly: timm builds it, and its tensors have these names and no others.
 
     Attributes:
-        family: ``vit``, ``resnet``, ``swin`` or ``convnext``.
+        family: ``vit``, ``dinov3``, ``resnet``, ``swin`` or ``convnext``.
         description: the network in words, as records and `inspect` print it.
         build: constructs the module (parameters untouched by the file yet).
         tokens: takes the module and images [B, 3, H, W], returns last-layer dense tokens [B, N, D].

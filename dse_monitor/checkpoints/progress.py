@@ -1,7 +1,7 @@
 """How far training had come when a checkpoint was written: epochs and steps done, and where each was read.
 
-What is stored inside beats the name of the file. Everything is turned into counts of what is finished, because
-training codes disagree on whether their numbers start at zero. No torch is imported here.
+What is stored inside beats the name of the file. Everything is turned into counts of what is finished,
+because training codes disagree on whether their numbers start at zero. No torch is imported here.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def read(
     tree: Any,
     facts: NameFacts,
     *,
-    epochs_from_field: int | None = 0,
+    epochs_from_field: int = 0,
+    steps_from_field: int = 0,
     scalars: Callable[[Sequence[TensorRef]], Sequence[float]] | None = None,
 ) -> Progress:
     """Progress of a checkpoint.
@@ -69,15 +70,15 @@ def read(
     Args:
         tree: the file's contents without its tensors.
         facts: what its name says.
-        epochs_from_field: what the layout adds to a stored epoch to get finished ones; None if the field is no epoch.
-        scalars: reads tensors of one number each; without it, the optimiser's step counters are used only if plain.
+        epochs_from_field: what the layout adds to a stored epoch to get finished ones.
+        steps_from_field: what the layout adds to a stored step to get finished ones.
+        scalars: reads tensors of one number each; without it, the optimiser's step counters are used only if
+            plain.
     """
     fields = tree if isinstance(tree, Mapping) else {}
     notes: list[str] = []
-    epoch, epoch_source = None, ""
-    if epochs_from_field is not None:
-        epoch, epoch_source = _first(fields, EPOCH_FIELDS, epochs_from_field)
-    step, step_source = _first(fields, STEP_FIELDS, 0)
+    epoch, epoch_source = _first(fields, EPOCH_FIELDS, epochs_from_field)
+    step, step_source = _first(fields, STEP_FIELDS, steps_from_field)
     if step is None:
         step, step_source = _lightning_loops(fields)
     if step is None:
@@ -110,10 +111,9 @@ def _first(
         if value is None:
             continue
         name = ".".join(path)
-        if path[-1] in _COUNTED_FROM_ZERO:
-            return value + 1, f"field '{name}' = {_number(value)} (counts from zero)"
-        if offset and path in EPOCH_FIELDS:
-            return value + offset, f"field '{name}' = {_number(value)} (counts from zero)"
+        added = 1 if path[-1] in _COUNTED_FROM_ZERO else offset
+        if added:
+            return value + added, f"field '{name}' = {_number(value)} (counts from zero)"
         return value, f"field '{name}' = {_number(value)} (counts finished ones)"
     return None, ""
 

@@ -1,6 +1,7 @@
 """From an archive's tree to one encoder: which layout, which network in it, built how, at which epoch.
 
-Nothing is read here but names and shapes; `load` reads the tensors afterwards, `inspect` explains what was found.
+Nothing is read here but names and shapes; `load` reads the tensors afterwards, `inspect` explains what was
+found.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def recognise(
     choices = _choices(entry, file.encoders)
     choice = _chosen(file, entry, choices, encoder)
     hints = configuration.hints(
-        archive.tree, archive.path, entry, num_heads=num_heads, norm_eps=choice.found.dialect.norm_eps
+        archive.tree, archive.config, entry, num_heads=num_heads, norm_eps=choice.found.dialect.norm_eps
     )
     try:
         network, module, pieces = _network(choice.found, entry, hints, arch)
@@ -122,9 +123,10 @@ def recognise(
             f"{file.path.name} ({archive.container}), layout {entry.name!r}, {choice.found.spelled!r}: {error}."
         ) from error
     done = progress.read(
-        archive.tree,
+        {**archive.tree, **_trainer_state(archive)} if isinstance(archive.tree, dict) else {},
         from_name(relative_path or "/".join(archive.path.absolute().parts[-3:])),
         epochs_from_field=entry.epochs_from_field,
+        steps_from_field=entry.steps_from_field,
         scalars=scalars,
     )
     used = {choice.found.prefix + name for piece in pieces.values() for name in piece.sources}
@@ -140,6 +142,12 @@ def recognise(
         others=tuple((other.name, other.found.spelled) for other in choices if other != choice),
         notes=(*archive.notes, *network.notes, *done.notes),
     )
+
+
+def _trainer_state(archive: Archive) -> dict[str, Any]:
+    """Hugging Face's trainer_state.json, under a name of its own."""
+    state = archive.sidecars.get("trainer_state.json")
+    return {"trainer_state": state} if isinstance(state, dict) else {}
 
 
 class _File:
@@ -211,13 +219,14 @@ def _nearest(file: _File) -> str:
 
 
 def _choices(layout: Layout, encoders: Sequence[Found]) -> list[_Choice]:
-    """The layout's networks that are in the file, in the layout's order."""
-    return [
-        _Choice(network.name, found)
-        for network in layout.networks
-        for found in encoders
-        if network.matches(found.location)
-    ]
+    """The layout's networks that are in the file, in the layout's order, each place once."""
+    chosen: dict[int, _Choice] = {}
+    for network in layout.networks:
+        for found in encoders:
+            known = not layout.dialects or found.dialect.name in layout.dialects
+            if known and id(found) not in chosen and network.matches(found.location):
+                chosen[id(found)] = _Choice(network.name, found)
+    return list(chosen.values())
 
 
 def _chosen(file: _File, layout: Layout, choices: list[_Choice], wanted: str | None) -> _Choice:
@@ -226,6 +235,15 @@ def _chosen(file: _File, layout: Layout, choices: list[_Choice], wanted: str | N
     own = layouts.named_by_the_file(layout, file.tree)
     for choice in choices:
         if own is None or choice.found.location == layouts.unwrapped_location(own):
+            rivals = [other for other in choices if other.name == choice.name and other is not choice]
+            if own is None and any(not _same_tensors(choice.found, other.found) for other in rivals):
+                places = ", ".join(repr(each.found.spelled) for each in (choice, *rivals))
+                raise AmbiguousArchitecture(
+                    file.says(
+                        f"several networks could be meant (layout {layout.name!r}): {places}",
+                        "Choose with --encoder PLACE",
+                    )
+                )
             return choice
     expected = " or ".join(repr(network.location) for network in layout.networks)
     raise UnknownLayout(
@@ -235,6 +253,12 @@ def _chosen(file: _File, layout: Layout, choices: list[_Choice], wanted: str | N
             "Drop --layout, or choose with --encoder",
         )
     )
+
+
+def _same_tensors(one: Found, other: Found) -> bool:
+    """Whether two places hold the very same tensors: one module under two names."""
+    mine, theirs = one.references(), other.references()
+    return mine.keys() == theirs.keys() and all(mine[name] == theirs[name] for name in mine)
 
 
 def _wanted(file: _File, layout: Layout, choices: list[_Choice], wanted: str) -> _Choice:

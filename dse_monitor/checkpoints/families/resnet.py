@@ -1,4 +1,5 @@
-"""Residual networks of any width and depth: basic and bottleneck blocks, wide, grouped, with three kinds of stem.
+"""Residual networks of any width and depth: basic and bottleneck blocks, wide, grouped, with three kinds of
+stem.
 
 Shapes: a block's ``conv1`` is [w, in, 1, 1] in a bottleneck and [planes, in, 3, 3] in a basic block.
 """
@@ -135,7 +136,9 @@ def _widths(shapes: Mapping[str, Shape], channels: tuple[int, ...]) -> tuple[int
 
 
 def _shortcut(shapes: Mapping[str, Shape], stages: int) -> dict[str, Any]:
-    """How the first block of a stage matches its input: a strided convolution, or pooling and a convolution."""
+    """How the first block of a stage matches its input: a strided convolution, or pooling and a
+    convolution.
+    """
     for stage in range(1, stages + 1):
         if len(shapes.get(f"layer{stage}.0.downsample.1.weight", ())) == 4:
             return {"avg_down": True}

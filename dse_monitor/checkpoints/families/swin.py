@@ -1,4 +1,5 @@
-"""Swin transformers (version 1) of any width, depth and window; heads and windows are read off the bias tables.
+"""Swin transformers (version 1) of any width, depth and window; heads and windows are read off the bias
+tables.
 
 Shapes: a block's relative_position_bias_table is [(2w - 1)^2, h] for a window of w x w and h heads.
 """
@@ -51,7 +52,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         depths=depths,
         num_heads=heads,
         window_size=windows[0] if len(set(windows)) == 1 else windows,
-        mlp_ratio=(hidden + 0.5) / width,  # timm truncates width * ratio
+        mlp_ratio=hidden / width * (1 + 1e-9),  # timm truncates width * ratio
         qkv_bias="layers.0.blocks.0.attn.qkv.bias" in shapes,
     )
     window_words = "-".join(map(str, windows)) if len(set(windows)) > 1 else str(windows[0])
@@ -103,8 +104,8 @@ def _resolution(grid: int, stage: int) -> int:
 def _image_size(patch: int, windows: tuple[int, ...], known: int | None) -> int:
     """The image side the tables were made for.
 
-    A stage smaller than the window got a window of its own size when it was built, so tables of different sizes
-    give the image size away; equal ones fit any image whose last stage is at least one window.
+    A stage smaller than the window got a window of its own size when it was built, so tables of different
+    sizes give the image size away; equal ones fit any image whose last stage is at least one window.
     """
     last = len(windows) - 1
     implied = patch * windows[-1] * 2**last
@@ -134,8 +135,8 @@ def _build(options: dict[str, Any], eps: float) -> nn.Module:
 def _tokens(model: Any, images: Tensor) -> Tensor:
     """The last stage's tokens after the final norm, row by row: [B, 3, H, W] -> [B, N, D].
 
-    For images of another size than the network was built for, a stage no larger than its window is not shifted, as
-    in a network built for that size.
+    For images of another size than the network was built for, a stage no larger than its window is not
+    shifted, as in a network built for that size.
     """
     patch = model.patch_embed.patch_size
     grid = (images.shape[-2] // patch[0], images.shape[-1] // patch[1])

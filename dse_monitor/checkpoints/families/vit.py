@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 NORM_EPS = 1e-6  # LayerNorm epsilon of timm, torchvision, DINO, MAE, MoCo v3 and I-JEPA vision transformers
 
-# Heads of every published vision transformer of these widths (timm 1.0's 259 models agree on each, but for three
-# rare 768-wide ones); 1152, 1280 and 1536 occur with two different counts and are therefore absent.
+# Heads of every published vision transformer of these widths (timm 1.0's 259 models agree on each, but for
+# three rare 768-wide ones); 1152, 1280 and 1536 occur with two different counts and are therefore absent.
 USUAL_HEADS = {
     192: 3, 256: 4, 320: 5, 384: 6, 512: 8, 640: 10, 768: 12, 832: 13, 896: 14, 1024: 16, 1408: 16, 1664: 16
 }  # fmt: skip
@@ -42,7 +43,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         NotThisNetwork: no vision transformer that can be built.
         AmbiguousArchitecture: the number of heads follows from nothing known.
     """
-    width, patch = _patch_embedding(shapes)
+    width, patch = patch_embedding(shapes)
     depth = count_blocks(shapes, "blocks.")
     if not depth or "blocks.0.norm1.weight" not in shapes:
         raise NotThisNetwork("no transformer blocks named blocks.0.norm1, blocks.0.attn, ...")
@@ -50,10 +51,10 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         raise NotThisNetwork("relative position biases in a vision transformer are not supported")
     class_token = "cls_token" in shapes
     registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
-    heads = _heads(shapes, width, hints)
-    mlp, mlp_words = _mlp(shapes, width)
-    rotary = "pos_embed" not in shapes
-    eps = hints.norm_eps or (1e-5 if rotary else NORM_EPS)  # DINOv3: 1e-5
+    heads = number_of_heads(shapes, width, hints)
+    mlp, mlp_words = feed_forward(shapes, width)
+    if "pos_embed" not in shapes:
+        raise NotThisNetwork("there is no pos_embed, and rotary positions cannot be read off the tensors")
 
     notes: list[str] = []
     renamed: dict[str, Piece] = {}
@@ -62,21 +63,21 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         notes.append("the file has no norm after the last block: tokens are read without it")
     common: dict[str, Any] = dict(
         patch_size=patch,
-        num_classes=0,
         embed_dim=width,
         depth=depth,
         num_heads=heads.count,
         class_token=class_token,
         global_pool="token" if class_token else "avg",
     )
-    if rotary:
-        grid = (hints.image_size or IMAGE_SIZE) // patch
-        build = _rotary(shapes, hints, common, mlp, eps, registers, renamed)
-        positions = "rotary positions"
-    else:
-        grid, embeds_prefix = _grid(shapes["pos_embed"], class_token, registers, renamed, shapes)
-        build = _absolute(shapes, common, mlp, eps, registers, embeds_prefix, grid * patch, has_final_norm)
-        positions = ""
+    grid, embeds_prefix = _grid(shapes["pos_embed"], class_token, registers, renamed)
+    build = partial(
+        _build,
+        shapes,
+        dict(common, img_size=grid * patch, no_embed_class=not embeds_prefix, reg_tokens=registers),
+        mlp,
+        hints.norm_eps or NORM_EPS,
+        has_final_norm,
+    )
     words = [
         f"vit {width}x{depth}",
         f"{heads.count} heads",
@@ -84,17 +85,15 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         mlp_words,
         f"{registers} registers" if registers else "",
         "" if class_token else "no class token",
-        positions,
     ]
     return Network(
         family="vit",
         description=", ".join(word for word in words if word),
         build=build,
-        tokens=_tokens,
+        tokens=patch_tokens,
         num_tokens=grid * grid,
         width=width,
         image_size=grid * patch,
-        any_size=rotary,
         heads=f"{heads.count} ({heads.source})",
         mean=hints.mean,
         std=hints.std,
@@ -103,7 +102,8 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     )
 
 
-def _patch_embedding(shapes: Mapping[str, Shape]) -> tuple[int, int]:
+def patch_embedding(shapes: Mapping[str, Shape]) -> tuple[int, int]:
+    """Width and patch side, from ``patch_embed.proj.weight`` [D, 3, p, p]."""
     weight = shapes.get("patch_embed.proj.weight", ())
     if len(weight) != 4:
         raise NotThisNetwork(f"patch_embed.proj.weight is {list(weight)}, not [D, 3, p, p]")
@@ -115,7 +115,7 @@ def _patch_embedding(shapes: Mapping[str, Shape]) -> tuple[int, int]:
     return width, patch
 
 
-def _heads(shapes: Mapping[str, Shape], width: int, hints: Hints) -> Heads:
+def number_of_heads(shapes: Mapping[str, Shape], width: int, hints: Hints) -> Heads:
     """The number of attention heads, from the strongest evidence there is; never a guess.
 
     A wrong count loads without complaint and yields wrong features.
@@ -158,8 +158,16 @@ def _listed(counts: list[int]) -> str:
     return ", ".join(str(count) for count in counts)
 
 
-def _mlp(shapes: Mapping[str, Shape], width: int) -> tuple[dict[str, Any], str]:
-    """Keyword arguments of the feed-forward part, without timm's classes, and words for it."""
+@dataclass(frozen=True)
+class FeedForward:
+    """The two-layer part of a block: ``kind`` is ``mlp``, ``swiglu`` or ``swiglu-packed``; ``ratio`` is timm's."""
+
+    kind: str
+    ratio: float
+
+
+def feed_forward(shapes: Mapping[str, Shape], width: int) -> tuple[FeedForward, str]:
+    """The feed-forward part of the blocks, and words for it where it is unusual."""
     out = shapes.get("blocks.0.mlp.fc2.weight", (0, 0))[1]
     if "blocks.0.mlp.fc1_g.weight" in shapes:
         hidden, kind = shapes["blocks.0.mlp.fc1_g.weight"][0], "swiglu"
@@ -168,13 +176,12 @@ def _mlp(shapes: Mapping[str, Shape], width: int) -> tuple[dict[str, Any], str]:
         kind = "swiglu-packed" if hidden and hidden == 2 * out else "mlp"
     if not hidden or not out:
         raise NotThisNetwork("no feed-forward layers named blocks.0.mlp.fc1 and blocks.0.mlp.fc2")
-    ratio = (hidden + 0.5) / width  # timm truncates width * ratio
     words = "SwiGLU" if kind != "mlp" else ("" if hidden == 4 * width else f"mlp {hidden}")
-    return {"kind": kind, "mlp_ratio": ratio, "hidden": hidden}, words
+    return FeedForward(kind, (hidden + 0.5) / width), words  # timm truncates width * ratio
 
 
 def _grid(
-    position: Shape, class_token: bool, registers: int, renamed: dict[str, Piece], shapes: Mapping[str, Shape]
+    position: Shape, class_token: bool, registers: int, renamed: dict[str, Piece]
 ) -> tuple[int, bool]:
     """Patches per side, and whether prefix tokens have positions of their own.
 
@@ -203,67 +210,43 @@ def _fold_class_position(position: Shape, renamed: dict[str, Piece]) -> None:
     renamed["pos_embed"] = Piece(("pos_embed",), (1, length - 1, width), lambda t: t[0][:, 1:].clone())
 
 
-def _absolute(
-    shapes: Mapping[str, Shape],
-    common: dict[str, Any],
-    mlp: dict[str, Any],
-    eps: float,
-    registers: int,
-    embeds_prefix: bool,
-    image_size: int,
-    final_norm: bool,
-) -> Any:
-    def build() -> nn.Module:
-        from timm.layers import PatchEmbed, SwiGLU, SwiGLUPacked
-        from timm.models.vision_transformer import VisionTransformer
-        from torch import nn
+def _build(
+    shapes: Mapping[str, Shape], common: dict[str, Any], mlp: FeedForward, eps: float, final_norm: bool
+) -> nn.Module:
+    from timm.layers import PatchEmbed, SwiGLU, SwiGLUPacked
+    from timm.models.vision_transformer import VisionTransformer
+    from torch import nn
 
-        def embed(*args: Any, bias: bool = True, **kwargs: Any) -> nn.Module:
-            return PatchEmbed(*args, bias="patch_embed.proj.bias" in shapes, **kwargs)
+    def embed(*args: Any, bias: bool = True, **kwargs: Any) -> nn.Module:
+        return PatchEmbed(*args, bias="patch_embed.proj.bias" in shapes, **kwargs)
 
-        gated: dict[str, Any] = {"swiglu": SwiGLU, "swiglu-packed": SwiGLUPacked}
-        extra: dict[str, Any] = {}
-        if mlp["kind"] in gated:
-            extra.update(mlp_layer=gated[mlp["kind"]], act_layer=nn.SiLU)
-        if "blocks.0.attn.norm.weight" in shapes:
-            extra.update(scale_attn_norm=True)
-        if "blocks.0.mlp.norm.weight" in shapes:
-            extra.update(scale_mlp_norm=True)
-        if "blocks.0.attn.proj.bias" not in shapes:
-            extra.update(proj_bias=False)
-        return VisionTransformer(
-            **common,
-            img_size=image_size,
-            mlp_ratio=mlp["mlp_ratio"],
-            qkv_bias="blocks.0.attn.qkv.bias" in shapes,
-            qk_norm="blocks.0.attn.q_norm.weight" in shapes,
-            init_values=1.0 if "blocks.0.ls1.gamma" in shapes else None,
-            no_embed_class=not embeds_prefix,
-            reg_tokens=registers,
-            pre_norm="norm_pre.weight" in shapes,
-            final_norm=final_norm,
-            fc_norm=False,  # the norm belongs before pooling: tokens are read, nothing is pooled
-            norm_layer=partial(nn.LayerNorm, eps=eps),
-            embed_layer=embed,
-            weight_init="skip",
-            **extra,
-        )
-
-    return build
+    extra: dict[str, Any] = {}
+    if mlp.kind != "mlp":
+        gated: Any = SwiGLU if mlp.kind == "swiglu" else SwiGLUPacked
+        extra.update(mlp_layer=gated, act_layer=nn.SiLU)
+    if "blocks.0.attn.norm.weight" in shapes:
+        extra.update(scale_attn_norm=True)
+    if "blocks.0.mlp.norm.weight" in shapes:
+        extra.update(scale_mlp_norm=True)
+    if "blocks.0.attn.proj.bias" not in shapes:
+        extra.update(proj_bias=False)
+    return VisionTransformer(
+        **common,
+        num_classes=0,
+        mlp_ratio=mlp.ratio,
+        qkv_bias="blocks.0.attn.qkv.bias" in shapes,
+        qk_norm="blocks.0.attn.q_norm.weight" in shapes,
+        init_values=1.0 if "blocks.0.ls1.gamma" in shapes else None,
+        pre_norm="norm_pre.weight" in shapes,
+        final_norm=final_norm,
+        fc_norm=False,  # the norm belongs before pooling: tokens are read, nothing is pooled
+        norm_layer=partial(nn.LayerNorm, eps=eps),
+        embed_layer=embed,
+        weight_init="skip",
+        **extra,
+    )
 
 
-def _rotary(
-    shapes: Mapping[str, Shape],
-    hints: Hints,
-    common: dict[str, Any],
-    mlp: dict[str, Any],
-    eps: float,
-    registers: int,
-    renamed: dict[str, Piece],
-) -> Any:
-    raise NotThisNetwork("there is no pos_embed, and rotary positions cannot be read off the tensors")
-
-
-def _tokens(model: Any, images: Tensor) -> Tensor:
+def patch_tokens(model: Any, images: Tensor) -> Tensor:
     """Patch tokens after the final norm, [B, 3, H, W] -> [B, N, D]; class and register tokens are dropped."""
     return model.forward_features(images)[:, model.num_prefix_tokens :]

@@ -1,0 +1,109 @@
+"""DINOv3's vision transformers: rotary positions, registers, layer scale, keys without bias; built as timm's Eva.
+
+Shapes: D width, p patch side, h heads; ``rope.periods`` is [D / h / 4].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from dse_monitor.checkpoints.families.vit import feed_forward, number_of_heads, patch_embedding, patch_tokens
+from dse_monitor.checkpoints.network import IMAGE_SIZE, Heads, Hints, Network, NotThisNetwork, count_blocks
+from dse_monitor.checkpoints.statedicts import Shape
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NORM_EPS = 1e-5  # LayerNorm epsilon of DINOv3, also in timm and transformers
+TEMPERATURE = 100.0  # base of the rotary periods in every published DINOv3; transformers calls it rope_theta
+
+
+def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
+    """The network of these tensors (the names of timm's Eva).
+
+    Raises:
+        NotThisNetwork: no such transformer that can be built.
+        AmbiguousArchitecture: the number of heads follows from nothing known.
+    """
+    width, patch = patch_embedding(shapes)
+    depth = count_blocks(shapes, "blocks.")
+    if "blocks.0.gamma_1" not in shapes or "cls_token" not in shapes or "norm.weight" not in shapes:
+        raise NotThisNetwork("DINOv3 has a class token, layer scale (gamma_1) and a final norm")
+    registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
+    heads = _heads(shapes, width, hints)
+    mlp, mlp_words = feed_forward(shapes, width)
+    if mlp.kind == "swiglu-packed":
+        raise NotThisNetwork("DINOv3 keeps the two halves of a gated layer apart")
+    options: dict[str, Any] = dict(
+        patch_size=patch,
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads.count,
+        qkv_bias="blocks.0.attn.q_bias" in shapes,
+        mlp_ratio=mlp.ratio,
+        swiglu_mlp=mlp.kind == "swiglu",
+        num_reg_tokens=registers,
+        rope_temperature=float(hints.details.get("rope_theta", TEMPERATURE)),
+        norm_eps=hints.norm_eps or NORM_EPS,
+    )
+    size = hints.image_size or IMAGE_SIZE
+    size -= size % patch
+    grid = size // patch
+    words = [
+        f"vit {width}x{depth}",
+        f"{heads.count} heads",
+        f"patch {patch}",
+        mlp_words,
+        f"{registers} registers" if registers else "",
+        "rotary positions",
+    ]
+    return Network(
+        family="dinov3",
+        description=", ".join(word for word in words if word),
+        build=partial(_build, options, "rope.periods" in shapes),
+        tokens=patch_tokens,
+        num_tokens=grid * grid,
+        width=width,
+        image_size=size,
+        any_size=True,
+        heads=f"{heads.count} ({heads.source})",
+        mean=hints.mean,
+        std=hints.std,
+    )
+
+
+def _heads(shapes: Mapping[str, Shape], width: int, hints: Hints) -> Heads:
+    periods = shapes.get("rope.periods", (0,))[0]
+    if periods and width % (4 * periods) == 0:
+        return Heads(width // (4 * periods), "the rotary periods stored in the file")
+    return number_of_heads(shapes, width, hints)
+
+
+def _build(options: dict[str, Any], periods_stored: bool) -> nn.Module:
+    from timm.models.eva import Eva
+    from torch import nn
+
+    options = dict(options)
+    norm_layer = partial(nn.LayerNorm, eps=options.pop("norm_eps"))
+    try:
+        model = Eva(
+            **options,
+            num_classes=0,
+            global_pool="token",
+            init_values=1.0,
+            use_abs_pos_emb=False,
+            use_rot_pos_emb=True,
+            rope_type="dinov3",
+            rope_rotate_half=True,
+            use_fc_norm=False,
+            dynamic_img_size=True,
+            norm_layer=norm_layer,
+        )
+    except TypeError as error:  # the installed timm is older than DINOv3
+        raise NotThisNetwork(f"this timm cannot build DINOv3 ({error}); install timm 1.0.20 or newer") from None
+    if periods_stored:  # take the file's, which were rounded when it was written, not freshly computed ones
+        rope: Any = model.rope
+        rope.register_buffer("periods", rope.periods, persistent=True)
+    return model
