@@ -131,7 +131,7 @@ def evaluation(
         m_inter=0.74 + 0.09 * rise - 0.10 * fall + 0.0015 * noise[0],
         m_intra_image=1.66 - 0.10 * rise + 0.10 * fall + 0.002 * noise[1],
         m_intra_batch=1.70 - 0.08 * rise + 0.12 * fall + 0.002 * noise[1],
-        m_dim=0.60 + 0.05 * rise - 0.03 * fall + 0.001 * noise[2],
+        m_dim=0.56 + 0.10 * rise - 0.06 * fall + 0.001 * noise[2],
         m_inter_se=0.0015,
         m_intra_image_se=0.002,
         m_intra_batch_se=0.002,

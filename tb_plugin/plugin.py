@@ -201,6 +201,17 @@ class DSEPlugin(base_plugin.TBPlugin):
         return ", ".join(str(root) for _, root in self._folders.roots)
 
 
+class _NotModified(wrappers.Response):
+    """A 304 that keeps the headers TensorBoard demands of every reply; werkzeug would drop the first."""
+
+    def get_wsgi_headers(self, environ: Any) -> Any:
+        headers = super().get_wsgi_headers(environ)
+        headers["Content-Type"] = "text/plain"
+        headers["X-Content-Type-Options"] = "nosniff"
+        headers["Cache-Control"] = "no-cache, must-revalidate"
+        return headers
+
+
 def _context(request: wrappers.Request) -> tuple[Any, str]:
     return plugin_util.context(request.environ), plugin_util.experiment_id(request.environ)
 
@@ -231,7 +242,7 @@ def _conditional(
     tag = f'"{version}"'
     headers = [("ETag", tag)]
     if request.headers.get("If-None-Match") == tag:
-        return http_util.Respond(request, "", media_type, code=304, headers=headers)
+        return _NotModified(status=304, headers=headers)
     return http_util.Respond(request, content(), media_type, headers=headers)
 
 

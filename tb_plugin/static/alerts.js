@@ -9,7 +9,7 @@ const CAUSES = { separability: 'separability', m_dim: 'dimensionality (M_dim)', 
 export function causeText(alert) {
   const words = CAUSES[alert.cause] ?? '';
   const share = alert.shares?.[alert.cause];
-  return words && Number.isFinite(share) ? `${Math.round(share * 100)} % ${words}` : words;
+  return words && Number.isFinite(share) ? `${words} (${Math.round(share * 100)} % of the drop)` : words;
 }
 
 const KINDS = {
@@ -19,6 +19,14 @@ const KINDS = {
   plateau: 'plateau',
   test: 'test alert',
 };
+
+/** Alerts without the pending ones that the next change of the same alert confirmed. */
+export function confirmed(alerts) {
+  return alerts.filter((alert, i) => {
+    const next = alerts.slice(i + 1).find((later) => later.kind === alert.kind);
+    return !(alert.status === 'pending' && next?.status === 'firing');
+  });
+}
 
 /** One line about an alert. */
 export function headline(alert) {
@@ -86,7 +94,7 @@ export class AlertList {
 }
 
 /** The answer for the run in focus, and the state of its watcher. */
-export function answer(run, line, meta, now, others) {
+export function answer(run, line, meta, time, others) {
   const { state } = run;
   const alert = state?.alert ?? { status: 'none' };
   const parts = [];
@@ -97,7 +105,9 @@ export function answer(run, line, meta, now, others) {
     tone = alert.status === 'firing' ? 'alert' : 'pending';
     const verb = alert.kind === 'degradation' ? (alert.status === 'firing' ? 'is degrading' : 'may be degrading') : `: ${KINDS[alert.kind] ?? short(alert.kind, 40)}`;
     const since = Number.isFinite(alert.since) ? ` since ${position(alert.axis, alert.since)}` : '';
-    parts.push(el('span.shape', { text: SHAPES[alert.status] }), name, el('span', { text: ` ${verb}${since}.` }));
+    const fallen = alert.kind === 'degradation' ? lossOf(line) : NaN;
+    const now = fallen > 0 ? `, now ${number(fallen)} below its best` : '';
+    parts.push(el('span.shape', { text: SHAPES[alert.status] }), name, el('span', { text: ` ${verb}${since}${now}.` }));
     const cause = causeText(alert);
     if (cause) parts.push(el('span', { text: `Cause: ${cause}.` }));
     else if (alert.kind !== 'degradation') parts.push(el('span', { text: short(alert.message, 160) }));
@@ -114,8 +124,11 @@ export function answer(run, line, meta, now, others) {
     if (meta?.path) parts.push(copyButton(meta.path, 'Copy path'));
   }
   for (const other of others.slice(0, 3)) parts.push(other);
-  return { tone, parts, watcher: watcherText(state?.watcher, now) };
+  return { tone, parts, watcher: watcherText(state?.watcher, time) };
 }
+
+/** How far the last checkpoint lies below the best. */
+const lossOf = (line) => line.dse[line.best] - line.dse[line.dse.length - 1];
 
 function bestText(run, line) {
   const row = line.rows[line.best];

@@ -2,7 +2,7 @@
 
 import * as api from './api.js';
 import { AXES, AXIS_NAMES } from './axes.js';
-import { AlertList, answer } from './alerts.js';
+import { AlertList, answer, confirmed } from './alerts.js';
 import { Card } from './card.js';
 import { Charts } from './charts.js';
 import { ago, copyButton, count, el, number, short } from './dom.js';
@@ -138,7 +138,6 @@ class App {
       el('label.lambda', { title: 'DSE = separability + λ · M_dim' }, 'λ', this.lambdaSlider, this.lambdaField),
       this.adaptive,
       el('span.grow', {}),
-      this.reset,
       el('span.segments', { role: 'group', 'aria-label': 'Axis' }, ...this.axisButtons),
       ...this.menus,
     );
@@ -518,13 +517,13 @@ class App {
     }
     this.drawTag(focus);
     const { view } = this;
-    const scene = buildScene(this.drawn, focus, { ...view, lossTools: this.lossTools });
+    const scene = buildScene(this.drawn, focus, { ...view, lossTools: this.lossTools, dseTools: this.reset });
     this.charts.draw(scene);
     this.drawCard(focus);
     const chosenIndex = focus.indexOfRow.get(focus.rowOfSeq.get(view.chosen));
     this.maps.draw(focus, chosenIndex ?? null);
     this.drawAnswer(focus);
-    const items = this.shownRuns().flatMap((run) => (run.alerts ?? []).map((alert) => ({ run, alert })));
+    const items = this.shownRuns().flatMap((run) => confirmed(run.alerts ?? []).map((alert) => ({ run, alert })));
     items.sort((a, b) => b.alert.wall_time - a.alert.wall_time || b.alert.seq - a.alert.seq);
     this.alertList.draw(items.slice(0, 200), this.now());
     this.readFailures();
@@ -593,14 +592,14 @@ class App {
     if (!focus.loss?.rows) options.unshift(el('option', { value: '', text: 'choose…' }));
     this.tagSelect.replaceChildren(...options);
     this.tagSelect.value = focus.loss?.rows ? focus.lossTag : '';
-    this.tagSelect.disabled = !tags.length;
+    this.lossTools.hidden = !tags.length;
   }
 
   drawAnswer(focus) {
     const bestSeq = focus.line.best >= 0 ? focus.points.columns.seq[focus.line.rows[focus.line.best]] : null;
     const also = this.shownRuns()
       .filter((run) => run !== focus && run.state?.alert?.status === 'firing')
-      .map((run) => el('button.quiet.also', { type: 'button', text: `▲ ${short(run.name, 40)}`, title: 'also degrading: show it', onclick: () => this.focusRun(run.id) }));
+      .map((run) => el('button.quiet.also', { type: 'button', text: `▲ ${short(run.name.split('/').pop(), 40)}`, title: `${short(run.name, 200)} is degrading too: show it`, onclick: () => this.focusRun(run.id) }));
     const { tone, parts, watcher } = answer(focus, focus.line, focus.details.get(bestSeq), this.now(), also);
     this.answer.className = `answer ${tone}`;
     this.answer.replaceChildren(
@@ -667,7 +666,7 @@ class App {
     }
     if (this.apart?.size) {
       const names = [...this.apart].map((id) => short(this.runs.get(id).name, 60)).join(', ');
-      say('apart', `Not drawn: ${names}. Measured under other settings than ${short(focus.name, 60)} (${this.difference(focus)}); the numbers cannot be compared.`);
+      say('apart', `Not drawn beside ${short(focus.name, 60)}: ${names}, measured with other settings (${this.difference(focus)}).`);
     }
     this.banners.replaceChildren(...notes.slice(0, 6));
   }

@@ -14,6 +14,7 @@ const PARTS = [
 export class Card {
   constructor(root) {
     this.root = root;
+    this.open = false; // whether the details are unfolded; kept from one checkpoint to the next
   }
 
   /** Nothing to show yet. */
@@ -48,7 +49,11 @@ export class Card {
     ];
     if (meta?.reason) rows.push(el('p.reason', { text: meta.reason }));
     if (scored) rows.push(this.numbers(run, row, index));
-    rows.push(facts(run, row, meta));
+    const known = facts(run, row, meta);
+    if (known.length) {
+      const details = el('details.more', { open: this.open, ontoggle: () => (this.open = details.open) }, el('summary', { text: 'How it was measured' }), el('dl.facts', {}, ...known));
+      rows.push(details);
+    }
     this.root.replaceChildren(...rows);
   }
 
@@ -120,5 +125,5 @@ function facts(run, row, meta) {
     }
     if (meta.error) add('Error', meta.error);
   }
-  return el('dl.facts', {}, ...lines);
+  return lines;
 }

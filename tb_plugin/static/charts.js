@@ -15,6 +15,12 @@ const AXIS_WIDTH = 58; // px, equal in all panels so that they align
 const CLICK_PIXELS = 4; // a mouse that moved further has dragged
 const REACH = 40; // px around the pointer in which a point can be chosen
 const SYNC = 'dse';
+const HEADER_HEIGHT = 26; // px, of a panel's title; also in style.css
+const X_AXIS_HEIGHT = 28; // px
+const LEAST_HEIGHT = 62; // px per unit of weight; below it the panels scroll
+
+const isEmpty = (panel) => panel.lines.length === 0 && panel.key !== 'dse';
+const lastDrawn = (panels) => panels.findLastIndex((panel) => !isEmpty(panel));
 
 const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -78,8 +84,22 @@ function yRange(log) {
 /** Tick labels as short as their distance allows. */
 function tickTexts(_, values) {
   const step = values.length > 1 ? Math.abs(values[1] - values[0]) : 1;
-  const decimals = Math.max(0, Math.min(6, -Math.floor(Math.log10(step) + 1e-9)));
-  return values.map((value) => (value === null ? '' : Math.abs(value) >= 1e5 ? shortNumber(value) : number(value, decimals)));
+  let decimals = 0;
+  while (decimals < 6 && Math.abs(step * 10 ** decimals - Math.round(step * 10 ** decimals)) > 1e-6) decimals++;
+  return values.map((value) => (value === null ? '' : Math.abs(value) >= 1e4 ? shortNumber(value) : number(value, decimals)));
+}
+
+/** Dates for ticks of days and more, else times of day with the date wherever a new day begins. */
+function timeTexts(_, values, __, ___, step) {
+  let day = '';
+  return values.map((value) => {
+    const [date, time] = moment(value).split(' ');
+    const shown = date.slice(step >= 86400 * 28 ? 0 : 5, step >= 86400 * 28 ? 7 : 10);
+    if (step >= 86400) return shown;
+    const text = date === day ? time : `${time}\n${shown}`;
+    day = date;
+    return text;
+  });
 }
 
 function shortNumber(value) {
@@ -109,7 +129,7 @@ export class Charts {
     this.scene = scene;
     const shape = JSON.stringify([
       scene.axis,
-      scene.panels.map((panel) => [panel.key, panel.log, panel.lines.map((line) => [line.key, line.width, line.dash, !!line.error])]),
+      scene.panels.map((panel) => [panel.key, panel.log, isEmpty(panel), panel.lines.map((line) => [line.key, line.width, line.dash, !!line.error])]),
     ]);
     if (shape !== this.shape) {
       this.shape = shape;
@@ -131,6 +151,7 @@ export class Charts {
     this.root.replaceChildren(...boxes);
     this.plots.forEach((plot, index) => {
       const place = boxes[index].querySelector('.plot');
+      place.hidden = isEmpty(plot.panel);
       plot.u = new uPlot(this.options(plot, width, heights[index]), tableOf(plot.panel.lines, this.scene.zoom, width), place);
       this.listen(plot);
     });
@@ -156,20 +177,22 @@ export class Charts {
 
   resize() {
     const [width, heights] = this.measure();
-    if (width < 50 || (this.size[0] === width && this.size[1] === this.root.clientHeight)) return;
+    if (this.root.clientWidth < 50 || (this.size[0] === width && this.size[1] === this.root.clientHeight)) return;
     this.size = [width, this.root.clientHeight];
-    this.plots.forEach((plot, index) => plot.u.setSize({ width, height: heights[index] }));
+    this.plots.forEach((plot, index) => !isEmpty(plot.panel) && plot.u.setSize({ width, height: heights[index] }));
   }
 
   /** Width of the plots, and their heights: what the window leaves, shared by weight, never too little. */
   measure() {
     const width = Math.max(200, this.root.clientWidth);
     const panels = this.scene?.panels ?? [];
-    const headers = panels.length * 26;
-    const weights = panels.reduce((sum, panel) => sum + panel.weight, 0) || 1;
-    const room = Math.max(this.root.clientHeight - headers - 4, 0);
-    const last = panels.length - 1;
-    const heights = panels.map((panel, i) => Math.floor(Math.max((room - 24) * (panel.weight / weights), panel.weight * 92)) + (i === last ? 24 : 0));
+    const weights = panels.reduce((sum, panel) => sum + panel.weight * !isEmpty(panel), 0) || 1;
+    const room = this.root.clientHeight - panels.length * HEADER_HEIGHT - X_AXIS_HEIGHT - 6;
+    const last = lastDrawn(panels);
+    const heights = panels.map((panel, i) => {
+      if (isEmpty(panel)) return 0;
+      return Math.floor(Math.max((room * panel.weight) / weights, panel.weight * LEAST_HEIGHT)) + (i === last ? X_AXIS_HEIGHT : 0);
+    });
     return [width, heights];
   }
 
@@ -195,7 +218,7 @@ export class Charts {
 
   options(plot, width, height) {
     const scene = this.scene;
-    const last = plot.index === scene.panels.length - 1;
+    const last = plot.index === lastDrawn(scene.panels);
     const text = () => variable('--text-soft');
     const grid = { stroke: () => variable('--grid'), width: 1 };
     const font = '11px Roboto, Helvetica, Arial, sans-serif';
@@ -208,7 +231,7 @@ export class Charts {
         width: line.width,
         dash: line.dash,
         spanGaps: false,
-        points: { show: plot.panel.dots ? undefined : false, size: line.width > 1.5 ? 5 : 4, fill: line.colour },
+        points: { ...(plot.panel.dots ? {} : { show: false }), size: line.width > 1.5 ? 6 : 5, fill: line.colour, width: 0 },
       });
       if (line.error) {
         const edge = { stroke: null, width: 0, points: { show: false }, spanGaps: false };
@@ -246,10 +269,11 @@ export class Charts {
           grid,
           ticks: { ...grid, size: last ? 4 : 0 },
           font,
-          size: last ? 28 : 4,
-          values: last ? (scene.axis === 'wall' ? undefined : tickTexts) : () => [],
+          space: (_, __, ___, ____, length) => Math.max(56, length / 16),
+          size: last ? (scene.axis === 'wall' ? X_AXIS_HEIGHT + 12 : X_AXIS_HEIGHT) : 4,
+          values: last ? (scene.axis === 'wall' ? timeTexts : tickTexts) : () => [],
         },
-        { stroke: text, grid, ticks: { ...grid, size: 4 }, font, size: AXIS_WIDTH, values: tickTexts, space: 28 },
+        { stroke: text, grid, ticks: { ...grid, size: 4 }, font, size: AXIS_WIDTH, values: tickTexts, space: (_, __, ___, ____, length) => Math.max(22, length / 10) },
       ],
       hooks: {
         drawAxes: [(u) => drawUnder(u, this.scene, plot.panel)],
@@ -365,7 +389,7 @@ export class Charts {
   picture() {
     const ratio = devicePixelRatio || 1;
     const [width] = this.measure();
-    const total = this.plots.reduce((sum, plot) => sum + plot.u.height + 26, 0);
+    const total = this.plots.reduce((sum, plot) => sum + (isEmpty(plot.panel) ? 0 : plot.u.height) + HEADER_HEIGHT, 0);
     const canvas = el('canvas', { width: width * ratio, height: total * ratio });
     const context = canvas.getContext('2d');
     context.fillStyle = variable('--surface');
@@ -375,8 +399,8 @@ export class Charts {
       context.fillStyle = variable('--text');
       context.font = `500 ${13 * ratio}px Roboto, Helvetica, Arial, sans-serif`;
       context.fillText(`${plot.panel.title}   ${plot.panel.note ?? ''}`, 12 * ratio, (y + 18) * ratio);
-      context.drawImage(plot.u.ctx.canvas, 0, (y + 26) * ratio);
-      y += plot.u.height + 26;
+      if (!isEmpty(plot.panel)) context.drawImage(plot.u.ctx.canvas, 0, (y + HEADER_HEIGHT) * ratio);
+      y += (isEmpty(plot.panel) ? 0 : plot.u.height) + HEADER_HEIGHT;
     }
     return new Promise((done) => canvas.toBlob(done, 'image/png'));
   }

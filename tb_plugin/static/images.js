@@ -6,7 +6,7 @@
  */
 
 import { mediaAddress } from './api.js';
-import { el, position } from './dom.js';
+import { el, position, short } from './dom.js';
 
 const FRAME_MS = 160; // pause between maps while playing
 const AHEAD = 3; // neighbours loaded before they are asked for
@@ -34,7 +34,7 @@ export class FeatureMaps {
     this.play = el('button.quiet', { type: 'button', text: '▶', 'aria-label': 'Play', title: 'Play (space)', onclick: () => this.toggle() });
     this.typed = el('input.typed', { type: 'text', inputMode: 'numeric', 'aria-label': 'Go to position', onchange: () => this.typedPosition() });
     this.regionsBox = el('input', { type: 'checkbox', onchange: () => this.setRegions(this.regionsBox.checked) });
-    this.large = el('button.quiet', { type: 'button', text: 'Enlarge', onclick: () => this.enlarge() });
+    this.large = el('button.quiet.enlarge', { type: 'button', text: 'Enlarge', onclick: () => this.enlarge() });
     this.table = el('div.maps', {});
     this.captions = { image: el('span', { text: 'image' }), best: el('span.best-text', {}), now: el('span', {}) };
     this.body = el(
@@ -59,7 +59,7 @@ export class FeatureMaps {
   draw(run, chosen) {
     const { line } = run;
     const none = line.rows.length === 0;
-    this.body.hidden = none;
+    if (none) this.body.hidden = true;
     this.note.textContent = none ? 'Feature maps appear with the first scored checkpoint.' : this.noteText ?? '';
     if (none) return;
     if (this.run?.id !== run.id) {
@@ -148,11 +148,11 @@ export class FeatureMaps {
 
   enlarge() {
     this.dialog.replaceChildren(
-      el('header.rail-head', {}, el('h2', { text: `Feature maps of ${this.run.name}` }), el('button.quiet', { type: 'button', text: 'Close', onclick: () => this.dialog.close() })),
+      el('header.rail-head', {}, el('h2', { text: `Feature maps, ${short(this.run.name, 80)}` }), el('button.quiet', { type: 'button', text: 'Close', onclick: () => this.dialog.close() })),
       this.body,
     );
     this.dialog.showModal();
-    this.body.focus();
+    this.body.focus({ preventScroll: true });
   }
 
   /** The image of a checkpoint's strip, or null if it has none. Asks for a file only if the server said it is there. */
@@ -206,7 +206,8 @@ export class FeatureMaps {
       return;
     }
     this.say('');
-    this.captions.best.textContent = `★ best, ${this.where(best)}`;
+    this.captions.best.textContent = `★ ${this.where(best)}`;
+    this.captions.best.title = 'the best checkpoint';
     this.captions.now.textContent = index === best ? 'the same' : this.where(index);
     this.typed.placeholder = this.where(index);
     this.typed.value = '';
@@ -220,7 +221,7 @@ export class FeatureMaps {
   say(text) {
     this.noteText = text;
     this.note.textContent = text;
-    this.table.hidden = text !== '';
+    this.body.hidden = text !== '';
   }
 
   tiles(image, bestStrip, nowStrip) {

@@ -118,7 +118,7 @@ export class RunList {
         : 'nothing scored yet';
     return el(
       'tr',
-      { class: '', 'aria-selected': String(run.id === view.focus), onclick: (event) => event.target.closest('label,input') || this.actions.focus(run.id) },
+      { 'aria-selected': String(run.id === view.focus), onclick: (event) => event.target.closest('label,input') || this.actions.focus(run.id) },
       el(
         'td.col-check',
         {},
@@ -130,7 +130,8 @@ export class RunList {
         { title: short(run.name, 300) },
         el('button.name', { type: 'button', text: run.name, ondblclick: () => this.actions.only(run.id) }),
         el('small.compact-only', { text: sub }),
-        view.apart.has(run.id) && checked ? el('small.apart', { text: 'other settings: not drawn' }) : null,
+        last && best && last.seq !== best.seq ? el('small.compact-only', { text: `last ${number(last.dse)} (${change(last.dse - best.dse)})` }) : null,
+        view.apart.has(run.id) && checked ? el('small.apart', { text: 'other settings' }) : null,
       ),
       el('td.col-best.num', { text: best ? number(best.dse) : '–' }),
       el('td.col-at.num', { text: where || '–' }),

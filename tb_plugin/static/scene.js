@@ -104,10 +104,11 @@ export function translate(run, axis, value) {
 
 /**
  * @param {Array} runs - prepared runs to draw, the one in focus among them
- * @param {Object} view - focus, axis, zoom, panels (Set of keys), logLoss, chosen, lossTools, companionNames
+ * @param {Object} view - zoom, panels (Set of keys), logLoss, chosen, lambda, companionNames; dseTools and lossTools are
+ *   elements beside the titles of those panels
  */
 export function buildScene(runs, focus, view) {
-  const panels = [dsePanel(runs, focus)];
+  const panels = [{ ...dsePanel(runs, focus), tools: view.dseTools }];
   for (const { key, title, explanation } of PANELS) {
     if (!view.panels.has(key)) continue;
     if (key === 'loss') panels.push(lossPanel(runs, focus, view, title, explanation));
