@@ -100,10 +100,10 @@ class Keeper:
                 continue
             found = locate(evaluation)
             if found is not None:
-                self._keep(evaluation, found, f"{line.axis}{line.x[index]:g}")
+                self._keep(evaluation, found, f"{line.axis}{line.x[index]:g}", locate)
         self._save()
 
-    def _keep(self, evaluation: Evaluation, found: str, position: str) -> None:
+    def _keep(self, evaluation: Evaluation, found: str, position: str, locate: Locate) -> None:
         source = self._run / found
         name = f"{position}-{found.replace('/', '_')}"
         target = self._out / KEEP / name

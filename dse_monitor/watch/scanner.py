@@ -115,6 +115,10 @@ class Scanner:
             truncated=walk.truncated,
         )
 
+    def has(self, path: str) -> bool:
+        """Whether a candidate was there at the last scan."""
+        return path in self._known
+
     def missed(self, path: str) -> None:
         """Report this candidate again at the next scan (its last report came to nothing)."""
         self._known.pop(path, None)

@@ -55,12 +55,14 @@ class Settled:
         stamp: the version that settled; None when it is gone.
         outcome: ``ready``, ``abandoned`` (incomplete for good) or ``gone``.
         reason: why it counts as abandoned.
+        versions: versions seen and passed over while it waited.
     """
 
     path: str
     stamp: Stamp | None
     outcome: str
     reason: str = ""
+    versions: int = 0
 
 
 @dataclass
@@ -115,9 +117,16 @@ class Settler:
         """A file appeared or changed; ``hold`` seconds of stillness are demanded beyond the usual."""
         known = self.waiting.get(path)
         if known is None:
-            self.waiting[path] = Waiting(path, stamp, now, now + self.settle_seconds, hold=hold)
+            self.waiting[path] = Waiting(path, stamp, now, now + self.settle_seconds / 2, hold=hold)
         elif not known.stamp.same_version(stamp):
             self._changed(known, stamp, now)
+
+    def touch(self, path: str, now: float) -> bool:
+        """Somebody says that a file changed: look at it now. False when it does not wait here."""
+        file = self.waiting.get(path)
+        if file is not None:
+            file.due = min(file.due, now)
+        return file is not None
 
     def discard(self, path: str) -> None:
         """The file is gone."""
@@ -141,6 +150,9 @@ class Settler:
                 return None
             file.stamp = mark
             still = now - file.since
+            if still < self.settle_seconds + file.hold:
+                file.due = min(now + self.settle_seconds / 2, file.since + self.settle_seconds + file.hold)
+                return None
             test = self.complete(full)
             file.tests += 1
             wanted = self._wanted(test) + file.hold
@@ -172,7 +184,7 @@ class Settler:
     def _ready(self, file: Waiting) -> Settled:
         del self.waiting[file.path]
         self._newest_whole = max(self._newest_whole, file.stamp.mtime_ns)
-        return Settled(file.path, file.stamp, "ready")
+        return Settled(file.path, file.stamp, "ready", versions=file.versions)
 
     def _incomplete(self, file: Waiting, reason: str, still: float, now: float) -> Settled | None:
         overtaken = file.stamp.mtime_ns < self._newest_whole
@@ -186,6 +198,6 @@ class Settler:
         return None
 
     def _changed(self, file: Waiting, mark: Stamp, now: float) -> None:
-        file.stamp, file.since, file.due = mark, now, now + self.settle_seconds
+        file.stamp, file.since, file.due = mark, now, now + self.settle_seconds / 2
         file.grew, file.tests, file.versions = True, 0, file.versions + 1
         file.reason = "is being written"

@@ -189,9 +189,7 @@ def _answer(
 
 
 class _Reporter:
-    """Passes progress on, not too often, and rests between micro-batches when only a share of time is
-    ours.
-    """
+    """Passes progress on, not too often; rests between micro-batches when only a share of time is ours."""
 
     def __init__(
         self,
