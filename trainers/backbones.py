@@ -249,6 +249,34 @@ def sincos_positions(width: int, grid: int, *, cls: bool = False, rows_first: bo
     return table.float()[None]
 
 
+def checkpoint_activations(module: nn.Module) -> None:
+    """Recompute the blocks' activations of every trained timm network inside ``module`` in the backward pass."""
+    for child in module.modules():
+        trained = any(p.requires_grad for p in child.parameters())
+        if trained and hasattr(child, "set_grad_checkpointing"):
+            child.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
+
+
+def compile_blocks(module: nn.Module) -> None:
+    """Compile every transformer block and convolutional stage in place; names and state stay the same.
+
+    Blocks rather than whole networks: equal blocks compile once, and methods call parts of a network on their
+    own.
+    """
+    for child in module.modules():
+        if isinstance(child, VisionTransformer):
+            stages = child.blocks
+        elif isinstance(child, SwinTransformer):
+            stages = [block for layer in child.layers for block in layer.blocks]  # pyright: ignore
+        elif hasattr(child, "feature_info") and hasattr(child, "forward_features"):
+            names = [info["module"] for info in child.feature_info]  # pyright: ignore
+            stages = [child.get_submodule(name) for name in names]
+        else:
+            continue
+        for stage in stages:
+            stage.compile()
+
+
 def _family(model: nn.Module, name: str) -> str:
     """Which family a timm model is of; refuses variants whose forward the functions here do not reproduce."""
     if isinstance(model, SwinTransformer):

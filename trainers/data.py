@@ -1,14 +1,32 @@
-"""Images in, seeded views out."""
+"""Images in, seeded views out: sources, the data set, the order of an epoch, the loader.
+
+What a view looks like depends on (seed, epoch, index) alone, and which images form step t on (seed, epoch, t)
+alone; so neither workers nor interruptions nor the number of processes change what the network sees.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dse_monitor import scenes
+from trainers.method import Plan, Views
+from trainers.settings import TrainingError
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
+SCENE_CACHE_BYTES = 2**30  # drawn scenes are kept up to this size
+LONGEST_BAD_STREAK = 100  # unreadable images in a row before we stop looking for a readable one
 
 
 @contextmanager
@@ -30,3 +48,206 @@ def seeded(*key: int) -> Iterator[None]:
         torch.random.set_rng_state(before[0])
         random.setstate(before[1])
         np.random.set_state(before[2])
+
+
+# Sources -------------------------------------------------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """Numbered images."""
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What to call image ``index`` in messages."""
+        ...
+
+    def load(self, index: int) -> Image.Image:
+        """Image ``index`` in RGB; raises OSError or ValueError if it cannot be read."""
+        ...
+
+
+class Folder:
+    """The image files below a folder, sorted by path: flat, nested or one folder per class, labels ignored.
+
+    Raises:
+        TrainingError: there is no such folder, or no image in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise TrainingError(f"{folder} is no folder; --data wants a folder of images, or 'scenes'")
+        self.paths = sorted(
+            os.path.join(where, name)
+            for where, folders, names in os.walk(folder, followlinks=True)
+            if folders.sort() is None
+            for name in names
+            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
+        )
+        if not self.paths:
+            kinds = " ".join(sorted(EXTENSIONS))
+            raise TrainingError(f"{folder} holds no images; looked for {kinds} in it and below")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """The path."""
+        return self.paths[index]
+
+    def load(self, index: int) -> Image.Image:
+        """Decode one file; 16-bit greyscale is scaled, everything else converted by Pillow."""
+        with Image.open(self.paths[index]) as image:
+            if image.mode.startswith("I"):
+                image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
+            return image.convert("RGB")
+
+
+class Scenes:
+    """The built-in scenes, drawn once and then kept in memory that worker processes share."""
+
+    def __init__(self, count: int, size: int, seed: int) -> None:
+        self.size, self.seed, self.count = size, seed, count
+        kept = count if count * size * size * 3 <= SCENE_CACHE_BYTES else 0
+        self.pixels = torch.zeros((kept, size, size, 3), dtype=torch.uint8).share_memory_()
+        self.drawn = torch.zeros(kept, dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, index: int) -> str:
+        """The number."""
+        return f"scene {index}"
+
+    def load(self, index: int) -> Image.Image:
+        """Draw one scene, or take it from the cache."""
+        if index < len(self.drawn) and self.drawn[index]:
+            return Image.fromarray(self.pixels[index].numpy())
+        pixels, _ = scenes.generate(index, self.size, self.seed)
+        if index < len(self.drawn):
+            self.pixels[index] = torch.from_numpy(pixels)
+            self.drawn[index] = True
+        return Image.fromarray(pixels)
+
+
+def open_source(data: str, *, scene_count: int, image_size: int, seed: int) -> Source:
+    """``scenes``, or a folder.
+
+    Raises:
+        TrainingError: the folder is missing or empty.
+    """
+    return Scenes(scene_count, image_size, seed) if data == "scenes" else Folder(Path(data).expanduser())
+
+
+# Views ---------------------------------------------------------------------------------------------------------------
+
+
+class Key(NamedTuple):
+    """Which image of which epoch, for which micro-batch."""
+
+    epoch: int
+    image: int
+    micro_batch: int
+
+
+class Sample(NamedTuple):
+    """One image's views and what went wrong on the way."""
+
+    micro_batch: int
+    views: Views
+    unreadable: tuple[str, ...]
+
+
+class Batch(NamedTuple):
+    """A collated micro-batch and the unreadable files met while making it, each with its reason."""
+
+    views: Views
+    unreadable: tuple[str, ...]
+
+
+@dataclass
+class ViewsDataset(Dataset[Sample]):
+    """Views of a source's images; an unreadable image is replaced by the next readable one and reported."""
+
+    source: Source
+    transform: Callable[[Image.Image], Views]
+    seed: int
+
+    def __getitem__(self, key: Key) -> Sample:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Views of ``key.image`` in epoch ``key.epoch``."""
+        unreadable: list[str] = []
+        for offset in range(min(LONGEST_BAD_STREAK, len(self.source))):
+            index = (key.image + offset) % len(self.source)
+            try:
+                image = self.source.load(index)
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                unreadable.append(f"{self.source.name(index)}: {error}")
+                continue
+            with seeded(self.seed, key.epoch, key.image):
+                return Sample(key.micro_batch, self.transform(image), tuple(unreadable))
+        raise TrainingError(f"{len(unreadable)} images in a row cannot be read, the first is {unreadable[0]}")
+
+
+@dataclass
+class Collator:
+    """Joins samples with the method's own collator under a seed of its own."""
+
+    join: Callable[[Sequence[Views], int], Views]
+    seed: int
+    rank: int
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """One micro-batch."""
+        micro_batch = samples[0].micro_batch
+        with seeded(self.seed, micro_batch, self.rank, -1):
+            views = self.join([sample.views for sample in samples], micro_batch)
+        return Batch(views, tuple(bad for sample in samples for bad in sample.unreadable))
+
+
+@dataclass
+class Order(Sampler[list[Key]]):
+    """The micro-batches of one epoch for one process, from optimiser step ``first_step`` on.
+
+    The images of an optimiser step are the same whatever the number of processes and micro-batches; process r
+    takes the r-th part of each.
+    """
+
+    plan: Plan
+    seed: int
+    accumulate: int
+    epoch: int = 0
+    first_step: int = 0
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.plan.images, generator=generator).tolist()
+        size = self.plan.batch_size // self.plan.world_size // self.accumulate
+        for step in range(self.first_step, self.plan.steps_per_epoch):
+            for micro in range(self.accumulate):
+                number = (self.epoch * self.plan.steps_per_epoch + step) * self.accumulate + micro
+                start = step * self.plan.batch_size + (micro * self.plan.world_size + self.plan.rank) * size
+                yield [Key(self.epoch, index, number) for index in order[start : start + size]]
+
+    def __len__(self) -> int:
+        return (self.plan.steps_per_epoch - self.first_step) * self.accumulate
+
+
+def loader(
+    dataset: ViewsDataset, order: Order, collator: Collator, *, workers: int, pin: bool
+) -> DataLoader[Any]:
+    """A loader whose sampler is ``order``; set its epoch and first step before iterating.
+
+    It has a generator of its own, so that starting an epoch does not move the global one.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=collator,
+        pin_memory=pin,
+        persistent_workers=workers > 0,
+        generator=torch.Generator().manual_seed(0),
+        prefetch_factor=4 if workers else None,
+    )

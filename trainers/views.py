@@ -187,7 +187,7 @@ def dino_crops(
     local_size: int,
     global_scale: tuple[float, float],
     local_scale: tuple[float, float],
-    locals_: int,
+    local_crops: int,
     solarise: float = 0.2,
 ) -> list[Crop]:
     """Two global and several local crops with DINO's photometry (DINO, EsViT; iBOT and Mugs' weak views).
@@ -198,7 +198,7 @@ def dino_crops(
     return [
         Crop(size=size, scale=global_scale, blur=1.0),
         Crop(size=size, scale=global_scale, blur=0.1, solarise=solarise),
-        *[Crop(size=local_size, scale=local_scale, blur=0.5) for _ in range(locals_)],
+        *[Crop(size=local_size, scale=local_scale, blur=0.5) for _ in range(local_crops)],
     ]
 
 

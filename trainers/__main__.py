@@ -1,0 +1,76 @@
+"""``python -m trainers METHOD --data DIR --out RUN [--preset tiny] [flags]``, also installed as ``dse-train``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from trainers.methods import METHODS, load
+from trainers.settings import Settings, TrainingError
+
+PRESETS = ("official", "tiny")
+USAGE = """usage: dse-train METHOD --data DIR --out RUN [--preset tiny] [flags]
+
+Trains one of: {methods}.
+
+  --data DIR        a folder of images, or 'scenes' for built-in ones
+  --preset NAME     'official' (the authors' numbers, default) or 'tiny' (64-px images, minutes on a CPU)
+  METHOD --help     every flag: the run's, then each number of the recipe with its default
+
+Several GPUs: torchrun --nproc-per-node N -m trainers METHOD ..."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the flags of one method and train; errors are one line and exit code 1 (2 for wrong flags)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(USAGE.format(methods=", ".join(METHODS)))
+        raise SystemExit(0 if given else 2)
+    try:
+        _train(given[0], given[1:])
+    except (TrainingError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def _train(name: str, flags: list[str]) -> None:
+    import tyro
+
+    from trainers.engine import train
+
+    method_type = load(name)
+    preset, flags = _take_preset(flags)
+    recipe = method_type.recipe_type.tiny() if preset == "tiny" else method_type.recipe_type()  # pyright: ignore
+    command = dataclasses.make_dataclass(
+        "Command", [("settings", Settings), ("recipe", type(recipe), dataclasses.field(default=recipe))]
+    )
+    chosen = tyro.cli(
+        command,
+        args=flags,
+        prog=f"dse-train {name}",
+        description=f"Train {METHODS[name]} with the {preset} preset (--preset {' or '.join(PRESETS)}).",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    train(name, method_type, chosen.recipe, chosen.settings)
+
+
+def _take_preset(flags: list[str]) -> tuple[str, list[str]]:
+    """Remove ``--preset NAME`` or ``--preset=NAME`` from the flags: it decides the defaults of the others."""
+    rest, preset, i = [], "official", 0
+    while i < len(flags):
+        if flags[i] == "--preset":
+            i += 1
+            preset = flags[i] if i < len(flags) else ""
+        elif flags[i].startswith("--preset="):
+            preset = flags[i].partition("=")[2]
+        else:
+            rest.append(flags[i])
+        i += 1
+    if preset not in PRESETS:
+        raise TrainingError(f"--preset {preset!r}: expected {' or '.join(PRESETS)}")
+    return preset, rest
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,429 @@
+"""The only training loop: precision, DDP, accumulation, schedules, the DSE term, logging, saving, resuming."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dse_monitor.metric import DSERegularizer
+from trainers import backbones, data, distributed, optim, saving
+from trainers.method import Method, Plan, Progress, Recipe, Views, normalise
+from trainers.reporting import Means, Report
+from trainers.settings import Settings, TrainingError
+
+STOP_CHECK_STEPS = 10  # several processes must agree before stopping; they ask each other this often
+
+
+class NonFiniteLoss(TrainingError):
+    """The loss became NaN or infinite; the message says when, and where the batch was saved."""
+
+
+def train(name: str, method_type: type[Method], recipe: Recipe, settings: Settings) -> None:
+    """Run a method to the end of its recipe, until ``max_steps``, or until told to stop by SIGTERM or Ctrl-C.
+
+    Under torchrun every process calls this; alone it is one process.
+
+    Args:
+        name: of the method, as in METHODS.
+        method_type: its class.
+        recipe: its numbers.
+        settings: the run's flags.
+
+    Raises:
+        TrainingError: the run cannot start or go on.
+        NonFiniteLoss: training diverged.
+    """
+    with _processes(settings) as device:
+        trainer = Trainer(name, method_type, recipe, settings, device)
+        try:
+            trainer.run()
+        finally:
+            trainer.report.close()
+
+
+class Trainer:
+    """One run in one process.
+
+    Attributes:
+        method: the method, not wrapped by DDP.
+        plan: how long the run is.
+        step: optimiser steps done.
+        report: where it says what it does.
+    """
+
+    def __init__(
+        self, name: str, method_type: type[Method], recipe: Recipe, settings: Settings, device: torch.device
+    ) -> None:
+        self.name, self.settings, self.device = name, settings, device
+        self.precision = _precision(settings, device)
+        _set_up_torch(settings, device)
+        settings.out.mkdir(parents=True, exist_ok=True)
+        self.source = data.open_source(
+            settings.data, scene_count=settings.scenes, image_size=recipe.image_size, seed=settings.seed
+        )
+        self.plan = _plan(recipe, settings, len(self.source))
+        torch.manual_seed(settings.seed)  # the same weights on every process,
+        self.method = method_type(recipe).to(device)
+        torch.manual_seed(settings.seed + 1 + self.plan.rank)  # then chance of its own
+        self.module = self._prepare(self.method)
+        self.groups = self.method.parameter_groups()
+        self.optimizer = optim.build(recipe, self.groups, fused=device.type == "cuda")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
+        self.schedules = self.method.schedules(self.plan)
+        beta = settings.dse_weight
+        self.regularizer = DSERegularizer(beta, seed=settings.seed + self.plan.rank) if beta else None
+        self.step = 0
+        origin = self._start()
+        self.report = Report(settings.out, self.step, silent=self.plan.rank > 0)
+        self.order = data.Order(self.plan, settings.seed, settings.accumulate)
+        self.loader = data.loader(
+            data.ViewsDataset(self.source, self.method.views(), settings.seed),
+            self.order,
+            data.Collator(self.method.collator(), settings.seed, self.plan.rank),
+            workers=_workers(settings),
+            pin=device.type == "cuda",
+        )
+        self._unreadable: set[str] = set()
+        self._told_to_stop = False
+        self._unchecked: tuple[Tensor, Views] | None = None
+        self._introduce(origin)
+
+    def run(self) -> None:
+        """Train to the end, or until told to stop."""
+        total = self.plan.total_steps
+        if self.settings.max_steps:
+            total = min(total, self.settings.max_steps)
+        with self._signals():
+            while self.step < total and not self._told_to_stop:
+                self._epoch(total)
+        if self.step % self.plan.steps_per_epoch:
+            self._save(saving.LAST)
+            self.report.say(f"stopped after step {self.step} of {self.plan.total_steps}; --resume goes on")
+
+    # One epoch, one step ---------------------------------------------------------------------------------------
+
+    def _epoch(self, total: int) -> None:
+        """From the current step to the end of its epoch, of the run, or to a signal."""
+        plan, every = self.plan, self.settings.log_every
+        epoch, first = divmod(self.step, plan.steps_per_epoch)
+        end = min(total, (epoch + 1) * plan.steps_per_epoch)
+        title = f"epoch {epoch + 1:>{len(str(plan.epochs))}}/{plan.epochs}"
+        self.order.epoch, self.order.first_step = epoch, first
+        self.report.begin_epoch(title, plan.steps_per_epoch, first)
+        batches = iter(self.loader)
+        means, logged, then = Means(), self.step, time.perf_counter()
+        while self.step < end and not self._told_to_stop:
+            progress = self._progress()
+            measured = self._optimise(batches, progress)
+            means.add(measured)
+            self.report.advance(measured)
+            self.step += 1
+            if self.step % every == 0 or self.step == end:
+                scalars = {f"train/{name}": value.item() for name, value in means.take().items()}
+                now = time.perf_counter()
+                scalars["train/images_per_second"] = (self.step - logged) * plan.batch_size / (now - then)
+                logged, then = self.step, now
+                self.report.log(self.step, {**scalars, **self._state_of(progress)})
+            self._agree_to_stop()
+        self._check_finite()
+        self.report.end_epoch(title, (self.step - epoch * plan.steps_per_epoch - first) * plan.batch_size)
+        if self.step == (epoch + 1) * plan.steps_per_epoch:
+            done = epoch + 1
+            if done % self.settings.save_every == 0 or done == plan.epochs:
+                self._save(f"checkpoint_{done:04d}.pth")
+
+    def _optimise(self, batches: Iterator[data.Batch], progress: Progress) -> dict[str, Tensor]:
+        """One optimiser step; returns what was measured, as detached scalars by name."""
+        accumulate = self.settings.accumulate
+        for entry, group in zip(self.optimizer.param_groups, self.groups, strict=True):
+            entry["lr"] = progress.values[group.lr] * group.lr_scale
+            entry["weight_decay"] = progress.values[group.weight_decay] if group.weight_decay else 0.0
+        self.method.before_step(progress)
+        self.optimizer.zero_grad(set_to_none=True)
+        means = Means()
+        for micro in range(accumulate):
+            views = self._received(next(batches))
+            with self._synchronised(micro == accumulate - 1):
+                loss, terms = self._loss(views, progress)
+                self._check_finite()
+                self._unchecked = loss.detach(), views
+                self.scaler.scale(loss / accumulate).backward()
+            means.add(terms)
+        self.scaler.unscale_(self.optimizer)
+        measured = means.take()
+        if (self.step + 1) % self.settings.log_every == 0:
+            gradients = [p.grad for p in self.method.parameters() if p.grad is not None]
+            measured["grad_norm"] = nn.utils.get_total_norm(gradients)
+        self.method.after_backward(progress)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.method.after_step(progress)
+        return measured
+
+    def _loss(self, views: Views, progress: Progress) -> tuple[Tensor, dict[str, Tensor]]:
+        """The method's loss with the DSE term where it is due, and their parts for the log."""
+        settings = self.settings
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            out = self.module(views, progress)
+        terms = {"loss": out.loss.detach(), **out.logs}
+        if (
+            self.regularizer is None
+            or progress.fraction < settings.dse_from
+            or progress.step % settings.dse_every
+        ):
+            return out.loss, terms
+        if out.dense is None:
+            raise TrainingError(f"{self.name} gives no dense tokens, so --dse-weight cannot be used with it")
+        term = self.regularizer(out.dense)
+        measured = self.regularizer.last
+        assert measured is not None
+        terms.update({"dse" if k == "dse" else f"dse_{k}": v for k, v in measured._asdict().items()})
+        return out.loss + term, terms
+
+    def _progress(self) -> Progress:
+        values = {name: float(schedule[self.step]) for name, schedule in self.schedules.items()}
+        return Progress(self.plan, self.step, values)
+
+    def _received(self, batch: data.Batch) -> Views:
+        """A batch on the device, normalised; unreadable files are counted once and listed in ``out``."""
+        new = [line for line in batch.unreadable if line not in self._unreadable]
+        if new:
+            self._unreadable.update(new)
+            listing = self.settings.out / "unreadable_images.txt"
+            with listing.open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in new)
+            if len(self._unreadable) == len(new):
+                self.report.say(f"skipping an unreadable image ({new[0]}); all are listed in {listing}")
+        form = torch.channels_last if self._channels_last else torch.preserve_format
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(self.device, non_blocking=True)
+
+        views = Views(
+            [moved(image) for image in batch.views.images],
+            {k: moved(v) for k, v in batch.views.extra.items()},
+        )
+        views = normalise(views, self.method.mean, self.method.std)
+        return Views([image.contiguous(memory_format=form) for image in views.images], views.extra)
+
+    def _state_of(self, progress: Progress) -> dict[str, float]:
+        state = {f"schedule/{name}": value for name, value in progress.values.items()}
+        if self.device.type == "cuda":
+            state["train/memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
+        return {**state, "epoch": self.step / self.plan.steps_per_epoch}
+
+    # Stopping --------------------------------------------------------------------------------------------------
+
+    def _check_finite(self) -> None:
+        """Look at the loss before this one, which is known by now: looking at it at once would stall a GPU."""
+        if self._unchecked is None:
+            return
+        loss, views = self._unchecked
+        self._unchecked = None
+        if bool(loss.isfinite()):
+            return
+        folder = self.settings.out / "non_finite"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"batch_step{self.step:07d}_process{self.plan.rank}.npz"
+        arrays = {f"image_{i}": image.float().cpu().numpy() for i, image in enumerate(views.images)}
+        extra = {name: value.cpu().numpy() for name, value in views.extra.items()}
+        facts: dict[str, Any] = {"loss": float(loss), "step": self.step}
+        np.savez(path, **facts, **arrays, **extra)
+        raise NonFiniteLoss(
+            f"the loss became {float(loss)} by step {self.step}; its batch is in {path}. The last checkpoint is "
+            "from before; lower --lr, or use --precision float32"
+        )
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and the first Ctrl-C ask the loop to finish its step, save and end."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self._asked and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._asked = True
+
+        self._asked = False
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _agree_to_stop(self) -> None:
+        """Stop when asked; several processes stop at the same step."""
+        if self.plan.world_size == 1:
+            self._told_to_stop = self._asked
+        elif self.step % STOP_CHECK_STEPS == 0:
+            asked = torch.tensor(float(self._asked), device=self.device)
+            self._told_to_stop = bool(distributed.sum_over_processes(asked) > 0)
+
+    # Starting and saving ---------------------------------------------------------------------------------------
+
+    def _start(self) -> str:
+        """Resume or take over weights; returns what was done, in words."""
+        settings = self.settings
+        if settings.init_from:
+            epochs = saving.start_from(settings.init_from, self.name, self.method)
+            return f"weights of {settings.init_from} ({epochs} epochs)"
+        if not settings.resume:
+            if saving.numbered(settings.out) or (settings.out / saving.LAST).exists():
+                raise TrainingError(
+                    f"{settings.out} holds checkpoints of another run: --resume goes on with it, "
+                    "another --out starts a new one"
+                )
+            return "new weights"
+        found = saving.newest(settings.out)
+        if found is None:
+            return "new weights (nothing to resume)"
+        path, content = found
+        saving.restore(content, path, self.name, self.method, self.optimizer, self.scaler, self._facts())
+        if self.regularizer is not None and content["regularizer"] is not None:
+            self.regularizer.set_extra_state(content["regularizer"][self.plan.rank])
+        self.step = content["step"]
+        return f"{path.name}, step {self.step}"
+
+    def _save(self, file: str) -> None:
+        state = torch.zeros(1, 2, dtype=torch.long)
+        if self.regularizer is not None:
+            state = self.regularizer.get_extra_state()[None]
+        states = distributed.gather(state.to(self.device)).cpu()
+        content = saving.contents(
+            self.name,
+            self.method,
+            self.optimizer,
+            self.scaler,
+            epoch=self.step // self.plan.steps_per_epoch,
+            step=self.step,
+            regularizer=states if self.regularizer is not None else None,
+            run=self._facts(),
+        )
+        if self.plan.rank == 0:
+            out = self.settings.out
+            saving.write(content, out / file)
+            if file != saving.LAST:
+                (out / saving.LAST).unlink(missing_ok=True)
+                saving.rotate(out, self.settings.keep)
+
+    def _facts(self) -> dict[str, Any]:
+        """What a resumed run must share with the one it continues, besides the recipe."""
+        return {
+            "seed": self.settings.seed,
+            "images": self.plan.images,
+            "steps_per_epoch": self.plan.steps_per_epoch,
+            "accumulate": self.settings.accumulate,
+            "processes": self.plan.world_size,
+        }
+
+    def _prepare(self, method: Method) -> nn.Module:
+        """Apply the memory, speed and process options; returns what the loop calls."""
+        settings, device = self.settings, self.device
+        self._channels_last = settings.channels_last and method.backbone_spec.family == "conv"
+        if self._channels_last:
+            method.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if settings.checkpointing:
+            backbones.checkpoint_activations(method)
+        if self.plan.world_size > 1 and method.sync_batchnorm:
+            distributed.synchronise_batchnorm(method, device)
+        if settings.compile:
+            backbones.compile_blocks(method)
+        if self.plan.world_size == 1:
+            return method
+        devices = [device.index] if device.type == "cuda" else None
+        return DistributedDataParallel(method, device_ids=devices, broadcast_buffers=False)
+
+    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """DDP averages gradients in the last micro-batch only."""
+        if last or not isinstance(self.module, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.module.no_sync()
+
+    def _introduce(self, origin: str) -> None:
+        plan, method, say = self.plan, self.method, self.report.say
+        trained = sum(p.numel() for p in method.parameters() if p.requires_grad) / 1e6
+        say(f"method    {self.name}, {method.recipe.backbone}, {trained:.1f} M trained parameters")
+        steps = f"{plan.steps_per_epoch} steps of {plan.batch_size}"
+        say(f"data      {self.settings.data}, {plan.images:,} images, {steps}")
+        processes = f"{plan.world_size} process{'es' if plan.world_size > 1 else ''}"
+        say(f"device    {self.device}, {str(self.precision).removeprefix('torch.')}, {processes}")
+        say(f"start     {origin}")
+        say(f"output    {self.settings.out}")
+        parts = self.settings.accumulate
+        if parts > 1 and method.batch_coupled:
+            say(f"warning   {parts} micro-batches are not one large batch here: {method.batch_coupled}")
+
+
+def _plan(recipe: Recipe, settings: Settings, images: int) -> Plan:
+    world, parts = distributed.world_size(), distributed.world_size() * settings.accumulate
+    if recipe.batch_size % parts:
+        raise TrainingError(
+            f"--batch-size {recipe.batch_size} must be a multiple of {world} processes x "
+            f"{settings.accumulate} micro-batches"
+        )
+    steps = images // recipe.batch_size
+    if steps == 0:
+        raise TrainingError(
+            f"{images} images do not fill one batch of {recipe.batch_size}: give more images or a smaller "
+            "--batch-size"
+        )
+    return Plan(recipe.epochs, steps, recipe.batch_size, images, world, distributed.rank())
+
+
+def _precision(settings: Settings, device: torch.device) -> torch.dtype:
+    if settings.precision == "auto":
+        capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if capable else torch.float32
+    return getattr(torch, settings.precision)
+
+
+def _workers(settings: Settings) -> int:
+    """As asked, or: none on a CPU (the step needs the cores itself), else one per usable core, at most 12."""
+    if settings.workers >= 0:
+        return settings.workers
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    return 0 if on_cpu else max(1, min(12, len(os.sched_getaffinity(0)) // local - 1))
+
+
+def _set_up_torch(settings: Settings, device: torch.device) -> None:
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # only a warning: the backward of bicubic interpolation has no deterministic form on GPUs
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    elif device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+
+
+@contextlib.contextmanager
+def _processes(settings: Settings) -> Iterator[torch.device]:
+    """The device of this process; joins the process group if torchrun started it."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if settings.device != "auto":
+        device = torch.device(settings.device)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise TrainingError(f"--device {settings.device}: no CUDA in this machine or this torch")
+        device = torch.device("cuda", device.index or int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        yield device
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()

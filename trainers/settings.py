@@ -1,0 +1,71 @@
+"""What a run is asked to do, apart from the method's own numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The flags of a run. The numbers of the method are in its recipe.
+
+    Attributes:
+        data: a folder of images (searched recursively; labels are ignored), or ``scenes`` for the built-in
+        ones. out: folder for checkpoints and TensorBoard events.
+        scenes: how many built-in scenes there are.
+        seed: fixes initialisation, data order, augmentations and everything else that is random.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        precision: arithmetic of the forward pass; ``auto`` is bfloat16 on GPUs that have it, else float32.
+        accumulate: micro-batches per optimiser step.
+        workers: loader processes per training process; ``-1`` chooses.
+        compile: compile the networks' blocks with torch.compile.
+        channels_last: channels-last memory for convolutional networks.
+        checkpointing: recompute activations in the backward pass to save memory.
+        deterministic: only deterministic kernels, at some speed.
+        save_every: epochs between checkpoints.
+        keep: how many checkpoints to keep; 0 keeps all.
+        max_steps: stop after so many optimiser steps; 0 runs the recipe's epochs.
+        log_every: optimiser steps between log entries.
+        resume: go on from the newest checkpoint in ``out``.
+        init_from: start from the weights of this checkpoint (optimiser, schedules and counters start anew).
+        dse_weight: beta of the DSE term; 0 is off.
+        dse_every: optimiser steps between two DSE terms.
+        dse_from: epochs done before the DSE term begins.
+    """
+
+    data: str
+    out: Path
+    scenes: int = 2000
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    accumulate: int = 1
+    workers: int = -1
+    compile: bool = False
+    channels_last: bool = True
+    checkpointing: bool = False
+    deterministic: bool = False
+    save_every: int = 1
+    keep: int = 0
+    max_steps: int = 0
+    log_every: int = 10
+    resume: bool = False
+    init_from: Path | None = None
+    dse_weight: float = 0.0
+    dse_every: int = 1
+    dse_from: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("scenes", "accumulate", "save_every", "log_every", "dse_every"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"--{name.replace('_', '-')} is at least 1, got {getattr(self, name)}")
+        if self.resume and self.init_from:
+            raise TrainingError(
+                "--resume continues the run in --out, --init-from starts a new one from other weights: give only one"
+            )
+
+
+class TrainingError(Exception):
+    """A run cannot start or go on; the text says what was found, what was expected and what to do."""
