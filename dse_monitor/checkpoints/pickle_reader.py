@@ -355,7 +355,7 @@ class _Machine:
 
     def _op_frame(self, position: int) -> int:
         (length,) = _U64(self.data, position)
-        self.span(position + 8, length, len(self.data), "frame")
+        self.span(position + 8, length, length, "frame")  # of any length, but it must be there
         return position + 8
 
     def _op_stop(self, position: int) -> int:

@@ -76,7 +76,7 @@ def _read(source: ByteSource, data: bytes) -> tuple[Any, list[str]]:
 
 
 class _Storages:
-    """Persistent ids in, storages out. The object comes before its storages, whose places are filled in later."""
+    """Persistent ids in, storages out; the object comes before the bytes, so places are filled in later."""
 
     def __init__(self, source: ByteSource, big_endian: bool) -> None:
         self.source = source
