@@ -141,14 +141,12 @@ def _nearest(points: Tensor, centroids: Tensor) -> Tensor:
 def _means(points: Tensor, labels: Tensor, previous: Tensor) -> Tensor:
     """Mean of each cluster's points [P, K, D]; ``previous`` where a cluster has none."""
     problems, clusters, width = previous.shape
-    counts = previous.new_zeros(problems, clusters).scatter_add_(1, labels, torch.ones_like(points[..., 0]))
     if points.device.type == "cpu":
-        slot = labels + torch.arange(problems)[:, None] * clusters
-        sums = points.new_zeros(problems * clusters, width).index_add_(
-            0, slot.flatten(), points.flatten(0, 1)
-        )
+        slots = (labels + torch.arange(problems)[:, None] * clusters).flatten()
+        counts = slots.bincount(minlength=problems * clusters).to(points.dtype).view(problems, clusters, 1)
+        sums = torch.zeros_like(previous).view(-1, width).index_add_(0, slots, points.flatten(0, 1))
         sums = sums.view_as(previous)
-    else:  # the sums of index_add depend on the order of threads there
+    else:  # bincount waits for the device, and the sums of index_add depend on the order of its threads
         member = (labels[:, None] == torch.arange(clusters, device=points.device)[:, None]).to(points.dtype)
-        sums = torch.bmm(member, points)
-    return torch.where(counts[..., None] > 0, sums / counts[..., None].clamp(min=1), previous)
+        counts, sums = member.sum(-1, keepdim=True), torch.bmm(member, points)
+    return torch.where(counts > 0, sums / counts.clamp(min=1), previous)

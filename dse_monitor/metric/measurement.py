@@ -18,7 +18,7 @@ from torch import Tensor
 from dse_monitor.metric import chunks, clustering, terms, uncertainty
 from dse_monitor.metric.components import Components, NonFiniteFeatures
 
-SLOPE_POSITIONS = 8  # positions at which the slopes of m_dim are computed, for its error; ours
+JACKKNIFE_POSITIONS = 4  # positions at which images are left out, for the error of m_dim; ours
 SHORTEST_TOKEN = 1e-12  # lengths below are taken for it when normalising; eps of torch's normalize
 
 
@@ -89,7 +89,7 @@ def measure(
             uncertainty.of_mean(scale.image_distances - moved).cpu(),
             _image_radii(tokens, chance, pseudo_labels).cpu(),
             _groups(tokens, group, chance, pseudo_labels),
-            *_dimensions(tokens, _permutation(chance, pseudo_labels).to(tokens.device)),
+            *_dimensions(tokens, _permutation(chance, pseudo_labels).to(tokens.device), group),
             group,
             features.shape[2],
         )
@@ -322,27 +322,32 @@ def _fill_separation(
     separation[part] = distance.mean(1, dtype=torch.float64)
 
 
-def _dimensions(tokens: Tensor, permutation: Tensor) -> tuple[Tensor, Tensor]:
-    """Effective dimension at each position, float64 [N], and its slopes in the images at S of them [S, B]; CPU."""
+def _dimensions(tokens: Tensor, permutation: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Effective dimension at each position [N], and at S positions without each block of images [S, J]; CPU."""
     images, positions, width = tokens.shape
-    image = torch.arange(images, device=tokens.device)
-    sampled = min(SLOPE_POSITIONS, positions)
+    every = torch.arange(images, device=tokens.device)
     dimensions = torch.empty(positions, dtype=torch.float64, device=tokens.device)
-    slopes = torch.empty(sampled, images, dtype=torch.float64, device=tokens.device)
 
-    def at(some: slice) -> Tensor:
-        return tokens[image, permutation[:, some].mT]
-
-    def fill(part: slice) -> None:
-        dimensions[part] = terms.effective_dimension(at(part))
-
-    def fill_slopes(part: slice) -> None:
-        slopes[part] = terms.effective_dimension_slopes(at(part))
+    def measure_position(part: slice) -> None:
+        dimensions[part] = terms.effective_dimension(tokens[every, permutation[:, part].mT])
 
     item = images * width * 8
-    chunks.run(fill_slopes, chunks.chunks(sampled, item, tokens.device), tokens.device)
-    chunks.run(fill, chunks.chunks(positions, item, tokens.device), tokens.device)
-    return dimensions.cpu(), slopes.cpu()
+    chunks.run(measure_position, chunks.chunks(positions, item, tokens.device), tokens.device)
+
+    block = uncertainty.left_out_block(images, group)
+    sampled, count = min(JACKKNIFE_POSITIONS, positions), images // block
+    kept = torch.stack([torch.cat([every[: j * block], every[(j + 1) * block :]]) for j in range(count)])
+    pairs = torch.cartesian_prod(torch.arange(sampled), torch.arange(count)).to(tokens.device)
+    without = torch.empty(sampled * count, dtype=torch.float64, device=tokens.device)
+
+    def leave_out(part: slice) -> None:
+        position, left_out = pairs[part].unbind(1)
+        some = kept[left_out]
+        without[part] = terms.effective_dimension(tokens[some, permutation[some, position[:, None]]])
+
+    chunks.run(leave_out, chunks.chunks(sampled * count, item, tokens.device), tokens.device)
+    without *= max(min(images - block, width), 1) / min(images, width)  # in the units of the whole batch
+    return dimensions.cpu(), without.view(sampled, count).cpu()
 
 
 def _components(
@@ -351,16 +356,16 @@ def _components(
     image_radii: Tensor,
     groups: Groups,
     dimensions: Tensor,
-    dimension_slopes: Tensor,
+    dimensions_without: Tensor,
     group: int,
     width: int,
 ) -> Components:
     """Means and errors of what was measured, all float64 on the CPU."""
     images, count = image_radii.numel(), groups.separation.numel()
-    member = torch.arange(images) // group
+    group_of_image = torch.arange(images) // group
 
     def by_group(parts: Tensor) -> Tensor:
-        return parts.new_zeros(count).index_add_(0, member, parts)
+        return parts.new_zeros(count).index_add_(0, group_of_image, parts)
 
     def over_scale(value: Tensor, parts: Tensor, scale_parts: Tensor) -> tuple[float, Tensor]:
         if scale == 0:  # all tokens equal: nothing is wide, nothing is apart
@@ -377,6 +382,17 @@ def _components(
     )
     m_intra_batch, batch_parts = over_scale(radius, radius_parts, scale_by_group)
     separability_parts = inter_parts - (by_group(image_parts) + batch_parts) / 2
+    dim_parts = uncertainty.of_left_out(dimensions_without)
+    block = uncertainty.left_out_block(images, group)
+    covered = (
+        dim_parts.shape[1] * block / images
+    )  # the last images may be fewer than a block and never left out
+    separability_se = uncertainty.standard_error(separability_parts)
+    m_dim_se = uncertainty.standard_error_over_positions(dim_parts, dimensions.numel()) / math.sqrt(covered)
+    covariance = uncertainty.covariance_of_blocks(
+        separability_parts, dim_parts.mean(0), images=images, group=group, block=block
+    )
+    most = separability_se * m_dim_se  # both are estimates: keep the correlation they imply within one
     return Components(
         m_inter=m_inter,
         m_intra_image=m_intra_image,
@@ -385,9 +401,9 @@ def _components(
         m_inter_se=uncertainty.standard_error(inter_parts),
         m_intra_image_se=uncertainty.standard_error(image_parts),
         m_intra_batch_se=uncertainty.standard_error(batch_parts),
-        m_dim_se=uncertainty.standard_error_over_positions(dimension_slopes, dimensions.numel()),
-        separability_se=uncertainty.standard_error(separability_parts),
-        separability_dim_cov=uncertainty.covariance(separability_parts, by_group(dimension_slopes.mean(0))),
+        m_dim_se=m_dim_se,
+        separability_se=separability_se,
+        separability_dim_cov=covariance if math.isnan(covariance) else min(max(covariance, -most), most),
         images=images,
         tokens=dimensions.numel(),
         width=width,

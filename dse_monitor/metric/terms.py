@@ -90,7 +90,8 @@ def nearest_other_distance(points: Tensor, labels: Tensor, centroids: Tensor) ->
         near = centroids - centre
         order = torch.baddbmm(near.square().sum(-1, keepdim=True), near, (points - centre).mT, alpha=-2)
         other = order.scatter_(1, labels[:, None], torch.inf).min(1).indices
-        nearest = centroids.gather(1, other[..., None].expand(-1, -1, points.shape[-1]))
+        first = torch.arange(centroids.shape[0], device=points.device)[:, None] * centroids.shape[1]
+        nearest = centroids.flatten(0, 1)[other + first]
     return torch.linalg.vector_norm(points - nearest, dim=-1)
 
 
@@ -202,18 +203,6 @@ def effective_dimension(tokens: Tensor) -> Tensor:
     # The clamp keeps the slope of p log p finite at p = 0 and changes no value.
     entropy = -(shares * shares.clamp(min=1e-30).log()).sum(-1)
     return entropy.exp() / min(tokens.shape[-2:])
-
-
-def effective_dimension_slopes(tokens: Tensor) -> Tensor:
-    """Slope of :func:`effective_dimension` in the weight of each token, [..., M, D] to float64 [..., M].
-
-    A token of weight w counts as sqrt(w) times itself, so the slope at w = 1 is half of z dot d/dz. The slopes of
-    one set add up to zero, for the effective dimension does not depend on the scale.
-    """
-    with torch.inference_mode(False), torch.enable_grad():
-        tokens = tokens.double().clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(effective_dimension(tokens).sum(), tokens)
-    return (tokens.detach() * gradient).sum(-1) / 2
 
 
 def _inverse(lengths: Tensor) -> Tensor:

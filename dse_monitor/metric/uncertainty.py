@@ -1,4 +1,4 @@
-"""Standard errors of the components over images, by linear influence (infinitesimal jackknife).
+"""Standard errors of the components over images: linear influence, and a jackknife for the effective dimension.
 
 Every component is written as a sum of contributions, one for each image or group of images, to first order in how often
 that image was drawn. Contributions of independent images are independent, so their scatter gives the variance; the
@@ -11,6 +11,10 @@ import math
 
 import torch
 from torch import Tensor
+
+JACKKNIFE_BLOCKS = (
+    16  # blocks left out in turn, or up to twice as many: an error right to about a fifth; ours
+)
 
 
 def of_mean(values: Tensor) -> Tensor:
@@ -37,32 +41,67 @@ def standard_error(parts: Tensor) -> float:
     return math.sqrt(_variance(parts))
 
 
-def covariance(first: Tensor, second: Tensor) -> float:
-    """Covariance of two sums over the same independent units [S]; nan for fewer than two."""
-    count = first.numel()
-    if count < 2:
+def covariance_of_blocks(
+    group_parts: Tensor, block_parts: Tensor, *, images: int, group: int, block: int
+) -> float:
+    """Covariance of a sum over groups of images and a sum over blocks of images; nan for fewer than two groups.
+
+    Args:
+        group_parts: contributions of the groups [G], ``group`` images each, the last perhaps fewer.
+        block_parts: contributions of the blocks [J], ``block`` images each, a divisor or multiple of ``group``.
+        images: B; those of the last groups that fill no block are taken to vary like the others.
+        group: images in a group.
+        block: images in a block.
+    """
+    covered = len(block_parts) * block
+    if block > group:
+        units = len(block_parts)
+        first = group_parts[: covered // group].view(units, -1).sum(1)
+        second = block_parts
+    else:
+        units, first = len(group_parts), group_parts
+        group_of_block = torch.arange(len(block_parts)) * block // group
+        second = block_parts.new_zeros(units).index_add_(0, group_of_block, block_parts)
+    if units < 2:
         return math.nan
-    return float((first - first.mean()) @ (second - second.mean()) * (count / (count - 1)))
+    products = (first - first.mean()) @ (second - second.mean())
+    return float(products * (units / (units - 1)) * (images / covered))
+
+
+def left_out_block(images: int, group: int) -> int:
+    """Images in each block that the jackknife leaves out: the most that make JACKKNIFE_BLOCKS blocks, at least 1.
+
+    Blocks are parts of groups or unions of groups, so that either can be added up to the other.
+    """
+    divisors = [size for size in range(1, group + 1) if group % size == 0]
+    multiples = range(2 * group, images // JACKKNIFE_BLOCKS + 1, group)
+    return max((size for size in (*divisors, *multiples) if images // size >= JACKKNIFE_BLOCKS), default=1)
+
+
+def of_left_out(values: Tensor) -> Tensor:
+    """Contribution of each of J blocks to a statistic, from its ``values`` [..., J] with that block left out."""
+    blocks = values.shape[-1]
+    return (values.mean(-1, keepdim=True) - values) * ((blocks - 1) / blocks)
 
 
 def standard_error_over_positions(parts: Tensor, positions: int) -> float:
-    """Standard deviation of a sum over images whose contributions are means over positions, from some positions.
+    """Standard deviation of a sum over units whose contributions are means over positions, from some positions.
 
-    A mean over S of N positions scatters more between images than the mean over all N; the surplus is (1/S - 1/N)
-    times the variance within an image (sampling without replacement) and is taken off.
+    A mean over S of N positions scatters more between units than the mean over all N; the surplus is (1/S - 1/N)
+    times the variance within a unit (sampling without replacement) and is taken off.
 
     Args:
-        parts: contributions [S, B] at S positions of B images.
+        parts: contributions [S, U] at S positions of U blocks of images.
         positions: N.
 
     Returns:
-        The standard error, no less than if positions were independent; nan for fewer than two images.
+        The standard error, no less than if positions were independent; nan for fewer than two units.
     """
-    sampled, images = parts.shape
+    sampled, units = parts.shape
     total = _variance(parts.mean(0))
-    if images < 2 or sampled < 2 or sampled == positions:
+    if units < 2 or sampled < 2 or sampled == positions:
         return math.sqrt(total)
-    within = float(parts.var(0).mean()) * images
+    within = float(parts.var(0).sum())
     return math.sqrt(max(total - (1 / sampled - 1 / positions) * within, within / positions))
 
 
