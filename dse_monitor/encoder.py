@@ -141,7 +141,7 @@ class Encoder:
             progress: called as progress(images done, n).
 
         Returns:
-            [n, N, D] float32 on the CPU.
+            [n, N, D] float32 on that device.
 
         Raises:
             DeviceError: out of memory even for a single image.
@@ -170,7 +170,7 @@ class Encoder:
                 _release(self.device)
                 continue
             if out is None:
-                out = torch.empty((total, *tokens.shape[1:]), dtype=torch.float32)
+                out = torch.empty((total, *tokens.shape[1:]), dtype=torch.float32, device=self.device)
             out[done : done + len(tokens)] = tokens
             done += len(tokens)
             if progress is not None:

@@ -283,7 +283,7 @@ class Evaluator:
                     precision=self.precision,
                     micro_batch=probe.micro_batch,
                     progress=_shifted(progress, part.start, len(held_out)),
-                ).to(self.device)
+                )
             with stopwatch("metric"):
                 if is_constant(tokens):
                     raise _Invalid(_constant_reason(encoder, tokens), "ConstantFeatures")

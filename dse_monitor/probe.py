@@ -221,7 +221,7 @@ class Prober:
         )
         if not bool(tokens.isfinite().all()):
             raise NonFiniteFeatures(f"{encoder.source.path}: NaN or infinity among the tokens")
-        return tokens.to(self.device)
+        return tokens
 
 
 def probe(checkpoint: Path | str, images: Path | str, masks: Path | str, **options: Any) -> ProbeResult:
