@@ -138,9 +138,9 @@ def noise(x: Floats, dse: Floats) -> float:
 def errors(x: Floats, dse: Floats, dse_se: Floats) -> Floats:
     """Standard error of each checkpoint for comparisons within the run [n].
 
-    Errors over images leave out what differs from checkpoint to checkpoint: clustering and training itself. So
-    the noise of the series replaces them where it is larger beyond chance. Where no errors are given, it stands
-    in for them, raised by its own sampling error.
+    Errors over images leave out what differs from checkpoint to checkpoint: clustering and training itself.
+    So the noise of the series replaces them where it is larger beyond chance. Where no errors are given, it
+    stands in for them, raised by its own sampling error.
     """
     seen, uncertain = noise(x, dse), 1 + _FEW / math.sqrt(max(len(dse) - 2, 1))
     known = np.isfinite(dse_se) & (dse_se >= 0)
