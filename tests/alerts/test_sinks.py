@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from dse_monitor.alerts.delivery import Refused, Retry
+from dse_monitor.alerts.outbox import Outbox
 from dse_monitor.alerts.secret import read_secret
 from dse_monitor.alerts.sinks import SINKS, Command, Log, from_spec
 from dse_monitor.alerts.webhook import Webhook, alertmanager_body
@@ -204,6 +205,22 @@ def test_a_certificate_of_nobody_known_is_not_accepted(tmp_path, server, monkeyp
     with pytest.raises(Retry, match="certificate not accepted"):
         from_spec("webhook:env:HOOK")(ALERT)
     assert server.bodies == []
+
+
+def test_after_every_fault_in_turn_an_alert_is_accepted_once(server):
+    faults = [(429, {"Retry-After": "120"}), (500, {}), "hang", (302, {"Location": "/elsewhere"}), (503, {})]
+    server.script = list(faults)
+    now = [1_700_000_000.0]
+    facts = []
+    sink = Webhook("hook", "env:HOOK", timeout_seconds=0.3, clock=lambda: now[0])
+    box = Outbox([sink], facts.append, lambda: now[0], threads=False)
+    box.submit(ALERT)
+    while (wait := box.deliver_due()) is not None:
+        now[0] += wait
+    assert [(f["event"], f["attempts"]) for f in facts] == [("delivered", len(faults) + 1)]
+    assert len(server.bodies) == len(faults) + 1
+    assert len({h["Idempotency-Key"] for h in server.headers}) == 1
+    assert now[0] >= 1_700_000_000.0 + 120
 
 
 def test_link_and_numbers_that_are_not_finite_make_valid_json():
