@@ -2,7 +2,8 @@
 
 On a CPU the pieces are small enough for a core's cache and run on as many threads as torch would use, each of
 them computing alone: many small decompositions and products gain nothing from threads inside, and on a busy
-machine those threads wait for each other at every step. On an accelerator the pieces are large and run in turn.
+machine those threads wait for each other at every step. On an accelerator the pieces are large and run in
+turn.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def chunks(count: int, item_bytes: int, device: torch.device) -> Iterator[slice]
 def run(work: Callable[[Piece], object], pieces: Iterable[Piece], device: torch.device) -> None:
     """Call ``work`` on every piece; in threads on the CPU, so pieces must write to different places.
 
-    ``work`` starts without gradients, for gradient mode belongs to a thread. Torch's thread count is restored.
+    ``work`` starts without gradients, for gradient mode belongs to a thread. Torch's thread count is
+    restored.
     """
     pieces = list(pieces)
     threads = min(torch.get_num_threads(), len(pieces)) if device.type == "cpu" else 1

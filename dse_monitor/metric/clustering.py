@@ -3,8 +3,8 @@
 Shapes: P problems of equal size, N points each, D their width, K clusters.
 
 Written here because no library has it: seeding draws the next centre with probability proportional to the
-distance to the nearest chosen centre, not to its square as k-means++ does, and labels may be one update behind
-the centroids.
+distance to the nearest chosen centre, not to its square as k-means++ does, and labels may be one update
+behind the centroids.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Clusters(NamedTuple):
 
     Attributes:
         labels: cluster of each point, int64 [P, N], of the last assignment.
-        centroids: [P, K, D], after the last update: one update ahead of ``labels`` where 20 iterations were not
-            enough. A cluster that lost all its points keeps the centroid it had.
+        centroids: [P, K, D], after the last update: one update ahead of ``labels`` where 20 iterations were
+            not enough. A cluster that lost all its points keeps the centroid it had.
     """
 
     labels: Tensor

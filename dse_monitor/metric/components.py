@@ -1,4 +1,4 @@
-"""The four numbers DSE is made of, with their errors. Standard library only: records hold them without torch."""
+"""The four numbers DSE is made of, with their errors. Standard library only, so records need no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Components:
     from the same source (see docs/metric.md). A field is ``nan`` where one sample gives no error.
 
     Attributes:
-        m_inter: mean distance of a token to the nearest centroid other than its own, in units of the feature scale.
+        m_inter: mean distance of a token to the nearest centroid other than its own, in units of the feature
+            scale.
         m_intra_image: mean cluster radius inside single images, in units of the feature scale.
         m_intra_batch: mean cluster radius inside groups of images, in units of the feature scale.
         m_dim: effective rank of the tokens at one position over its bound, in (0, 1].
@@ -26,7 +27,8 @@ class Components:
         m_intra_image_se: standard error of ``m_intra_image``.
         m_intra_batch_se: standard error of ``m_intra_batch``.
         m_dim_se: standard error of ``m_dim``.
-        separability_se: standard error of ``separability`` (its parts are correlated, so it is no sum of theirs).
+        separability_se: standard error of ``separability`` (its parts are correlated, so it is no sum of
+            theirs).
         separability_dim_cov: covariance of the errors of ``separability`` and ``m_dim``.
         images: images measured.
         tokens: tokens per image (N).

@@ -24,7 +24,7 @@ SHORTEST_TOKEN = 1e-12  # lengths below are taken for it when normalising; eps o
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """Clusters and permutation to use in place of k-means and chance, for comparison with other implementations.
+    """Clusters and permutation to use in place of k-means and chance, to compare implementations.
 
     Attributes:
         local_labels: cluster of each token among its own image's, integers [B, N].
@@ -50,23 +50,25 @@ def measure(
     seed: int = 0,
     pseudo_labels: PseudoLabels | None = None,
 ) -> Components:
-    """Components of DSE of one batch of dense features, as the released code of arXiv 2510.17299 computes them.
+    """Components of DSE of one batch of dense features, as the code released with arXiv 2510.17299 does.
 
-    The batch is part of the definition, for m_dim depends on B; several batches are combined by :func:`average`.
+    The batch is part of the definition, for m_dim depends on B; several batches are combined by
+    :func:`average`.
 
     Args:
-        features: last-layer patch tokens [B, N, D], any floating dtype and device; half precision becomes float32.
+        features: last-layer patch tokens [B, N, D], any floating dtype and device; half precision becomes
+            float32.
         group: consecutive images clustered together; the last group may hold fewer.
         local_clusters: clusters within one image (at most N are used).
         global_clusters: clusters within one group (at most its tokens are used).
         normalize: divide every token by its length first; zero tokens stay zero.
-        seed: fixes k-means and the permutation of positions. Drawn on the CPU, so the same on every device; the global
-            generator is not touched.
+        seed: fixes k-means and the permutation of positions. Drawn on the CPU, so the same on every device;
+            the global generator is not touched.
         pseudo_labels: use these clusters and this permutation instead.
 
     Returns:
-        The components in units of the feature scale, with standard errors over images. Where all tokens are equal the
-        scale is zero, and so are radii and separation.
+        The components in units of the feature scale, with standard errors over images. Where all tokens are
+        equal the scale is zero, and so are radii and separation.
 
     Raises:
         NonFiniteFeatures: NaN or infinity among the features.
@@ -141,8 +143,8 @@ def check_shape(features: Tensor) -> None:
     """Raise ValueError unless features are floating-point [B, N, D] with B, N, D >= 1."""
     if features.ndim != 3 or 0 in features.shape or not features.is_floating_point():
         raise ValueError(
-            f"features are {features.dtype} of shape {tuple(features.shape)}; expected floating-point [B, N, D] = "
-            "[images, tokens per image, width], none of them zero (drop class tokens, flatten maps of patches)"
+            f"got {features.dtype} of shape {tuple(features.shape)}; expected floating point [B, N, D]: "
+            "images, tokens per image, width, at least one of each (drop class tokens, flatten feature maps)"
         )
 
 
@@ -154,7 +156,7 @@ def check_counts(**counts: int) -> None:
 
 
 def check_pseudo_labels(given: PseudoLabels, shape: Sequence[int], group: int) -> None:
-    """Raise ValueError where pseudo-labels do not fit features of ``shape`` [B, N, D] in groups of ``group``."""
+    """Raise ValueError where pseudo-labels do not fit features of ``shape`` [B, N, D] in groups."""
     images, positions, width = shape
     members = [min(group, images - start) for start in range(0, images, group)]
     problems = []
@@ -197,8 +199,8 @@ def as_tokens(features: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
         normalize: divide every token by its length; tokens shorter than SHORTEST_TOKEN become (nearly) zero.
 
     Returns:
-        Tokens [B, N, D] in float32, or float64 if given that, and their lengths before, [B, N, 1]; not finite where
-        a token is not, or its square is too large for the type.
+        Tokens [B, N, D] in float32, or float64 if given that, and their lengths before, [B, N, 1]; not
+        finite where a token is not, or its square is too large for the type.
     """
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     lengths = features.new_empty(*features.shape[:2], 1, dtype=dtype)
@@ -222,18 +224,18 @@ def _not_finite(features: Tensor) -> NonFiniteFeatures:
     images = (nan + infinite).nonzero()[:, 0].tolist()
     if not images:
         return NonFiniteFeatures(
-            f"features reach {float(features.abs().max()):.3g}: finite, but their squares are not in float32; "
+            f"features reach {float(features.abs().max()):.3g}: finite, but their squares overflow float32; "
             "the network diverged"
         )
     named = ", ".join(map(str, images[:10])) + (", ..." if len(images) > 10 else "")
     return NonFiniteFeatures(
-        f"features hold {int(nan.sum())} NaN and {int(infinite.sum())} infinite numbers of {features.numel()}, in "
-        f"{len(images)} of {features.shape[0]} images (index {named}); the network or its precision diverged"
+        f"{int(nan.sum())} NaN and {int(infinite.sum())} infinite of {features.numel()} numbers in the features, "
+        f"in {len(images)} of {features.shape[0]} images (index {named}): the network or its precision diverged"
     )
 
 
 class Groups(NamedTuple):
-    """One number for each of G groups: mean distance to the nearest other centroid; sum and count of cluster radii."""
+    """For each of G groups: mean distance to the nearest other centroid, sum and count of radii."""
 
     separation: Tensor
     radius_sum: Tensor
@@ -251,7 +253,7 @@ class Chance(NamedTuple):
 def draw_chance(
     shape: Sequence[int], group: int, local_clusters: int, global_clusters: int, seed: int
 ) -> Chance:
-    """Three independent streams of one seed, so that changing one cluster number leaves the other draws alone."""
+    """Three independent streams of one seed, so changing one cluster number leaves the other draws alone."""
     images, positions, _ = shape
     seeds = torch.randint(2**62, (3,), generator=torch.Generator().manual_seed(seed)).tolist()
     local, groups, permutation = (torch.Generator().manual_seed(part) for part in seeds)
@@ -263,7 +265,7 @@ def draw_chance(
 
 
 def blocks(tokens: Tensor, group: int) -> Iterator[tuple[slice, Tensor]]:
-    """Groups of equal size together: the full groups, then a smaller last one. Yields (groups, [P, n * N, D])."""
+    """Groups of equal size together: the full ones, then a smaller last one; (groups, [P, n * N, D])."""
     images, _, width = tokens.shape
     full = images // group
     if full:
@@ -323,7 +325,7 @@ def _fill_separation(
 
 
 def _dimensions(tokens: Tensor, permutation: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """Effective dimension at each position [N], and at S positions without each block of images [S, J]; CPU."""
+    """Effective dimension at each position [N], and at S positions without each block of images [S, J]."""
     images, positions, width = tokens.shape
     every = torch.arange(images, device=tokens.device)
     dimensions = torch.empty(positions, dtype=torch.float64, device=tokens.device)

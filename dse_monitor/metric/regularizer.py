@@ -1,4 +1,4 @@
-"""DSE as a term of a training loss (arXiv 2510.17299, section on the regulariser; released DSE_regularizer.py).
+"""DSE as a term of a training loss (arXiv 2510.17299; released DSE_regularizer.py).
 
 Shapes: B images, N tokens of an image, D feature width, G groups of consecutive images, K clusters.
 """
@@ -30,7 +30,7 @@ WEIGHT = 1e-3  # beta, unitless; authors' setting, arXiv 2510.17299
 
 
 class RegularizerTerms(NamedTuple):
-    """What the last call measured, for logging: detached scalars on the device of the features, lambda = 1."""
+    """What the last call measured, for logging: detached scalars on the features' device, lambda = 1."""
 
     dse: Tensor
     m_inter: Tensor
@@ -42,21 +42,24 @@ class RegularizerTerms(NamedTuple):
 class DSERegularizer(nn.Module):
     """The term to ADD to a loss so that training keeps dense structure: ``-weight * DSE``, lambda = 1.
 
-    It differs from the metric as the released code does: m_dim is one effective rank of all B * N tokens, labels are
-    assigned anew to the final centroids, and a group is ``global_clusters // local_clusters`` images. Clusters are
-    constants of the gradient; everything else is differentiated, the feature scale included.
+    It differs from the metric as the released code does: m_dim is one effective rank of all B * N tokens,
+    labels are assigned anew to the final centroids, and a group is ``global_clusters // local_clusters``
+    images. Clusters are constants of the gradient; everything else is differentiated, the feature scale
+    included.
 
-    Gradients are finite for any finite features. Where a singular value is zero it gets none, where all tokens are
-    equal separation gets none, and zero tokens get none when normalised. Features with NaN or infinity give a NaN
-    term and NaN gradients, so that a gradient scaler skips the step. A second derivative is not defined.
+    Gradients are finite for any finite features. Where a singular value is zero it gets none, where all
+    tokens are equal separation gets none, and zero tokens get none when normalised. Features with NaN or
+    infinity give a NaN term and NaN gradients, so that a gradient scaler skips the step. A second derivative
+    is not defined.
 
     Args:
         weight: beta, unitless.
         normalize: divide every token by its length first.
         local_clusters: clusters within one image (at most N are used).
         global_clusters: clusters within one group of images.
-        seed: fixes the chance in k-means of every call in turn; the global generator is not touched. The number of
-            calls is part of ``state_dict()``, so a resumed training repeats exactly what the first would have done.
+        seed: fixes the chance in k-means of every call in turn; the global generator is not touched. The
+            number of calls is part of ``state_dict()``, so a resumed training repeats exactly what the first
+            would have done.
 
     Attributes:
         last: :class:`RegularizerTerms` of the last call, None before.
@@ -90,7 +93,8 @@ class DSERegularizer(nn.Module):
         """``-weight * DSE`` of the student's dense features.
 
         Args:
-            features: patch tokens [B, N, D] of any floating dtype, computed in float32 (float64 if given float64).
+            features: patch tokens [B, N, D] of any floating dtype, computed in float32 (float64 if given
+                float64).
             pseudo_labels: use these clusters instead of k-means; a permutation has no meaning here.
 
         Returns:
@@ -136,8 +140,8 @@ class DSERegularizer(nn.Module):
 class _Structure(torch.autograd.Function):
     """(dse, m_inter, m_intra_image, m_intra_batch, m_dim), differentiable in the first.
 
-    The gradient is worked out during the forward pass, piece by piece, into one tensor like the features: an autograd
-    graph over all terms would hold several copies of them until the backward pass.
+    The gradient is worked out during the forward pass, piece by piece, into one tensor like the features: an
+    autograd graph over all terms would hold several copies of them until the backward pass.
     """
 
     @staticmethod
@@ -167,7 +171,9 @@ class _Structure(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *incoming: Tensor
+    ) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return (gradient * incoming[0][0]).to(ctx.dtype), None, None, None, None
 
@@ -244,7 +250,7 @@ class _Slopes:
         return sums.sum()
 
     def _radii(self, points: Tensor, labels: Tensor, weights: Tensor, first: int) -> Tensor:
-        """Weighted sum of the radii of clusters [P, K] of problems [P, n, D], whose tokens start at ``first``."""
+        """Weighted sum of the radii [P, K] of problems [P, n, D] whose tokens start at ``first``."""
         result = torch.zeros(weights.numel(), dtype=torch.float64, device=points.device)
         weights = weights.flatten()
         own = points.flatten(0, 1)

@@ -1,7 +1,7 @@
 """Singular values of many matrices, with gradients that stay finite.
 
-They come from the smaller Gram matrix in float64: a value is then right to about 2e-8 of the largest one, closer than
-a float32 decomposition of the matrix itself, and several times sooner.
+They come from the smaller Gram matrix in float64: a value is then right to about 2e-8 of the largest one,
+closer than a float32 decomposition of the matrix itself, and several times sooner.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ TRIANGLE_BLOCK = 96  # columns; only blocks on and below the diagonal of a Gram 
 def singular_values(matrices: Tensor) -> Tensor:
     """Singular values of matrices [..., M, D], ascending, float64 [..., min(M, D)].
 
-    The gradient is finite where values repeat or vanish: no differences of values are divided by, and a value that is
-    zero within the rounding of the Gram matrix passes nothing back.
+    The gradient is finite where values repeat or vanish: no differences of values are divided by, and a
+    value that is zero within the rounding of the Gram matrix passes nothing back.
     """
     return _SingularValues.apply(matrices)  # pyright: ignore[reportReturnType]
 
@@ -43,7 +43,9 @@ class _SingularValues(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *gradients: Tensor
+    ) -> Tensor:
         (gradient,) = gradients
         matrices, values, vectors = ctx.saved_tensors
         smallest = values[..., -1:] * math.sqrt(torch.finfo(values.dtype).eps * values.shape[-1])
@@ -58,7 +60,7 @@ class _SingularValues(torch.autograd.Function):
 
 
 def _smaller_gram(matrices: Tensor) -> Tensor:
-    """Products of rows [..., M, M] or of columns [..., D, D], whichever are fewer; right on and below the diagonal."""
+    """Products of rows [..., M, M] or columns [..., D, D], whichever are fewer; right up to the diagonal."""
     rows, columns = matrices.shape[-2:]
     if rows <= columns:
         exact = matrices.double()
@@ -70,7 +72,7 @@ def _smaller_gram(matrices: Tensor) -> Tensor:
 
 
 def _lower_products(rows: Tensor) -> Tensor:
-    """rows @ rows.mT without most of what lies above the diagonal, which the eigenvalue routines do not read."""
+    """Products of rows [..., M, M] but most of those above the diagonal, which the eigenvalues do not need."""
     count = rows.shape[-2]
     if count <= 2 * TRIANGLE_BLOCK:
         return rows @ rows.mT

@@ -1,4 +1,4 @@
-"""The terms of DSE as functions of features. Source of each: arXiv 2510.17299; where text and code differ, the code.
+"""The terms of DSE as functions of features: arXiv 2510.17299, and its released code where the two differ.
 
 Shapes: B images, N tokens of an image, P problems (images or groups of images) of N points, D feature width,
 K clusters, M rows of a matrix, R = min(M, D).
@@ -22,9 +22,11 @@ class Scale(NamedTuple):
     """The unit of radii and separation, and what it takes to differentiate it.
 
     Attributes:
-        value: mean distance of a token to the mean token, float64 [], >= 0; exactly 0 where all tokens are equal.
+        value: mean distance of a token to the mean token, float64 [], >= 0; exactly 0 where all tokens are
+            equal.
         mean: the mean token [D].
-        direction: mean unit vector from the mean token to a token [D]: minus the slope of ``value`` in ``mean``.
+        direction: mean unit vector from the mean token to a token [D]: minus the slope of ``value`` in
+            ``mean``.
         image_means: mean token of each image less ``mean``, [B, D].
         image_distances: mean distance to ``mean`` within each image, float64 [B].
     """
@@ -71,7 +73,7 @@ def feature_scale_gradient(features: Tensor, scale: Scale, images: int) -> Tenso
 
 
 def nearest_other_distance(points: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
-    """Distance of each point to the nearest centroid but its own cluster's, not squared (the paper squares it).
+    """Distance of each point to the nearest centroid but its own cluster's; the paper squares it, the code not.
 
     Orthonormal points that are their own centroids give sqrt(2). With a single cluster there is no other: 0.
 
@@ -123,7 +125,7 @@ class Members(NamedTuple):
 
 
 def clusters_by_size(labels: Tensor, clusters: int, width: int) -> Iterator[Members]:
-    """All clusters of more than one token, in pieces of similar size. Waits for the device once, for the sizes.
+    """All clusters of more than one token, in pieces of similar size; waits for the device once.
 
     Args:
         labels: int64 [P, N] in [0, clusters).
@@ -174,7 +176,7 @@ def radii(tokens: Tensor, members: Members) -> Tensor:
 
 @torch.no_grad()
 def cluster_radii(points: Tensor, labels: Tensor, clusters: int) -> Tensor:
-    """Radius of each cluster: points [P, N, D] and labels [P, N] to float64 [P, K], 0 for fewer than two tokens."""
+    """Radius of each cluster: points [P, N, D] and labels [P, N] to float64 [P, K]; 0 below two tokens."""
     problems, _, width = points.shape
     result = torch.zeros(problems * clusters, dtype=torch.float64, device=points.device)
     rows = points.reshape(-1, width)
@@ -187,7 +189,7 @@ def cluster_radii(points: Tensor, labels: Tensor, clusters: int) -> Tensor:
 
 
 def mean_radius(radii: Tensor, sizes: Tensor) -> Tensor:
-    """Mean over the clusters of two tokens or more, [..., K] to [...]; 1 where there are none (released code)."""
+    """Mean over clusters of two tokens or more, [..., K] to [...]; 1 where there are none (released code)."""
     counted = (sizes > 1).sum(-1)
     return torch.where(counted > 0, radii.sum(-1) / counted.clamp(min=1), RADIUS_WITHOUT_CLUSTERS)
 
@@ -195,7 +197,8 @@ def mean_radius(radii: Tensor, sizes: Tensor) -> Tensor:
 def effective_dimension(tokens: Tensor) -> Tensor:
     """Share of the available directions the tokens use, in (0, 1]; not centred. [..., M, D] to float64 [...].
 
-    exp(entropy of the normalised singular values) / min(M, D). Parallel tokens give 1 / min(M, D), and so do zeros.
+    exp(entropy of the normalised singular values) / min(M, D). Parallel tokens give 1 / min(M, D), and so do
+    zeros.
     """
     values = singular_values(tokens)
     total = values.sum(-1, keepdim=True)

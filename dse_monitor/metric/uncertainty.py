@@ -1,8 +1,9 @@
-"""Standard errors of the components over images: linear influence, and a jackknife for the effective dimension.
+"""Standard errors of the components over images: linear influence, and a jackknife for m_dim.
 
-Every component is written as a sum of contributions, one for each image or group of images, to first order in how often
-that image was drawn. Contributions of independent images are independent, so their scatter gives the variance; the
-feature scale that all of them share enters through its own contributions. docs/metric.md says what is left out.
+Every component is written as a sum of contributions, one for each image or group of images, to first order
+in how often that image was drawn. Contributions of independent images are independent, so their scatter
+gives the variance; the feature scale that all of them share enters through its own contributions.
+docs/metric.md says what is left out.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def of_mean(values: Tensor) -> Tensor:
 
 
 def ratio(numerators: Tensor, denominators: Tensor, otherwise: float) -> tuple[Tensor, Tensor]:
-    """Ratio of the sums of [S] and [S], and each unit's contribution to its deviation; ``otherwise`` over zero."""
+    """Ratio of two sums of [S], and each unit's contribution to its deviation; ``otherwise`` over zero."""
     total = denominators.sum()
     if total == 0:
         return numerators.new_tensor(otherwise), torch.zeros_like(numerators)
@@ -44,11 +45,12 @@ def standard_error(parts: Tensor) -> float:
 def covariance_of_blocks(
     group_parts: Tensor, block_parts: Tensor, *, images: int, group: int, block: int
 ) -> float:
-    """Covariance of a sum over groups of images and a sum over blocks of images; nan for fewer than two groups.
+    """Covariance of a sum over groups and a sum over blocks of images; nan for fewer than two groups.
 
     Args:
         group_parts: contributions of the groups [G], ``group`` images each, the last perhaps fewer.
-        block_parts: contributions of the blocks [J], ``block`` images each, a divisor or multiple of ``group``.
+        block_parts: contributions of the blocks [J], ``block`` images each, a divisor or multiple of
+            ``group``.
         images: B; those of the last groups that fill no block are taken to vary like the others.
         group: images in a group.
         block: images in a block.
@@ -69,7 +71,7 @@ def covariance_of_blocks(
 
 
 def left_out_block(images: int, group: int) -> int:
-    """Images in each block that the jackknife leaves out: the most that make JACKKNIFE_BLOCKS blocks, at least 1.
+    """Images in a block that the jackknife leaves out: the most that make JACKKNIFE_BLOCKS blocks, or 1.
 
     Blocks are parts of groups or unions of groups, so that either can be added up to the other.
     """
@@ -79,27 +81,29 @@ def left_out_block(images: int, group: int) -> int:
 
 
 def of_left_out(values: Tensor) -> Tensor:
-    """Contribution of each of J blocks to a statistic, from its ``values`` [..., J] with that block left out."""
+    """Contribution of each of J blocks to a statistic, from its ``values`` [..., J] without that block."""
     blocks = values.shape[-1]
     return (values.mean(-1, keepdim=True) - values) * ((blocks - 1) / blocks)
 
 
 def standard_error_over_positions(parts: Tensor, positions: int) -> float:
-    """Standard deviation of a sum over units whose contributions are means over positions, from some positions.
+    """Standard deviation of a sum whose contributions are means over positions, from some positions.
 
-    A mean over S of N positions scatters more between units than the mean over all N; the surplus is (1/S - 1/N)
-    times the variance within a unit (sampling without replacement) and is taken off.
+    A mean over S of N positions scatters more between units than the mean over all N; the surplus is (1/S -
+    1/N) times the variance within a unit (sampling without replacement) and is taken off.
 
     Args:
         parts: contributions [S, U] at S positions of U blocks of images.
         positions: N.
 
     Returns:
-        The standard error, no less than if positions were independent; nan for fewer than two units.
+        The standard error, no less than if positions were independent; nan for fewer than three units.
     """
     sampled, units = parts.shape
     total = _variance(parts.mean(0))
-    if units < 2 or sampled < 2 or sampled == positions:
+    if units < 3:  # a single image left over has effective rank one, whatever it holds
+        return math.nan
+    if sampled < 2 or sampled == positions:
         return math.sqrt(total)
     within = float(parts.var(0).sum())
     return math.sqrt(max(total - (1 / sampled - 1 / positions) * within, within / positions))
