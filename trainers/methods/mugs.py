@@ -1,0 +1,465 @@
+"""Mugs: instance, local-group and group discrimination on one student and teacher.
+
+Zhou et al., "Mugs: A Multi-Granular Self-Supervised Learning Framework", arXiv 2203.14415.
+Reference: sail-sg/mugs @ 10ab634, main.py, src/loss.py, src/model.py, src/vision_transformer.py,
+src/multicropdataset.py, src/optimizer.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.layers import LayerNorm
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainers import backbones, optim, teacher, views
+from trainers.centre import Centre
+from trainers.distributed import gather
+from trainers.heads import DINOHead, mlp
+from trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
+from trainers.objectives import centred_softmax, mean_over_distinct, pair_cross_entropies
+from trainers.queues import KeyQueue
+
+LARGE_CROPS = 2  # of the teacher, and of the student
+
+
+@dataclass(frozen=True, kw_only=True)
+class MugsRecipe(Recipe):
+    """Mugs' numbers: the README's 800-epoch ViT-S/16 command.
+
+    Attributes:
+        final_lr: where the learning rate ends.
+        patch_lr_scale: factor on the learning rate of the patch projection.
+        final_weight_decay: where the weight decay ends.
+        local_size: side of the local crops, pixels.
+        locals_: local crops per image, student only.
+        global_scale: area range of the global crops.
+        local_scale: area range of the local crops.
+        instance_weight: switches the instance loss on and counts in the mean of the losses, without scaling it.
+        local_group_weight: the same for the local-group loss.
+        group_weight: the same for the group loss.
+        head_hidden: hidden width of all projectors.
+        projection: output width of the instance and local-group projectors.
+        predictor_hidden: hidden width of their predictors.
+        prototypes: output width of the group head.
+        head_bottleneck: its width before the prototypes.
+        norm_last_layer: keep the prototypes' scale at 1.
+        queue_length: keys in each of the two queues.
+        contrast_temperature: of both contrasts.
+        memory_length: remembered images from which neighbours are taken.
+        neighbours: neighbours fused with an image's token.
+        student_temperature: of the student's softmax over prototypes.
+        warmup_teacher_temperature: teacher temperature of the first epoch.
+        teacher_temperature: teacher temperature after its warmup.
+        teacher_temperature_epochs: length of that warmup.
+        centre_momentum: of the centre's moving mean.
+        teacher_momentum: of the teacher's EMA at the start; a cosine takes it to 1.
+        clip: largest gradient norm of one parameter tensor; 0 for none.
+        freeze_last_layer: epochs during which the prototypes stay.
+        drop_path: stochastic depth of the student.
+    """
+
+    backbone: str = "vit_small_patch16_224"  # --arch, --patch_size
+    batch_size: int = 1024  # README: 16 GPUs x 64
+    epochs: int = 800  # --epochs
+    warmup_epochs: int = 10  # --warmup_epochs
+    lr: float = 8e-4  # --lr, per 256 images
+    final_lr: float = 1e-6  # --min_lr
+    patch_lr_scale: float = 0.2  # --patch_embed_lr_mult
+    weight_decay: float = 0.04  # --weight_decay
+    final_weight_decay: float = 0.1  # --weight_decay_end (100 epochs: 0.2)
+    local_size: int = 96  # multicropdataset.py
+    locals_: int = 10  # --local_crops_number
+    global_scale: tuple[float, float] = (0.25, 1.0)  # --global_crops_scale
+    local_scale: tuple[float, float] = (0.05, 0.25)  # --local_crops_scale
+    instance_weight: float = 1.0  # --loss_weights
+    local_group_weight: float = 1.0  # --loss_weights
+    group_weight: float = 1.0  # --loss_weights
+    head_hidden: int = 2048  # src/model.py
+    projection: int = 256  # --instance_out_dim, --local_group_out_dim
+    predictor_hidden: int = 4096  # src/model.py
+    prototypes: int = 65536  # --group_out_dim
+    head_bottleneck: int = 256  # --group_bottleneck_dim
+    norm_last_layer: bool = False  # --norm_last_layer
+    queue_length: int = 65536  # --instance_queue_size, --local_group_queue_size
+    contrast_temperature: float = 0.2  # --instance_temp, --local_group_temp
+    memory_length: int = 65536  # --local_group_queue_size
+    neighbours: int = 8  # --local_group_knn_top_n
+    student_temperature: float = 0.1  # --group_student_temp
+    warmup_teacher_temperature: float = 0.04  # --group_warmup_teacher_temp
+    teacher_temperature: float = 0.07  # --group_teacher_temp (100 epochs: 0.04)
+    teacher_temperature_epochs: int = 30  # --group_warmup_teacher_temp_epochs
+    centre_momentum: float = 0.9  # src/loss.py
+    teacher_momentum: float = 0.996  # --momentum_teacher
+    clip: float = 3.0  # --clip_grad
+    freeze_last_layer: int = 1  # --freeze_last_layer
+    drop_path: float = 0.1  # --drop_path_rate
+
+    @classmethod
+    def tiny(cls) -> MugsRecipe:
+        """A four-block ViT on 64-px scenes."""
+        return dataclasses.replace(
+            cls(),
+            backbone="vit_mini_patch8",
+            image_size=64,
+            batch_size=64,
+            epochs=10,
+            warmup_epochs=1,
+            lr=4e-3,  # x 64 / 256
+            local_size=32,
+            locals_=4,
+            head_hidden=256,
+            projection=64,
+            predictor_hidden=256,
+            prototypes=1024,
+            head_bottleneck=64,
+            queue_length=512,
+            memory_length=512,
+            teacher_temperature_epochs=3,
+            teacher_momentum=0.98,  # a tenth of the steps needs a faster teacher
+            drop_path=0.0,
+        )
+
+
+def granular_mean(pairs: Tensor) -> Tensor:
+    """Half the mean of the large-crop pairs with different indices, half the mean of the small-crop pairs.
+
+    Without small crops (a division by zero as released) the large ones count in full.
+
+    Args:
+        pairs: [2, V], the student's two large crops first.
+    """
+    large = mean_over_distinct(pairs[:, :LARGE_CROPS])
+    return large if pairs.shape[1] == LARGE_CROPS else (large + pairs[:, LARGE_CROPS:].mean()) / 2
+
+
+def contrast_pairs(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of each student crop with each teacher view of its image against a queue: [2, V] (equation 1).
+
+    Args:
+        queries: unit vectors [V, B, C].
+        keys: unit vectors [2, B, C]; no gradient.
+        queue: [C, Q], unit columns, as it was before this step.
+        temperature: tau.
+    """
+    queries, keys = queries.float(), keys.detach().float()
+    positive = torch.einsum("vbc,tbc->tvb", queries, keys) / temperature
+    negative = (queries @ queue / temperature).logsumexp(-1)  # once for both teacher views
+    return (torch.logaddexp(positive, negative) - positive).mean(-1)
+
+
+def weighted_mean(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Sum of the losses whose weight is positive over the sum of those weights: weights do not multiply."""
+    active = [(loss, weight) for loss, weight in zip(losses, weights, strict=True) if weight > 0]
+    return torch.stack([loss for loss, _ in active]).sum() / sum(weight for _, weight in active)
+
+
+class Memory(nn.Module):
+    """Past image features, from which neighbours are retrieved.
+
+    As released, a push that does not wrap around moves the pointer by twice its length, so that every second
+    chunk keeps its random start until a wrap changes the phase. The authors' third buffer is never read and
+    left out.
+
+    Attributes:
+        searched: [M, D], compared with queries (``queue_q``).
+        returned: [M, D], what a match returns (``queue_k``).
+        pointer: int64 [1].
+    """
+
+    searched: Tensor
+    returned: Tensor
+    pointer: Tensor
+
+    def __init__(self, width: int, length: int, neighbours: int) -> None:
+        super().__init__()
+        self.neighbours = neighbours
+        self.register_buffer("searched", torch.randn(length, width))
+        self.register_buffer("returned", torch.randn(length, width))
+        self.register_buffer("pointer", torch.zeros(1, dtype=torch.long))
+
+    @torch.no_grad()
+    def nearest(self, queries: Tensor) -> Tensor:
+        """Indices of the most similar entries by cosine: queries [B, D] -> int64 [B, neighbours]."""
+        similarity = F.normalize(queries.float(), dim=-1) @ F.normalize(self.searched, dim=-1).T
+        return similarity.topk(self.neighbours, dim=-1).indices
+
+    @torch.no_grad()
+    def push(self, features: Tensor, weak: Tensor | None = None) -> None:
+        """Insert features [n, D] of all processes (gather first); with ``weak`` bool [n] only those it marks.
+
+        Raises:
+            ValueError: more features than the memory is long.
+        """
+        features = features.float() if weak is None else features.float()[weak]
+        length, count, start = len(self.searched), len(features), int(self.pointer)
+        if count > length:
+            raise ValueError(f"{count} features do not fit a memory of {length}: raise memory_length")
+        if count == 0:
+            return
+        where = torch.arange(start, start + count, device=features.device) % length
+        # new tensors: the backward of this step may still hold the old ones
+        self.searched = self.searched.index_copy(0, where, features)
+        self.returned = self.returned.index_copy(0, where, features)
+        wraps = start + count > length
+        self.pointer = torch.full_like(self.pointer, (start + count * (1 if wraps else 2)) % length)
+
+
+class ContrastHead(nn.Module):
+    """Projector, and for the student a predictor on the normalised projection; unit outputs."""
+
+    def __init__(self, width: int, hidden: int, projection: int, predictor_hidden: int | None) -> None:
+        super().__init__()
+        plain = {"norm": False, "bias": False, "last_bias": False, "activation": nn.GELU}
+        self.projector = mlp((width, hidden, hidden, projection), **plain)
+        self.predictor = (
+            None if predictor_hidden is None else mlp((projection, predictor_hidden, projection), **plain)
+        )
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D] -> [B, C]."""
+        x = F.normalize(self.projector(x), dim=-1)
+        return x if self.predictor is None else F.normalize(self.predictor(x), dim=-1)
+
+
+class Outputs(NamedTuple):
+    """What a network says of its crops, crop-major.
+
+    Attributes:
+        instance: [V * B, C].
+        local_group: [V * B, C].
+        group: prototype logits [V * B, K].
+        dense: patch tokens of the large crops after the final norm, [2B, N, D].
+    """
+
+    instance: Tensor
+    local_group: Tensor
+    group: Tensor
+    dense: Tensor
+
+
+class Network(nn.Module):
+    """Backbone, relation block and three heads; the teacher's heads have no predictors."""
+
+    def __init__(
+        self, backbone: VisionTransformer, heads: int, recipe: MugsRecipe, *, predicts: bool
+    ) -> None:
+        super().__init__()
+        r, width = recipe, backbone.embed_dim
+        self.backbone = backbone
+        self.relation_blocks = nn.Sequential(Block(width, heads, qkv_bias=True, norm_layer=LayerNorm))
+        for layer in self.relation_blocks.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        hidden = r.predictor_hidden if predicts else None
+        self.instance_head = ContrastHead(width, r.head_hidden, r.projection, hidden)
+        self.local_group_head = ContrastHead(width, r.head_hidden, r.projection, hidden)
+        self.group_head = DINOHead(
+            width,
+            r.prototypes,
+            hidden=r.head_hidden,
+            bottleneck=r.head_bottleneck,
+            norm_last_layer=r.norm_last_layer,
+        )
+
+    def forward(self, images: Sequence[Tensor], memory: Memory) -> Outputs:
+        """Crops [B, 3, h, w], equal sizes adjacent, the large ones first."""
+        sizes = list(dict.fromkeys(image.shape[-1] for image in images))
+        parts = [
+            self.encode(torch.cat([image for image in images if image.shape[-1] == size]), memory)
+            for size in sizes
+        ]
+        tokens = torch.cat([part[0][:, 0] for part in parts])
+        related = torch.cat([part[1] for part in parts])
+        return Outputs(
+            self.instance_head(tokens),
+            self.local_group_head(related),
+            self.group_head(tokens),
+            parts[0][0][:, 1:],
+        )
+
+    def encode(self, images: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Images -> tokens [B, 1 + N, D] and related features [B, D], both after the one final norm.
+
+        The query is the mean of all tokens, cls included, before the norm.
+        """
+        raw = backbones.vit_encode(self.backbone, backbones.vit_embed(self.backbone, images), norm=False)
+        query = raw.mean(1)
+        neighbours = memory.returned[memory.nearest(query)].to(raw.dtype)
+        related = self.relation_blocks(torch.cat([query[:, None], neighbours], 1))[:, 0]
+        return self.backbone.norm(raw), self.backbone.norm(related)
+
+
+@dataclass(frozen=True)
+class MugsViews:
+    """Weak views for the teacher; for the student weak or strong ones, by one coin for its large crops.
+
+    ``extra["weak"]`` says how that coin fell. All views are float in [0, 1], since strong ones are.
+
+    Attributes:
+        weak_large: two weak large crops.
+        strong_large: one strong large crop.
+        weak_small: one weak small crop.
+        strong_small: one strong small crop.
+        small: number of small crops.
+    """
+
+    weak_large: tuple[views.Crop, views.Crop]
+    strong_large: views.StrongCrop
+    weak_small: views.Crop
+    strong_small: views.StrongCrop
+    small: int
+
+    def __call__(self, image: Image.Image) -> Views:
+        """Teacher's two, student's two, student's small ones."""
+        weak = bool(torch.rand(()) < 0.5)
+        student = self.weak_large if weak else (self.strong_large, self.strong_large)
+        crops = [*self.weak_large, *student]
+        crops += [self.weak_small if torch.rand(()) < 0.5 else self.strong_small for _ in range(self.small)]
+        return Views([_unit(crop(image)) for crop in crops], {"weak": torch.tensor(weak)})
+
+
+def _unit(view: Tensor) -> Tensor:
+    return view.float() / 255 if view.dtype == torch.uint8 else view
+
+
+class Mugs(Method):
+    """Multi-granular self-supervised learning."""
+
+    recipe_type = MugsRecipe
+    evaluated = "teacher.backbone."
+    teachers = ("teacher",)
+    batch_coupled = "queues and memories that advance by the batch"
+
+    def __init__(self, recipe: MugsRecipe) -> None:
+        super().__init__(recipe)
+        self.recipe = r = recipe
+        spec = self.backbone_spec = backbones.describe(r.backbone, r.image_size, ("vit",))
+        self.student = self._network(predicts=True, drop_path_rate=r.drop_path)
+        self.teacher = self._network(predicts=False).requires_grad_(False)
+        self.teacher.load_state_dict(self.student.state_dict(), strict=False)
+        self.instance_queue = KeyQueue(r.projection, r.queue_length)
+        self.local_group_queue = KeyQueue(r.projection, r.queue_length)
+        self.student_memory = Memory(spec.width, r.memory_length, r.neighbours)
+        self.teacher_memory = Memory(spec.width, r.memory_length, r.neighbours)
+        self.centre = Centre(1, r.prototypes, momentum=r.centre_momentum)
+        self._remembered: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def _network(self, *, predicts: bool, **options: float) -> Network:
+        backbone = backbones.build(self.backbone_spec, **options)
+        assert isinstance(backbone, VisionTransformer)
+        assert self.backbone_spec.num_heads is not None
+        if backbone.cls_token is None:
+            raise backbones.UnfitBackbone(
+                f"{self.recipe.backbone} has no cls token, which all three heads read."
+            )
+        nn.init.trunc_normal_(backbone.cls_token, std=0.02)
+        return Network(backbone, self.backbone_spec.num_heads, self.recipe, predicts=predicts)
+
+    def views(self) -> MugsViews:
+        """Two weak views for the teacher; the student's own."""
+        r = self.recipe
+        first, second, small = views.dino_crops(
+            r.image_size, r.local_size, r.global_scale, r.local_scale, locals_=1
+        )
+        return MugsViews(
+            (first, second),
+            views.StrongCrop(size=r.image_size, scale=r.global_scale),
+            small,
+            views.StrongCrop(size=r.local_size, scale=r.local_scale),
+            r.locals_,
+        )
+
+    def forward(self, views: Views, progress: Progress) -> StepOutput:
+        """Dense: the student's patch tokens of its two large crops, [2B, N, D] crop-major."""
+        r = self.recipe
+        with torch.no_grad():
+            target = self.teacher(views.images[:LARGE_CROPS], self.teacher_memory)
+        own = self.student(views.images[LARGE_CROPS:], self.student_memory)
+        crops = len(views.images) - LARGE_CROPS
+
+        def pairs(queries: Tensor, keys: Tensor, queue: KeyQueue) -> Tensor:
+            by_crop = queries.unflatten(0, (crops, -1)), keys.unflatten(0, (LARGE_CROPS, -1))
+            return contrast_pairs(*by_crop, queue.columns, r.contrast_temperature)
+
+        with torch.autocast(own.group.device.type, enabled=False):
+            targets = centred_softmax(target.group, self.centre.value, progress.values["teacher_temperature"])
+            group = pair_cross_entropies(
+                own.group.unflatten(0, (crops, -1)),
+                targets.unflatten(0, (LARGE_CROPS, -1)),
+                r.student_temperature,
+            )
+            losses = {
+                "instance_loss": pairs(own.instance, target.instance, self.instance_queue),
+                "local_group_loss": pairs(own.local_group, target.local_group, self.local_group_queue),
+                "group_loss": group,
+            }
+            losses = {name: granular_mean(value) for name, value in losses.items()}
+            weights = (r.instance_weight, r.local_group_weight, r.group_weight)
+            loss = weighted_mean(list(losses.values()), weights)
+        self.centre.observe(target.group)
+        for queue, keys in (
+            (self.instance_queue, target.instance),
+            (self.local_group_queue, target.local_group),
+        ):
+            for view in keys.float().unflatten(0, (LARGE_CROPS, -1)):
+                queue.observe(gather(view))
+        first = [x.dense[: len(x.dense) // LARGE_CROPS].mean(1) for x in (own, target)]
+        self._remembered.append((gather(first[0]), gather(first[1]), gather(views.extra["weak"])))
+        return StepOutput(loss, own.dense, {name: value.detach() for name, value in losses.items()})
+
+    def schedules(self, plan: Plan) -> dict[str, np.ndarray]:
+        """Per iteration, but the temperature per epoch."""
+        r, steps = self.recipe, plan.total_steps
+        warmup = r.warmup_epochs * plan.steps_per_epoch
+        return {
+            "lr": optim.linspace_cosine(r.lr * plan.batch_size / 256, r.final_lr, steps, warmup_steps=warmup),
+            "weight_decay": optim.linspace_cosine(r.weight_decay, r.final_weight_decay, steps),
+            "teacher_momentum": optim.linspace_cosine(r.teacher_momentum, 1.0, steps),
+            "teacher_temperature": optim.epoch_table(
+                r.warmup_teacher_temperature,
+                r.teacher_temperature,
+                r.teacher_temperature_epochs,
+                plan.epochs,
+                plan.steps_per_epoch,
+            ),
+        }
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """As DINO's two groups, each split again: the patch projection learns more slowly."""
+        groups = []
+        for group in optim.split_by_decay(self.student.named_parameters()):
+            for patches in (False, True):
+                part = [(name, p) for name, p in group.parameters if ("patch_embed" in name) is patches]
+                name = f"{group.name}, patch projection" if patches else group.name
+                scale = self.recipe.patch_lr_scale if patches else 1.0
+                groups.append(ParameterGroup(name, part, lr_scale=scale, weight_decay=group.weight_decay))
+        return groups
+
+    def after_backward(self, progress: Progress) -> None:
+        """Clip each tensor by itself; leave the prototypes out of the step while they are frozen."""
+        frozen = progress.epoch < self.recipe.freeze_last_layer
+        optim.clip_and_freeze(self.student, self.recipe.clip, "last_layer" if frozen else None)
+
+    def after_step(self, progress: Progress) -> None:
+        """All follow; only weakly augmented images enter the student's memory."""
+        teacher.ema_update(self.teacher, self.student, progress.values["teacher_momentum"])
+        self.centre.update()
+        self.instance_queue.update()
+        self.local_group_queue.update()
+        for own, target, weak in self._remembered:
+            self.student_memory.push(own, weak)
+            self.teacher_memory.push(target)
+        self._remembered.clear()
