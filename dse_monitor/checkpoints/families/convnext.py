@@ -32,6 +32,8 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         raise NotThisNetwork("its stem has more than one convolution; use --arch")
     patch = stem[2]
     stages = count_blocks(shapes, "stages.")
+    if stages != 4:
+        raise NotThisNetwork(f"it has {stages} stages; timm builds four")
     depths = tuple(count_blocks(shapes, f"stages.{stage}.blocks.") for stage in range(stages))
     kernels = [shapes.get(f"stages.{stage}.blocks.0.conv_dw.weight", ()) for stage in range(stages)]
     if any(len(kernel) != 4 or kernel[1] != 1 for kernel in kernels):

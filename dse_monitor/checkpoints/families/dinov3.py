@@ -34,16 +34,15 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
     heads = _heads(shapes, width, hints)
     mlp, mlp_words = feed_forward(shapes, width)
-    if mlp.kind == "swiglu-packed":
-        raise NotThisNetwork("DINOv3 keeps the two halves of a gated layer apart")
     options: dict[str, Any] = dict(
         patch_size=patch,
         embed_dim=width,
         depth=depth,
         num_heads=heads.count,
         qkv_bias="blocks.0.attn.q_bias" in shapes,
-        mlp_ratio=mlp.ratio,
-        swiglu_mlp=mlp.kind == "swiglu",
+        mlp_ratio=mlp.ratio / (2 if mlp.kind == "swiglu-packed" else 1),  # timm doubles it for both halves
+        swiglu_mlp=mlp.kind != "mlp",
+        swiglu_align_to=1 if mlp.kind == "swiglu" else 0,  # any alignment makes timm keep the halves apart
         num_reg_tokens=registers,
         rope_temperature=float(hints.details.get("rope_theta", TEMPERATURE)),
         norm_eps=hints.norm_eps or NORM_EPS,

@@ -32,6 +32,8 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         NotThisNetwork: no residual network that can be built.
     """
     stages = count_stages(shapes)
+    if stages != 4:
+        raise NotThisNetwork(f"it has {stages} stages named layer1, layer2, ...; timm builds four")
     blocks = tuple(count_blocks(shapes, f"layer{stage}.") for stage in range(1, stages + 1))
     bottleneck = "layer1.0.conv3.weight" in shapes
     stem = _Stem(shapes, hints)

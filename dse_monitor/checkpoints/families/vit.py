@@ -195,7 +195,7 @@ def _grid(
     for extra in dict.fromkeys((prefix, int(class_token), 0)):
         side = math.isqrt(max(length - extra, 0))
         if side and side * side == length - extra:
-            if extra == 1 and registers:
+            if class_token and registers and extra == 1:
                 _fold_class_position(position, renamed)
                 return side, False
             return side, extra > 0
