@@ -177,6 +177,11 @@ def check_complete(path: Path) -> Completeness:
 def _kind(source: ByteSource) -> tuple[str, CheckpointError | None]:
     """The container of a file by its first bytes, and the refusal if it is one that is not read."""
     head = source.read(0, min(64, source.size))
+    if source.path.name.endswith(_INDEX):
+        return HUGGING_FACE, None
+    # First of all: the length it begins with can look like any other kind's first bytes.
+    if looks_like_safetensors(head):
+        return SAFETENSORS, None
     if head[:4] == LOCAL:
         return TORCH_ZIP, None
     if is_legacy(head):
@@ -184,10 +189,6 @@ def _kind(source: ByteSource) -> tuple[str, CheckpointError | None]:
     kind = foreign_file(source, head)
     if kind:
         return kind, refusal(source.path, kind)
-    if source.path.name.endswith(_INDEX):
-        return HUGGING_FACE, None
-    if looks_like_safetensors(head):
-        return SAFETENSORS, None
     error = unknown_file(source, head)
     if isinstance(error, IncompleteCheckpoint):
         raise error

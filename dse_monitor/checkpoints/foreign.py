@@ -40,7 +40,7 @@ def foreign_file(source: ByteSource, head: bytes) -> str:
             return "TensorFlow"
     if source.size >= 512 and _is_tar(source.read(0, 512)):
         return "legacy tar"
-    if len(head) > 1 and head[0] == 0x80 and head[1] <= 5:
+    if len(head) >= 64 and head[0] == 0x80 and head[1] <= 5:
         return "plain pickle"
     return ""
 

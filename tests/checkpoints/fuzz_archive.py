@@ -8,6 +8,7 @@ header, or the metadata of a distributed checkpoint. Anything but a value or a C
 `seeds` writes a corpus of small valid files to start from.
 """
 
+import importlib
 import io
 import json
 import os
@@ -17,17 +18,20 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import atheris
+if __name__ == "__main__" and sys.argv[1] != "seeds":
+    import atheris
 
-with atheris.instrument_imports(include=["dse_monitor.checkpoints"]):
-    from dse_monitor.checkpoints.archive import check_complete, open_archive
-    from dse_monitor.checkpoints.contents import TensorRef, attributes, module_state, walk
-    from dse_monitor.checkpoints.pickle_reader import LIMITS, read_pickle
-    from dse_monitor.checkpoints.tree import untangle
+    with atheris.instrument_imports(include=["dse_monitor.checkpoints"]):
+        importlib.import_module("dse_monitor.checkpoints.archive")
 
+from dse_monitor.checkpoints.archive import check_complete, open_archive
+from dse_monitor.checkpoints.contents import Opaque, TensorRef, attributes, module_state, walk
+from dse_monitor.checkpoints.pickle_reader import LIMITS, read_pickle
+from dse_monitor.checkpoints.tree import untangle
 from dse_monitor.errors import CheckpointError
 
 SMALL = LIMITS._replace(opcodes=200_000, memory=16 << 20)
+DISTCP = bytes(4096)  # what lies beside the metadata
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
 
 
@@ -62,7 +66,7 @@ def use(path: Path) -> None:
         archive.read([value for value in found if isinstance(value, TensorRef)])
         for value in found:
             attributes(value)
-            if not isinstance(value, (TensorRef, str, int, float, bytes)) and hasattr(value, "state"):
+            if isinstance(value, Opaque):
                 module_state(value)
         archive.verify_unchanged()
 
@@ -135,6 +139,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "seeds":
         seeds(Path(sys.argv[2]))
     else:
-        DISTCP = bytes(4096)
         atheris.Setup(sys.argv, one_input)
         atheris.Fuzz()
