@@ -39,9 +39,9 @@ class Aside:
         """Whether a checkpoint is protected."""
         return path in self._protected
 
-    def resolve(self, run: Path, path: str) -> Path:
+    def resolve(self, path: str) -> Path:
         """Where to read a checkpoint: under its own name, or here when that is gone."""
-        original = run / path
+        original = self._run / path
         return self._place(path) if path in self._protected and not original.exists() else original
 
     def protect(self, waiting: Sequence[tuple[str, Stamp]]) -> None:

@@ -189,10 +189,10 @@ class Console:
             return self._object("problem", problem, count=count)
         if count > 1 and count not in (10, 100, 1000, 10_000, 100_000):
             return None
-        reason = problem.reason.removeprefix(problem.path).lstrip(": ") if problem.path else problem.reason
-        text = f"▲ {self._tagged(problem.run)}{problem.path}{': ' if problem.path else ''}{reason}"
-        if count > 1:
-            text = f"▲ {self._tagged(problem.run)}{count} times now: {reason}"
+        named = not problem.path or problem.reason.startswith(problem.path)
+        text = problem.reason if named else f"{problem.path}: {problem.reason}"
+        times = f"{count} times now; the last: " if count > 1 else ""
+        text = f"▲ {self._tagged(problem.run)}{times}{text}"
         first, *rest = _wrapped(text, WIDTH)
         self._line(first, "yellow")
         for part in rest:

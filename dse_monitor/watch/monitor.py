@@ -29,7 +29,9 @@ from dse_monitor.watch import child, discovery
 from dse_monitor.watch.child import Worker, WorkerProcess
 from dse_monitor.watch.console import Console, Header, Live, Notice, Problem
 from dse_monitor.watch.options import WatchOptions
-from dse_monitor.watch.run import Candidate, Clock, Parts, WatchedRun
+from dse_monitor.watch.parts import Clock, Parts
+from dse_monitor.watch.run import WatchedRun
+from dse_monitor.watch.waiting import Candidate
 
 BURST = 20  # jobs of one worker: whatever leaks is given back then; ours
 LINGER_SECONDS = 5.0  # a worker without a job waits while a file settles; ours
@@ -254,7 +256,7 @@ class Monitor:
 
     def _linger(self) -> float:
         settling = any(run.settling for run in self.runs.values())
-        waiting = any(run.pending for run in self.runs.values())
+        waiting = any(run.queue for run in self.runs.values())
         return LINGER_SECONDS if settling or waiting else 0.0
 
     def _patience(self, slot: _Slot) -> float:
@@ -375,7 +377,8 @@ class Monitor:
         if now >= self._next_reminder:
             self._next_reminder = now + REMIND_SECONDS
             for run in self.runs.values():
-                run.remind()
+                if run.open:
+                    run.publication.remind()
         if now < self._next_beat:
             return
         self._next_beat = now + BEAT_SECONDS
@@ -385,7 +388,7 @@ class Monitor:
             job = jobs.get(run.folder)
             if job is not None:
                 run.beat("evaluating", job.candidate.path, job.progress)
-            elif reasons and run.pending:
+            elif reasons and run.queue:
                 run.beat("deferred", message=reasons[0])
             else:
                 run.beat("waiting")
@@ -412,10 +415,10 @@ class Monitor:
             return True
         if (options.until_epoch is None and options.until_step is None) or not self.runs:
             return False
-        return all(run.done(options.until_epoch, options.until_step) for run in self.runs.values())
+        return all(run.reached(options.until_epoch, options.until_step) for run in self.runs.values())
 
     def _code(self) -> int:
-        failed = any(run.failed_now for run in self.runs.values())
+        failed = any(run.failed for run in self.runs.values())
         return EXIT_FAILED if self._options.once and failed else EXIT_OK
 
     def _timeout(self) -> float:
