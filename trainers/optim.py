@@ -173,6 +173,21 @@ def split_by_decay(named: Iterable[tuple[str, nn.Parameter]]) -> list[ParameterG
     ]
 
 
+def split_by_shape(named: Iterable[tuple[str, nn.Parameter]], *, flat_lr: str = "lr") -> list[ParameterGroup]:
+    """Two groups for LARS: one-dimensional parameters are neither decayed nor adapted (Barlow Twins, VICReg).
+
+    Args:
+        named: the trainable parameters; frozen ones are left out.
+        flat_lr: schedule of the one-dimensional parameters' learning rate.
+    """
+    trainable = [(name, p) for name, p in named if p.requires_grad]
+    flat = [(name, p) for name, p in trainable if p.ndim == 1]
+    return [
+        ParameterGroup("weights", [(name, p) for name, p in trainable if p.ndim != 1]),
+        ParameterGroup("biases", flat, lr=flat_lr, weight_decay="", adapt=False),
+    ]
+
+
 # Clipping ---------------------------------------------------------------------------------------------------
 
 

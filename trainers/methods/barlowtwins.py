@@ -126,9 +126,4 @@ class BarlowTwins(Method):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """One-dimensional parameters have their own rate, no decay and no adaptation."""
-        named = [(name, p) for name, p in self.student.named_parameters() if p.requires_grad]
-        flat = [(name, p) for name, p in named if p.ndim == 1]
-        return [
-            ParameterGroup("weights", [(name, p) for name, p in named if p.ndim != 1]),
-            ParameterGroup("biases", flat, lr="lr_biases", weight_decay="", adapt=False),
-        ]
+        return optim.split_by_shape(self.student.named_parameters(), flat_lr="lr_biases")

@@ -85,7 +85,7 @@ class DINORecipe(Recipe):
             warmup_epochs=1,
             lr=4e-3,  # x 64 / 256
             local_size=32,
-            local_crops=4,
+            local_crops=2,
             prototypes=1024,
             head_hidden=256,
             head_bottleneck=64,

@@ -43,7 +43,7 @@ class MugsRecipe(Recipe):
         locals_: local crops per image, student only.
         global_scale: area range of the global crops.
         local_scale: area range of the local crops.
-        instance_weight: switches the instance loss on and counts in the mean of the losses, without scaling it.
+        instance_weight: switches the instance loss on and counts in the mean of losses, without scaling it.
         local_group_weight: the same for the local-group loss.
         group_weight: the same for the group loss.
         head_hidden: hidden width of all projectors.

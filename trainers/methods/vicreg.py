@@ -121,9 +121,4 @@ class VICReg(Method):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """One-dimensional parameters are neither decayed nor adapted."""
-        named = [(name, p) for name, p in self.student.named_parameters() if p.requires_grad]
-        flat = [(name, p) for name, p in named if p.ndim == 1]
-        return [
-            ParameterGroup("weights", [(name, p) for name, p in named if p.ndim != 1]),
-            ParameterGroup("biases", flat, weight_decay="", adapt=False),
-        ]
+        return optim.split_by_shape(self.student.named_parameters())

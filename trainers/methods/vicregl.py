@@ -1,0 +1,342 @@
+"""VICRegL: VICReg on whole images and on positions matched by feature and by place.
+
+Bardes, Ponce and LeCun, "VICRegL: Self-Supervised Learning of Local Visual Features", NeurIPS 2022,
+arXiv 2210.01571. Reference: facebookresearch/VICRegL @ 803ae4c, main_vicregl.py, transforms.py, utils.py.
+The authors' online classifier is left out: it needs labels and sends no gradient to the network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainers import backbones, optim, views
+from trainers.distributed import gather_with_gradient
+from trainers.heads import mlp
+from trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
+from trainers.objectives import off_diagonal, variance_hinge
+
+ANCHORS = 2  # views that are paired with every other view
+
+
+@dataclass(frozen=True, kw_only=True)
+class VICRegLRecipe(Recipe):
+    """VICRegL's numbers: the README's ResNet-50 command.
+
+    Attributes:
+        final_lr_fraction: where the learning rate ends, as a fraction of its peak.
+        global_scale: area range of the two large crops.
+        local_size: side of the small crops, pixels.
+        locals_: small crops per image.
+        local_scale: area range of the small crops.
+        flip_grid: mirror the places of a flipped crop; the authors do not.
+        expander_width: width of the global expander's three layers.
+        map_expander_width: width of the local expander's three layers.
+        global_weight: alpha, the share of the global loss.
+        matches: best location matches kept for the first and for the second view of a pair.
+        all_feature_matches: keep every feature match rather than as many as ``matches``.
+        invariance_weight: of the squared distances.
+        variance_weight: of the variance hinges.
+        covariance_weight: of the covariance penalties.
+    """
+
+    backbone: str = "resnet50"  # --arch
+    batch_size: int = 512  # README, --batch-size
+    epochs: int = 100  # --epochs (300 with batch 2048 and lr 0.2)
+    warmup_epochs: int = 10  # --warmup-epochs
+    lr: float = 0.3  # README, --base-lr, per 256 images
+    final_lr_fraction: float = 0.001  # --end-lr-ratio
+    weight_decay: float = 1e-6  # fixed in the code for LARS
+    optimizer: str = "lars"  # README
+    global_scale: tuple[float, float] = (0.08, 1.0)  # README
+    local_size: int = 96  # --size-crops
+    locals_: int = 0  # README (ConvNeXt: 6)
+    local_scale: tuple[float, float] = (0.08, 0.4)  # --min_scale_crops, --max_scale_crops
+    flip_grid: bool = False  # --no-flip-grid 1
+    expander_width: int = 8192  # --mlp
+    map_expander_width: int = 512  # --maps-mlp
+    global_weight: float = 0.75  # --alpha (0.9 also released)
+    matches: tuple[int, int] = (20, 4)  # --num-matches
+    all_feature_matches: bool = True  # --l2_all_matches
+    invariance_weight: float = 25.0  # --inv-coeff
+    variance_weight: float = 25.0  # --var-coeff
+    covariance_weight: float = 1.0  # --cov-coeff
+
+    @classmethod
+    def tiny(cls) -> VICRegLRecipe:
+        """A four-block ResNet on 64-px scenes."""
+        return dataclasses.replace(
+            cls(),
+            backbone="resnet_mini",
+            image_size=64,
+            batch_size=64,
+            epochs=10,
+            warmup_epochs=1,
+            lr=4.0,  # a small batch, and LARS takes small steps
+            expander_width=256,
+            map_expander_width=64,
+            matches=(3, 1),  # of a 2 x 2 grid
+        )
+
+
+class Terms(NamedTuple):
+    """Invariance, variance and covariance, unweighted.
+
+    Attributes:
+        invariance: mean squared distance.
+        variance: mean hinge on the standard deviation.
+        covariance: mean squared off-diagonal covariance, times C - 1.
+    """
+
+    invariance: Tensor
+    variance: Tensor
+    covariance: Tensor
+
+
+def covariance_penalty(x: Tensor) -> Tensor:
+    """Sum of squared off-diagonal covariances over C: [B, C], or [B, P, C] slot by slot; mean over slots."""
+    x = x - x.mean(0)
+    matrix = torch.einsum("n...c,n...d->...cd", x, x) / (len(x) - 1)
+    return (off_diagonal(matrix).square().sum(-1) / x.shape[-1]).mean()
+
+
+def global_terms(embeddings: Sequence[Tensor]) -> Terms:
+    """VICReg over V crops: distances of pairs (first two, any other), the rest averaged over crops.
+
+    Args:
+        embeddings: V tensors [B, C] of this process.
+    """
+    embeddings = [e.float() for e in embeddings]
+    pairs = [
+        F.mse_loss(embeddings[i], embeddings[j])
+        for i in range(ANCHORS)
+        for j in range(len(embeddings))
+        if j != i
+    ]
+    joined = [gather_with_gradient(e) for e in embeddings]
+    return Terms(
+        torch.stack(pairs).mean(),
+        torch.stack([variance_hinge(e) for e in joined]).mean(),
+        torch.stack([covariance_penalty(e) for e in joined]).mean(),
+    )
+
+
+def matched_terms(x: Tensor, y: Tensor) -> Terms:
+    """VICReg on matched positions: statistics over the batch for each match slot.
+
+    Args:
+        x: [B, P, C].
+        y: [B, P, C].
+    """
+    invariance = F.mse_loss(x, y)
+    joined = [gather_with_gradient(z) for z in (x, y)]
+    return Terms(
+        invariance,
+        torch.stack([variance_hinge(z) for z in joined]).mean(),
+        torch.stack([covariance_penalty(z) for z in joined]).mean(),
+    )
+
+
+class Matches(NamedTuple):
+    """Pairs of positions.
+
+    Attributes:
+        source: int64 [B, P], in order of position.
+        candidate: int64 [B, P], the nearest candidate of each.
+    """
+
+    source: Tensor
+    candidate: Tensor
+
+
+@torch.no_grad()
+def nearest(source: Tensor, candidates: Tensor, keep: int | None) -> Matches:
+    """Each source position with its nearest candidate, the ``keep`` closest pairs of each image (None: all).
+
+    Args:
+        source: [B, N, D], features or places.
+        candidates: [B, M, D].
+        keep: number of pairs.
+    """
+    distance, candidate = torch.cdist(source.float(), candidates.float()).min(-1)
+    count = distance.shape[1] if keep is None else min(keep, distance.shape[1])
+    chosen = distance.argsort(dim=1, stable=True)[:, :count].sort(dim=1).values
+    return Matches(chosen, candidate.gather(1, chosen))
+
+
+def take(maps: Tensor, index: Tensor) -> Tensor:
+    """Positions of maps [B, N, C] at index [B, P]: [B, P, C]."""
+    return maps.gather(1, index[..., None].expand(-1, -1, maps.shape[-1]))
+
+
+def local_terms(
+    maps: Sequence[Tensor], places: Sequence[Tensor], matches: tuple[int, int], *, all_feature_matches: bool
+) -> Terms:
+    """Feature-matched plus location-matched terms, mean over pairs (first two views, any other).
+
+    Args:
+        maps: V projected maps [B, N_v, C].
+        places: V grids [B, N_v, 2] in pixels of the original image.
+        matches: location matches kept for the first and the second view of a pair.
+        all_feature_matches: keep all feature matches.
+    """
+    maps = [m.float() for m in maps]
+    feature_matches = (None, None) if all_feature_matches else matches
+    totals = []
+    for i in range(ANCHORS):
+        for j in range(len(maps)):
+            if j == i:
+                continue
+            parts = []
+            for (a, b), by_feature, by_place in zip(((i, j), (j, i)), feature_matches, matches, strict=True):
+                for pairs in (
+                    nearest(maps[a], maps[b], by_feature),
+                    nearest(places[a], places[b], by_place),
+                ):
+                    terms = matched_terms(take(maps[a], pairs.source), take(maps[b], pairs.candidate))
+                    parts.append(torch.stack(terms))
+            totals.append(torch.stack(parts).sum(0) / 2)  # two directions averaged, two kinds of match summed
+    return Terms(*torch.stack(totals).mean(0))
+
+
+def places_of(box: tuple[int, int, int, int], grid: int, *, flipped: bool = False) -> Tensor:
+    """Centres of a crop's cells in the original image: [grid, grid, 2], vertical then horizontal, pixels.
+
+    Args:
+        box: (top, left, height, width) of the crop.
+        grid: cells per side.
+        flipped: mirror the columns.
+    """
+    top, left, height, width = box
+    centres = (torch.arange(grid) + 0.5) / grid
+    rows, columns = torch.meshgrid(top + centres * height, left + centres * width, indexing="ij")
+    return torch.stack([rows, columns.flip(1) if flipped else columns], -1)
+
+
+@dataclass(frozen=True)
+class LocatedCrops:
+    """Crops that remember where they came from: ``extra["places_v"]`` is float [grid, grid, 2].
+
+    Attributes:
+        crops: the views.
+        grids: cells per side of each view's feature map.
+        flip_grid: mirror the places of flipped crops.
+    """
+
+    crops: tuple[views.Crop, ...]
+    grids: tuple[int, ...]
+    flip_grid: bool
+
+    def __call__(self, image: Image.Image) -> Views:
+        """Views of an RGB image."""
+        located = [crop.locate(image) for crop in self.crops]
+        places = {
+            f"places_{v}": places_of(crop.box, grid, flipped=self.flip_grid and crop.flipped)
+            for v, (crop, grid) in enumerate(zip(located, self.grids, strict=True))
+        }
+        return Views([crop.image for crop in located], places)
+
+
+def learning_rates(
+    peak: float, final_fraction: float, steps: int, warmup_steps: int, length: int
+) -> np.ndarray:
+    """A line from 0, then a cosine to ``final_fraction`` of the peak at ``steps``, then that value."""
+    t = np.minimum(np.arange(length, dtype=np.float64), steps)
+    share = (t - warmup_steps) / max(steps - warmup_steps, 1)
+    falling = peak * (final_fraction + (1 - final_fraction) * 0.5 * (1 + np.cos(np.pi * share)))
+    return np.where(t < warmup_steps, peak * t / max(warmup_steps, 1), falling)
+
+
+class Network(nn.Module):
+    """Backbone, an expander for pooled features and one for positions."""
+
+    def __init__(self, backbone: nn.Module, projector: nn.Module, maps_projector: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector
+        self.maps_projector = maps_projector
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images [B, 3, h, w] -> embeddings [B, C], projected maps [B, N, C'], dense tokens [B, N, D]."""
+        features = backbones.features(self.backbone, images)
+        maps = self.maps_projector(features.dense.flatten(0, 1)).unflatten(0, features.dense.shape[:2])
+        return self.projector(features.pooled), maps, features.dense
+
+
+class VICRegL(Method):
+    """VICReg with local features."""
+
+    recipe_type = VICRegLRecipe
+    std = (0.228, 0.224, 0.225)  # transforms.py
+    batch_coupled = "batch norm, and statistics over the batch"
+
+    def __init__(self, recipe: VICRegLRecipe) -> None:
+        super().__init__(recipe)
+        self.recipe = r = recipe
+        spec = self.backbone_spec = backbones.describe(r.backbone, r.image_size, ("conv", "swin"))
+        projector = mlp((spec.width, *[r.expander_width] * 3), last_bias=False)
+        maps_projector = mlp((spec.width, *[r.map_expander_width] * 3), last_bias=False)
+        self.student = Network(backbones.build(spec), projector, maps_projector)
+        with torch.device("meta"):
+            described: Any = timm.create_model(spec.name, **spec.kwargs)
+        self.stride: int = described.feature_info[-1]["reduction"]
+
+    def views(self) -> LocatedCrops:
+        """BYOL's asymmetric pair of large crops, then small ones alternating in the same way."""
+        r = self.recipe
+        pair = views.byol_pair(r.image_size, r.global_scale)
+        small = views.byol_pair(r.local_size, r.local_scale)
+        crops = (*pair, *[small[i % 2] for i in range(r.locals_)])
+        return LocatedCrops(crops, tuple(math.ceil(crop.size / self.stride) for crop in crops), r.flip_grid)
+
+    def forward(self, views: Views, progress: Progress) -> StepOutput:
+        """One pass per view, so batch statistics are per view. Dense: both large crops' maps, [2B, N, D]."""
+        outputs = [self.student(images) for images in views.images]
+        places = [views.extra[f"places_{v}"].flatten(1, 2) for v in range(len(outputs))]
+        r = self.recipe
+        with torch.autocast(places[0].device.type, enabled=False):
+            whole = global_terms([embedding for embedding, _, _ in outputs])
+            local = local_terms(
+                [maps for _, maps, _ in outputs],
+                places,
+                r.matches,
+                all_feature_matches=r.all_feature_matches,
+            )
+            global_loss, local_loss = self._weighted(whole), self._weighted(local)
+            loss = r.global_weight * global_loss + (1 - r.global_weight) * local_loss
+        dense = torch.cat([dense for _, _, dense in outputs[:ANCHORS]])
+        return StepOutput(
+            loss, dense, {"global_loss": global_loss.detach(), "local_loss": local_loss.detach()}
+        )
+
+    def _weighted(self, terms: Terms) -> Tensor:
+        r = self.recipe
+        return (
+            r.invariance_weight * terms.invariance
+            + r.variance_weight * terms.variance
+            + r.covariance_weight * terms.covariance
+        )
+
+    def schedules(self, plan: Plan) -> dict[str, np.ndarray]:
+        """Steps are counted from images, as released."""
+        r = self.recipe
+        steps, warmup = (n * plan.images // plan.batch_size for n in (plan.epochs, r.warmup_epochs))
+        peak = r.lr * plan.batch_size / 256
+        return {
+            "lr": learning_rates(peak, r.final_lr_fraction, steps, warmup, plan.total_steps),
+            "weight_decay": optim.constant(r.weight_decay, plan.total_steps),
+        }
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """One-dimensional parameters are neither decayed nor adapted."""
+        return optim.split_by_shape(self.student.named_parameters())
