@@ -207,7 +207,7 @@ def as_tokens(features: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
     tokens = features.new_empty(features.shape, dtype=dtype) if normalize else features.to(dtype).contiguous()
 
     def convert(part: slice) -> None:
-        own = features[part].to(dtype)
+        own = features[part].to(dtype).contiguous()  # sums round by their order in memory
         lengths[part] = torch.linalg.vector_norm(own, dim=-1, keepdim=True)
         if normalize:
             # An infinite length must not turn finite numbers into a zero token unseen.
@@ -229,8 +229,8 @@ def _not_finite(features: Tensor) -> NonFiniteFeatures:
         )
     named = ", ".join(map(str, images[:10])) + (", ..." if len(images) > 10 else "")
     return NonFiniteFeatures(
-        f"{int(nan.sum())} NaN and {int(infinite.sum())} infinite of {features.numel()} numbers in the features, "
-        f"in {len(images)} of {features.shape[0]} images (index {named}): the network or its precision diverged"
+        f"{int(nan.sum())} NaN and {int(infinite.sum())} infinite of {features.numel()} numbers, "
+        f"in {len(images)} of {features.shape[0]} images (index {named}): the network diverged"
     )
 
 

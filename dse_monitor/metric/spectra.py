@@ -72,7 +72,7 @@ def _smaller_gram(matrices: Tensor) -> Tensor:
 
 
 def _lower_products(rows: Tensor) -> Tensor:
-    """Products of rows [..., M, M] but most of those above the diagonal, which the eigenvalues do not need."""
+    """Products [..., M, M] of rows but most of those above the diagonal, which eigenvalues do not need."""
     count = rows.shape[-2]
     if count <= 2 * TRIANGLE_BLOCK:
         return rows @ rows.mT

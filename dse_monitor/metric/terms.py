@@ -73,7 +73,7 @@ def feature_scale_gradient(features: Tensor, scale: Scale, images: int) -> Tenso
 
 
 def nearest_other_distance(points: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
-    """Distance of each point to the nearest centroid but its own cluster's; the paper squares it, the code not.
+    """Distance of points to the nearest centroid but its own cluster's; the paper squares it, the code not.
 
     Orthonormal points that are their own centroids give sqrt(2). With a single cluster there is no other: 0.
 

@@ -1,5 +1,6 @@
-"""Golden vectors of the released code as the metric takes them."""
+"""Golden vectors of the released code as the metric takes them, the plain oracle, and features to measure."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -9,7 +10,16 @@ import torch
 from dse_monitor.metric import PseudoLabels
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
-COMPONENTS = ("M_inter", "M_intra_image", "M_intra_batch", "M_dim")
+
+
+def _module(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+RELEASED = _module(Path(__file__).with_name("released_structure.py"))
 
 
 def _cases(name):
@@ -49,3 +59,29 @@ def regularizer_case(request):
     case = REGULARIZER_CASES[request.param]
     settings = {name: case[name] for name in ("normalize", "local_clusters", "global_clusters")}
     return case, settings, _labels(case)
+
+
+@pytest.fixture(scope="session")
+def released():
+    """The plain implementation that fast paths must equal."""
+    return RELEASED
+
+
+@pytest.fixture(scope="session")
+def scenes():
+    """Draw features [B, N, D] of images that hold three of a dozen kinds of region, from one population."""
+
+    def draw(images, positions, width, seed=0):
+        shape = torch.Generator().manual_seed(1)
+        spectrum = torch.arange(1, width + 1) ** -0.5
+        kinds = torch.randn(12, width, generator=shape) * spectrum * 3
+        common = torch.randn(width, generator=shape)
+        chance = torch.Generator().manual_seed(seed)
+        present = torch.randint(12, (images, 3), generator=chance)
+        region = torch.randint(3, (images, positions), generator=chance)
+        tokens = kinds[present.gather(1, region)] + common
+        tokens += torch.randn(images, 1, width, generator=chance) * spectrum * 1.5
+        contrast = 0.5 + 1.5 * torch.rand(images, 1, 1, generator=chance)
+        return tokens + torch.randn(images, positions, width, generator=chance) * spectrum * contrast
+
+    return draw
