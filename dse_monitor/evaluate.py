@@ -12,8 +12,8 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
-import importlib.util
 import itertools
+import math
 import os
 import re
 import time
@@ -268,10 +268,11 @@ class Evaluator:
     ) -> dict[str, Any]:
         """Fields of a ``scored`` Evaluation. The features of one batch are in memory at a time."""
         from dse_monitor.metric import average, measure
+        from dse_monitor.metric import companions
 
         probe = self.probe
         components: list[Components] = []
-        companions: list[dict[str, float]] = []
+        others: list[dict[str, float]] = []
         examples: list[NDArray[np.floating]] = []
         parts = list(batches(len(held_out), probe.batch, probe.group))
         encoder.to(self.device)
@@ -297,7 +298,8 @@ class Evaluator:
                         seed=probe.seed + index,
                     )
                 )
-                companions.append(_companions(tokens))
+            with stopwatch("companions"):
+                others.append(companions.measure(tokens))
             missing = maps.EXAMPLES - part.start
             if probe.maps is not None and missing > 0:
                 examples.append(tokens[:missing].float().cpu().numpy())
@@ -311,7 +313,7 @@ class Evaluator:
         return {
             "status": "scored",
             "components": average(components),
-            "companions": _means(companions),
+            "companions": _means(others),
             "map_file": map_file,
         }
 
@@ -420,18 +422,10 @@ def _named(source: Source, path: Path, name: str | None, aliases: tuple[str, ...
     return dataclasses.replace(source, **changes)
 
 
-def _companions(tokens: Tensor) -> dict[str, float]:
-    """Other label-free metrics of one batch."""
-    if importlib.util.find_spec("dse_monitor.metric.companions") is None:
-        return {}
-    companions = importlib.import_module("dse_monitor.metric.companions")
-    return companions.measure(tokens)
-
-
 def _means(batches: list[dict[str, float]]) -> dict[str, float]:
-    return (
-        {name: sum(batch[name] for batch in batches) / len(batches) for name in batches[0]} if batches else {}
-    )
+    """Mean of each number over the batches; what is not finite in one of them is left out."""
+    means = {name: math.fsum(batch[name] for batch in batches) / len(batches) for name in batches[0]}
+    return {name: mean for name, mean in means.items() if math.isfinite(mean)}
 
 
 def _weights_reason(encoder: Encoder) -> str:

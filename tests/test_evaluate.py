@@ -17,6 +17,7 @@ from dse_monitor.checkpoints import load_encoder
 from dse_monitor.errors import DeviceError, ImagesError
 from dse_monitor.evaluate import Evaluator, Probe, batches, is_constant, resolve_device
 from dse_monitor.metric import average, measure
+from dse_monitor.metric import companions
 from dse_monitor.record import evaluation_from_json, to_json
 
 
@@ -89,6 +90,18 @@ def test_record_names_the_file_and_survives_json(probe, checkpoint):
     assert set(result.seconds) >= {"read", "images", "forward", "metric", "total"}
     assert all(seconds >= 0 for seconds in result.seconds.values())
     assert evaluation_from_json(json.loads(json.dumps(to_json(result), allow_nan=False))) == result
+
+
+def test_companions_are_means_over_batches_and_finite(probe, checkpoint):
+    result = Evaluator(dataclasses.replace(probe, batch=24))(checkpoint)
+    pixels = Evaluator(probe).image_set(32).pixels
+    tokens = load_encoder(checkpoint).encode(pixels)
+    halves = [companions.measure(tokens[:24]), companions.measure(tokens[24:])]
+    finite = {name for name in halves[0] if all(math.isfinite(half[name]) for half in halves)}
+    assert set(result.companions) == finite
+    assert "rankme_dense" in finite
+    for name in finite:
+        assert result.companions[name] == pytest.approx((halves[0][name] + halves[1][name]) / 2, rel=1e-4)
 
 
 def numbers(result):
