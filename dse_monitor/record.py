@@ -218,7 +218,7 @@ class Alert:
 
 def to_json(record: Evaluation | Alert | Settings | Source | Components) -> dict[str, Any]:
     """A record as plain JSON types; NaN and infinities become None, so the text is valid JSON everywhere."""
-    return _finite(dataclasses.asdict(record))
+    return finite(dataclasses.asdict(record))
 
 
 def evaluation_from_json(data: dict[str, Any]) -> Evaluation:
@@ -241,13 +241,14 @@ def _canonical(data: dict[str, Any]) -> bytes:
     return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with NaN and infinities replaced by None, throughout dictionaries and lists."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 

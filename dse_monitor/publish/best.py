@@ -10,7 +10,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,6 +223,30 @@ def publish(out: Path, run: Path, best: dict[str, Any]) -> None:
         draft.unlink(missing_ok=True)
         draft.symlink_to(target)
         os.replace(draft, link)
+
+
+def readable_files(out: Path, evaluations: Sequence[Evaluation]) -> list[Path | None]:
+    """Where each evaluated checkpoint can be read now, by the last `best.json` or under its own name.
+
+    Args:
+        out: output folder of a run, whose parent is the run.
+        evaluations: recorded evaluations.
+
+    Returns:
+        For each the file, or None if it is gone.
+    """
+    try:
+        best = json.loads((out / NAME).read_text())
+        known = {item["seq"]: item["file"] for item in best["candidates"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        known = {}  # never written, or not by us: the names in the ledger remain
+    files = []
+    for evaluation in evaluations:
+        source = evaluation.source
+        names = [known.get(evaluation.seq), source.path, *source.aliases]
+        paths = (out.parent / name for name in names if name)
+        files.append(next((path for path in paths if path.exists()), None))
+    return files
 
 
 def write_atomically(path: Path, text: str) -> None:

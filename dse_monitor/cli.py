@@ -1,0 +1,483 @@
+"""The command line: one page of typed functions. tyro makes the flags; a body builds, calls and prints.
+
+Bodies import what they need, so `dse-monitor --help` answers without loading torch. Exit codes: 0 done,
+1 nothing to show, 2 an error that one line explains, 3 some checkpoints could not be measured, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional
+
+from dse_monitor.alerts.rules import Rules
+from dse_monitor.errors import DSEError, RunError
+from dse_monitor.record import OUTPUT_FOLDER, finite
+
+if TYPE_CHECKING:
+    from dse_monitor.record import Evaluation
+    from dse_monitor.watch.console import Form
+
+FAILED = 3  # exit code of `score` and `watch --once` when a checkpoint could not be measured
+
+app = tyro.extras.SubcommandApp()
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured, on what, and how a checkpoint is recognised."""
+
+    images: Path
+    """Folder of held-out images, searched recursively; no labels are used."""
+    num_images: int = 2048
+    """Images measured: a seeded sample that stays the same for the life of a run."""
+    image_size: int | None = None
+    """Side of the centre crop in pixels; the network's own if not given."""
+    seed: int = 0
+    """Seed of the sample and of the clustering."""
+    batch: int = 1024
+    """Images per metric batch; part of the definition of m_dim."""
+    group: int = 8
+    """Consecutive images clustered together."""
+    local_clusters: int = 3
+    """Clusters per image."""
+    global_clusters: int = 24
+    """Clusters per group."""
+    normalize: bool = True
+    """L2-normalise tokens first."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the forward pass; auto is bfloat16 on CUDA and float32 elsewhere."""
+    micro_batch: int | None = None
+    """Images per forward pass; halved by itself when memory runs out. Does not change the numbers."""
+    layout: str | None = None
+    """Checkpoint layout, if it is not recognised; `dse-monitor layouts` lists them."""
+    encoder: str | None = None
+    """Which network of the file, where there are several (student, teacher, ...)."""
+    arch: str | None = None
+    """timm model to use instead of the one read from tensor shapes."""
+    num_heads: int | None = None
+    """Attention heads, where shapes leave them open."""
+
+
+@app.command
+def watch(
+    run: Positional[tuple[Path, ...]],
+    measuring: OmitArgPrefixes[Measuring],
+    out: Path | None = None,
+    device: tuple[str, ...] = ("auto",),
+    once: bool = False,
+    until_epoch: float | None = None,
+    until_step: int | None = None,
+    exit_after_idle: float | None = None,
+    every: int | None = None,
+    since: str | None = None,
+    min_interval: float | None = None,
+    keep_best: int = 0,
+    copy_aside: int = 0,
+    poll_seconds: float | None = None,
+    settle_seconds: float | None = None,
+    gpu_share: float = 1.0,
+    cpu_fallback: bool = False,
+    threads: int | None = None,
+    maps: bool = True,
+    alert: tuple[str, ...] = (),
+    link: str = "",
+    rules: Rules = Rules(),  # noqa: B008  frozen
+    plain: bool = False,
+    json: bool = False,
+) -> int:
+    """Score each checkpoint that appears under RUN; give POLL_SECONDS on network disks.
+
+    Args:
+        run: Folders of checkpoints, or folders that hold such runs; they need not exist yet.
+        measuring: What is measured.
+        out: Output folder instead of RUN/dse.
+        device: auto, cpu, cuda, cuda:INDEX or mps; several make one worker each.
+        once: Evaluate what is there and end.
+        until_epoch: End once so many epochs were scored.
+        until_step: End once so many steps were scored.
+        exit_after_idle: End after so many seconds without work.
+        every: Of numbered checkpoints, only every so many epochs or steps.
+        since: Only from this epoch or step, date (2026-01-31) or age (6h, 2d) on.
+        min_interval: Seconds at least between the checkpoints scored.
+        keep_best: Keep this many of the best checkpoints in RUN/dse/keep.
+        copy_aside: Protect this many waiting checkpoints from rotation by a link.
+        poll_seconds: Seconds between scans; chosen by the filesystem if not given.
+        settle_seconds: Seconds a file must lie still; chosen by the filesystem if not given.
+        gpu_share: Part of the time the GPU may compute for us.
+        cpu_fallback: Use the CPU rather than wait for room on a GPU.
+        threads: CPU threads; a quarter of the cores if not given, at most four.
+        maps: Paint feature maps for the tab.
+        alert: Where alerts go as well: log, command:PROGRAM, webhook:env:NAME, email:file:PATH.
+        link: Address of the charts, added to alerts.
+        rules: When to speak.
+        plain: Plain lines, also on a terminal.
+        json: One JSON object per line.
+    """
+    from dse_monitor.alerts.sinks import from_spec
+    from dse_monitor.watch.console import Console
+    from dse_monitor.watch.monitor import watch as follow
+    from dse_monitor.watch.options import WatchOptions
+    from dse_monitor.watch.worker import Manners
+
+    manners: dict[str, Any] = {"gpu_share": gpu_share, "cpu_fallback": cpu_fallback}
+    options = WatchOptions(
+        runs=run,
+        probe=_plain_fields(measuring),
+        out=out,
+        devices=device,
+        manners=Manners.default(**manners, **({} if threads is None else {"threads": threads})),
+        poll_seconds=poll_seconds,
+        settle_seconds=settle_seconds,
+        once=once,
+        exit_after_idle=exit_after_idle,
+        until_epoch=until_epoch,
+        until_step=until_step,
+        every=every,
+        min_interval=min_interval,
+        since=since,
+        keep_best=keep_best,
+        copy_aside=copy_aside,
+        maps=maps,
+        rules=rules,
+        sinks=[from_spec(spec, link) for spec in alert],
+    )
+    form: Form = "json" if json else "plain" if plain else "auto"
+    return follow(options, Console(form=form, several=len(run) > 1))
+
+
+@app.command
+def score(
+    checkpoint: Positional[tuple[Path, ...]],
+    measuring: OmitArgPrefixes[Measuring],
+    device: str = "auto",
+    cache: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Measure single checkpoints; DSE is given at lambda 1, since lambda belongs to a run.
+
+    Args:
+        checkpoint: Files or checkpoint folders.
+        measuring: What is measured.
+        device: auto, cpu, cuda, cuda:INDEX or mps.
+        cache: Folder for decoded images; ~/.cache/dse-monitor if not given.
+        json: One JSON object per line.
+    """
+    from dse_monitor.evaluate import Evaluator, Probe
+    from dse_monitor.record import to_json
+
+    folder = cache or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "dse-monitor"
+    evaluator = Evaluator(Probe(cache=str(folder), device=device, **_plain_fields(measuring)))
+    failed = False
+    for path in checkpoint:
+        with _progress(path.name) as progress:
+            evaluation = evaluator(path, progress)
+        failed |= evaluation.status != "scored"
+        if json:
+            dse = None if evaluation.components is None else evaluation.components.dse()
+            _print_json({**to_json(evaluation), "dse_lambda1": dse})
+        else:
+            print(_score_line(evaluation), flush=True)
+    return FAILED if failed else 0
+
+
+@app.command
+def best(
+    run: Positional[Path],
+    top: int = 3,
+    json: bool = False,
+    path_only: bool = False,
+    before_alarm: bool = False,
+) -> int:
+    """Name the checkpoint of a watched run to take, and the next candidates.
+
+    Args:
+        run: A watched run, or its output folder.
+        top: Candidates listed.
+        json: One JSON object.
+        path_only: The path of the best and nothing else.
+        before_alarm: Choose only among what was known when a degradation was first reported.
+    """
+    from dse_monitor import selection
+    from dse_monitor.publish.best import readable_files
+    from dse_monitor.series import Series
+    from dse_monitor.watch import ledger
+
+    output = _output_folder(run)
+    series = Series.from_evaluations(ledger.read(output).evaluations)
+    if before_alarm:
+        series = dataclasses.replace(series, candidates=tuple(selection.before_alarm(series)))
+    table = selection.best_table(series, top)
+    if not table or series.best is None:
+        raise RunError(f"{run}: no checkpoint was scored yet; `dse-monitor status {run}` says what happens")
+    chosen = [series.evaluations[i] for i in series.candidates[:top]]
+    files = readable_files(output, chosen)
+    if path_only:
+        print(files[0] or output.parent / chosen[0].source.path)
+        return 0 if files[0] else 1
+    if json:
+        rows = [
+            {**finite(dataclasses.asdict(choice)), "file": None if file is None else str(file)}
+            for choice, file in zip(table, files, strict=True)
+        ]
+        _print_json({"axis": series.axis, "lambda": series.lam, "candidates": rows})
+        return 0
+    print(f"{series.axis:>8}     DSE  ± err  behind  separability    dim  P(better)  checkpoint")
+    for choice, file in zip(table, files, strict=True):
+        name = choice.path if file is None or file.name in choice.path else str(file)
+        print(
+            f"{choice.at:8g}  {choice.dse:+6.3f}  {_number(choice.dse_se)}  {choice.behind:6.3f}"
+            f"  {choice.separability:+12.3f}  {choice.m_dim:5.3f}  {_number(choice.better, '      best'):>9}"
+            f"  {name}{'' if file else '   (file gone)'}"
+        )
+    lost = float(series.dse[series.candidates[0]] - series.dse[-1])
+    print(
+        f"Take {series.axis} {table[0].at:g}: best of {len(series)} scored, {lost:.3f} above the last "
+        f"(lambda {series.lam:.3g})."
+    )
+    return 0
+
+
+@app.command
+def inspect(
+    path: Positional[Path],
+    layout: str | None = None,
+    encoder: str | None = None,
+    arch: str | None = None,
+    num_heads: int | None = None,
+    json: bool = False,
+) -> None:
+    """Say what is recognised in a checkpoint, and why; nothing of the file is executed.
+
+    Args:
+        path: Checkpoint file or folder.
+        layout: Checkpoint layout to assume.
+        encoder: Which network of the file to take.
+        arch: timm model to assume.
+        num_heads: Attention heads to assume.
+        json: One JSON object.
+    """
+    from dse_monitor.checkpoints.inspect import inspect_checkpoint, render
+
+    found = inspect_checkpoint(path, layout=layout, encoder=encoder, arch=arch, num_heads=num_heads)
+    _print_json(found.to_json()) if json else print(render(found))
+
+
+@app.command
+def layouts() -> None:
+    """List the training codes whose checkpoints are known by name."""
+    from dse_monitor.checkpoints.inspect import layouts_table
+
+    table = layouts_table()
+    rows = [{name: name for name in table[0]}, *table]
+    widths = {name: max(len(row[name]) for row in rows) for name in table[0]}
+    for row in rows:
+        print("  ".join(cell.ljust(widths[name]) for name, cell in row.items()).rstrip())
+
+
+@app.command
+def status(run: Positional[Path | None] = None, json: bool = False) -> int:
+    """Say what a watcher is doing now: queue, current checkpoint, last error, next look.
+
+    Args:
+        run: A watched run or its output folder; every run below the current folder if not given.
+        json: One JSON object per run.
+    """
+    from dse_monitor.watch.status import read_status, render
+
+    folders = [_output_folder(run)] if run else sorted(p.parent for p in Path().rglob("dse/records.jsonl"))
+    for folder in folders:
+        found = read_status(folder, now=time.time())
+        _print_json(found.to_json()) if json else print(render(found))
+    return 0 if folders else 1
+
+
+@app.command
+def export(
+    run: Positional[Path], csv: Path | None = None, json: Path | None = None, events: bool = False
+) -> None:
+    """Write a run's records as a table, or build its event data anew.
+
+    Args:
+        run: A watched run or its output folder.
+        csv: File for one row per checkpoint; - for standard output.
+        json: File for one object per checkpoint; - for standard output.
+        events: Rebuild the TensorBoard data from the ledger.
+    """
+    from dse_monitor.watch import export as tables
+
+    output = _output_folder(run)
+    if csv is None and json is None and not events:
+        csv = Path("-")
+    if csv:
+        tables.write_csv(output, None if str(csv) == "-" else csv)
+    if json:
+        tables.write_json(output, None if str(json) == "-" else json)
+    if events:
+        print(f"{tables.rebuild_events(output):,} checkpoints written to {output}")
+
+
+@app.command
+def replay(path: Positional[Path], json: bool = False, rules: Rules = Rules()) -> None:  # noqa: B008  frozen
+    """Say what the alert rules would have reported on a finished run, and when.
+
+    Args:
+        path: A watched run, or a CSV file with columns epoch,dse[,dse_se].
+        json: One JSON object.
+        rules: When to speak.
+    """
+    from dse_monitor.replay import replay as run_again
+
+    result = run_again(path, rules)
+    _print_json(result.to_json()) if json else print(result)
+
+
+@app.command
+def probe(
+    checkpoint: Positional[tuple[Path, ...]],
+    images: Path,
+    masks: Path,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Measure dense quality with labels (linear and nearest-neighbour mIoU), to compare DSE with.
+
+    Args:
+        checkpoint: Files or checkpoint folders.
+        images: Folder of images.
+        masks: Folder of segmentation masks under the same names.
+        device: auto, cpu, cuda, cuda:INDEX or mps.
+        json: One JSON object per line.
+    """
+    from dse_monitor.probe import Labelled, Prober
+
+    prober = Prober(Labelled(images=images, masks=masks, device=device))
+    for path in checkpoint:
+        with _progress(path.name) as progress:
+            result = prober(path, progress)
+        if json:
+            _print_json(result.to_json())
+        else:
+            print(
+                f"{path}  linear mIoU {result.linear.miou:.4f}  k-NN mIoU {result.knn.miou:.4f}", flush=True
+            )
+
+
+@app.command
+def scenes(
+    folder: Positional[Path], count: int = 1000, size: int = 224, seed: int = 0, masks: bool = False
+) -> None:
+    """Draw procedural scenes, for people without images at hand.
+
+    Args:
+        folder: Where the PNG files go; an interrupted call continues.
+        count: Number of scenes.
+        size: Side in pixels.
+        seed: Another seed draws other scenes.
+        masks: Also write segmentation masks: FOLDER/images and FOLDER/masks.
+    """
+    from dse_monitor.scenes import write_folder
+
+    with _progress("scenes") as progress:
+        write_folder(folder, count, size, seed, masks, lambda done, total: progress("drawing", done, total))
+    print(f"{count:,} scenes of {size} px in {folder}")
+
+
+@app.command
+def demo(out: Path = Path("dse-demo"), serve: bool = True, port: int | None = None) -> int:
+    """Train a tiny network on procedural scenes, watch it, and serve TensorBoard; a few minutes on two cores.
+
+    Args:
+        out: Folder for scenes, run and logs.
+        serve: Serve TensorBoard during the run and after it, until Ctrl-C.
+        port: Port of TensorBoard; a free one if not given.
+    """
+    from dse_monitor.demo import run
+
+    return run(out, serve=serve, port=port)
+
+
+def _plain_fields(measuring: Measuring) -> dict[str, Any]:
+    """Fields of evaluate.Probe as plain JSON types."""
+    return {**dataclasses.asdict(measuring), "images": str(measuring.images.expanduser().absolute())}
+
+
+def _output_folder(run: Path) -> Path:
+    """Where a run's ledger lies: the folder given, or `dse` below it."""
+    for folder in (run, run / OUTPUT_FOLDER):
+        if (folder / "records.jsonl").is_file():
+            return folder
+    raise RunError(
+        f"{run} was not watched: no records.jsonl in it or in {run / OUTPUT_FOLDER}; start dse-monitor watch"
+    )
+
+
+def _score_line(evaluation: Evaluation) -> str:
+    source, values = evaluation.source, evaluation.components
+    if values is None:
+        return f"{source.path}  {evaluation.status}: {evaluation.reason}"
+    counts = {"epoch": source.epoch, "step": source.step}
+    where = "  ".join(f"{name} {count:g}" for name, count in counts.items() if count is not None)
+    return (
+        f"{source.path}  {where}  DSE {values.dse():+.3f} ± {_number(values.dse_se())}  "
+        f"separability {values.separability:+.3f}  dim {values.m_dim:.3f}  "
+        f"{evaluation.seconds['total']:.1f} s"
+    )
+
+
+def _number(value: float, missing: str = "    -") -> str:
+    return f"{value:.3f}" if math.isfinite(value) else missing
+
+
+@contextlib.contextmanager
+def _progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error while something runs, nothing where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title)
+
+        def report(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{title}  {stage}", completed=done, total=total)
+
+        yield report
+
+
+def _print_json(data: object) -> None:
+    print(json.dumps(data, allow_nan=False), flush=True)
+
+
+def main() -> None:
+    """Entry point of `dse-monitor`: our own errors become one line on stderr and exit code 2."""
+    try:
+        code = app.cli(
+            prog="dse-monitor",
+            description="Watch self-supervised training for dense degradation (DSE), without labels.",
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+        )
+    except DSEError as error:
+        print(f"dse-monitor: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ValueError as error:  # an option out of range
+        print(f"dse-monitor: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `dse-monitor ... | head`: the reader left, which is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(code or 0)
