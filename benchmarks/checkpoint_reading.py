@@ -1,0 +1,142 @@
+"""What reading a checkpoint costs: time beside a plain read of as many bytes, and memory.
+
+    python benchmarks/checkpoint_reading.py [--gigabytes 2.0] [--encoder-megabytes 300] [--repeats 5]
+
+Writes the files into a temporary folder (removed afterwards) and reads each in a fresh process. The page
+cache is warm in both cases, so the figures compare work and copies, not disks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+MEGABYTE = 1 << 20
+KINDS = ("torch zip", "torch zip without checksums", "torch legacy", "safetensors")
+
+
+def write(folder: Path, gigabytes: float, encoder_megabytes: float) -> dict[str, Path]:
+    """The same tensors in every container: an encoder of 150 tensors under "model", the rest beside it."""
+    import safetensors.torch
+    import torch
+
+    rows = int(encoder_megabytes * MEGABYTE / 150 / 4 / 1024)
+    model = {f"encoder.{k}": torch.randn(rows, 1024) for k in range(150)}
+    others = max(1, int((gigabytes * 1024 - encoder_megabytes) / 64))
+    rest = {f"optimizer.{k}": torch.randn(16, MEGABYTE) for k in range(others)}
+    paths = {kind: folder / f"{kind.replace(' ', '-')}.pth" for kind in KINDS}
+    value = {"model": model, "optimizer": rest, "epoch": 10}
+    torch.save(value, paths["torch zip"])
+    torch.serialization.set_crc32_options(False)
+    torch.save(value, paths["torch zip without checksums"])
+    torch.serialization.set_crc32_options(True)
+    torch.save(value, paths["torch legacy"], _use_new_zipfile_serialization=False)
+    safetensors.torch.save_file({**model, **rest}, paths["safetensors"])
+    many = folder / "many.pth"
+    torch.save({f"layer.{k}.weight": torch.zeros(4, 4) for k in range(3480)}, many)
+    return {**paths, "3,480 small tensors": many}
+
+
+def peak_megabytes() -> float:
+    # Not ru_maxrss: a child starts with its parent's.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def measure(path: Path) -> dict[str, float]:
+    """Open, read the encoder, then read as many bytes without any of it; in a process that does nothing else."""
+    from dse_monitor.checkpoints.archive import TensorRef, open_archive, walk
+
+    before = peak_megabytes()
+    start = time.perf_counter()
+    with open_archive(path) as archive:
+        opened = time.perf_counter() - start
+        refs = [
+            ref
+            for keys, ref in walk(archive.tree)
+            if isinstance(ref, TensorRef) and "optimizer" not in str(keys)
+        ]
+        start = time.perf_counter()
+        found = archive.read(refs)
+        archive.verify_unchanged()
+    read = time.perf_counter() - start
+    size = sum(map(len, found)) / MEGABYTE
+    grown = peak_megabytes() - before
+    del found
+    return {
+        "open": opened,
+        "read": read,
+        "plain": plain_read([ref.nbytes for ref in refs], path),
+        "size": size,
+        "grown": grown,
+    }
+
+
+def plain_read(sizes: list[int], path: Path) -> float:
+    """Seconds to read as many bytes, in pieces of the same sizes, into fresh memory."""
+    start = time.perf_counter()
+    descriptor = os.open(path, os.O_RDONLY)
+    position, kept = 0, []
+    for size in sizes:
+        kept.append(bytearray(size))
+        done = 0
+        while done < size:
+            done += os.preadv(descriptor, [memoryview(kept[-1])[done:]], position + done)
+        position += size
+    os.close(descriptor)
+    return time.perf_counter() - start
+
+
+def main(
+    gigabytes: float = 2.0,
+    encoder_megabytes: float = 300.0,
+    repeats: int = 5,
+    folder: Path | None = None,
+    only: Path | None = None,
+) -> None:
+    """Print the table.
+
+    Args:
+        gigabytes: size of each large file.
+        encoder_megabytes: part of it that is read.
+        repeats: fresh processes per file; the smallest figure of each column is printed.
+        folder: where the temporary folder is made.
+        only: measure this file and print JSON; what the fresh processes are started with.
+    """
+    if only is not None:
+        print(json.dumps(measure(only)))
+        return
+    table = Table(title=f"reading checkpoints, {len(os.sched_getaffinity(0))} cores, best of {repeats}")
+    for column in ("file", "MB", "MB read", "open s", "read s", "plain read s", "ratio", "peak growth MB"):
+        table.add_column(column, justify="left" if column == "file" else "right")
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        for kind, path in write(Path(place), gigabytes, encoder_megabytes).items():
+            command = [sys.executable, __file__, "--only", str(path)]
+            runs = [
+                json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+                for _ in range(repeats)
+            ]
+            best = {key: min(run[key] for run in runs) for key in runs[0]}
+            figures = (path.stat().st_size / MEGABYTE, best["size"])
+            seconds = (best["open"], best["read"], best["plain"])
+            table.add_row(
+                kind,
+                *(f"{figure:,.1f}" for figure in figures),
+                *(f"{figure:.3f}" for figure in seconds),
+                f"{(best['open'] + best['read']) / best['plain']:.2f}",
+                f"{best['grown']:,.1f}",
+            )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
