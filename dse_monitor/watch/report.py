@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dse_monitor.record import Alert, Evaluation
 from dse_monitor.series import Series
@@ -24,11 +25,16 @@ class Report:
         self._said: set[str] = set()
         self.last_problem = ""
 
-    def header(self, folder: Path, out: Path, history: History, *, other_settings: bool) -> None:
+    def header(
+        self, folder: Path, out: Path, history: History, probe: dict[str, Any], *, other_settings: bool
+    ) -> None:
         """The block at the top, as far as it is known before a checkpoint is measured."""
         scored = history.count("scored")
-        known = f"{scored} already scored" if len(history) else "nothing scored yet"
+        refused = f", {len(history) - scored} could not be" if len(history) > scored else ""
+        known = f"{scored} already scored{refused}" if len(history) else "nothing scored yet"
         self._header("run", str(folder), known)
+        sample = f"{probe['num_images']:,}, a seeded sample" if "num_images" in probe else ""
+        self._header("images", str(probe.get("images", "")), sample)
         if other_settings:
             self._header("settings", "others than before: what is there is measured again, on its own line")
         if len(history):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dse_monitor
+from dse_monitor import errors
 from dse_monitor.record import Alert, Evaluation, Source, alert_from_json, evaluation_from_json
 from dse_monitor.watch import heartbeat, mounts
 from dse_monitor.watch.aside import Aside
@@ -39,6 +40,7 @@ DEEP_SECONDS = 120.0  # between scans that look at every known file again, where
 HINT_SECONDS = 0.5  # between scans that an event asked for; ours
 SLOW_SECONDS = 60.0  # s without growth after which an incomplete file is worth a line; ours
 TORN_TRIES = 3  # times a file is read whose bytes contradict themselves, before it is given up; ours
+WORKER_CRASH = "WorkerCrash"  # error of a checkpoint that kills its reader
 CRASHES = 2  # times a checkpoint may kill the worker; ours
 TORN = ("IncompleteCheckpoint", "CorruptCheckpoint")  # errors that a file still being rewritten shows as well
 
@@ -142,7 +144,11 @@ class WatchedRun:
             self._report.problem("", warning, "ledger")
         before = others["watch"][-1].get("request") if others["watch"] else None
         self._report.header(
-            self.folder, self.out, self.history, other_settings=before not in (None, self._options.request)
+            self.folder,
+            self.out,
+            self.history,
+            self._options.probe,
+            other_settings=before not in (None, self._options.request),
         )
         me = heartbeat.new(dse_monitor.__version__, self._clock.time())
         data = {"host": me.host, "pid": me.pid, "version": me.version, "taken_over": taken_over}
@@ -168,8 +174,7 @@ class WatchedRun:
         evaluation = evaluation_from_json(fact.data["evaluation"])
         self.history.append(evaluation)
         self._versions.add_content(evaluation)
-        # Another version of this program may read what this one could not.
-        again = evaluation.status == "failed" and fact.data.get("version") != dse_monitor.__version__
+        again = evaluation.status == "failed" and not _is_final(evaluation, fact.data.get("version"))
         if fact.data.get("request") == self._options.request and not again and fact.data.get("key"):
             mark = Stamp.from_list(fact.data["key"])
             self._versions.add(evaluation.source.path, mark, evaluation.seq, fact.data.get("content_key"))
@@ -473,7 +478,7 @@ class WatchedRun:
             self.put_back(candidate)
             return
         text = f"{candidate.path}: {reason}, {CRASHES} times; not tried again until the file changes"
-        self._fail(candidate, text, "WorkerCrash")
+        self._fail(candidate, text, WORKER_CRASH)
 
     def _try_again(self, candidate: Candidate) -> bool:
         """After a read that failed as one of a changing file does: whether the file is looked at again."""
@@ -611,6 +616,15 @@ class WatchedRun:
             last_error=self._report.last_problem,
             **facts,
         )
+
+
+def _is_final(failed: Evaluation, version: str | None) -> bool:
+    """Whether a failure follows from the file alone, so that it is not worth another try after a restart.
+
+    Another version of this program may read more; and an error nobody foresaw may be the machine's fault.
+    """
+    foreseen = failed.error == WORKER_CRASH or hasattr(errors, failed.error)
+    return foreseen and version == dse_monitor.__version__
 
 
 def _same_progress(known: Evaluation, new: Evaluation) -> bool:
