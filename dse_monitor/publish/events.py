@@ -184,6 +184,8 @@ class EventWriter:
         `reopen`. Reads the folder's event files once.
         """
         found = published(self.folder)
+        self._points.continue_after(found.last_step)
+        self._alerts.continue_after(found.last_step)
         missing = 0
         for evaluation in sorted(evaluations, key=lambda record: record.seq):
             if evaluation.seq in found.evaluations:
@@ -306,17 +308,19 @@ _SCALAR_TEXT = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Published:
     """What the event files of a folder hold.
 
     Attributes:
         evaluations: sequence numbers of the points.
         alerts: sequence number and key of each alert.
+        last_step: largest step of a point or an alert; what follows must lie above it.
     """
 
     evaluations: set[int] = field(default_factory=set)
     alerts: set[tuple[int, str]] = field(default_factory=set)
+    last_step: int = 0
 
 
 def published(folder: Path) -> Published:
@@ -329,10 +333,12 @@ def published(folder: Path) -> Published:
                     row = dict(zip(POINT_COLUMNS, _unpack_doubles(value.tensor), strict=False))
                     if math.isfinite(row.get("seq", math.nan)):
                         found.evaluations.add(int(row["seq"]))
+                        found.last_step = max(found.last_step, event.step)
                 elif value.tag.startswith(TAG_ALERT):
                     with contextlib.suppress(ValueError, LookupError, TypeError):  # not one of ours
                         alert = json.loads(value.tensor.string_val[0])
                         found.alerts.add((alert["seq"], alert["key"]))
+                        found.last_step = max(found.last_step, event.step)
     return found
 
 
@@ -417,6 +423,10 @@ class _Shards:
         self._step = 0
         self._first = 0
         self._count = EVENTS_PER_TAG
+
+    def continue_after(self, step: int) -> None:
+        """Let steps grow over those of an earlier writer, whose tags must not be used again."""
+        self._step = max(self._step, step)
 
     def next(self, seq: int) -> tuple[int, list[str], bool]:
         """Step and tags of the next event, and whether they are new tags."""

@@ -176,6 +176,15 @@ def test_restart_opens_new_tags_and_catches_up_what_was_not_published(tmp_path):
     }
 
 
+def test_steps_grow_over_a_restart_even_where_sequence_numbers_fell(tmp_path):
+    """TensorBoard would take a used tag with an older step for a restart and forget points."""
+    write(tmp_path, [evaluation(9, epoch=1), evaluation(3, epoch=2)])  # the second stands at step 10
+    with events.EventWriter(tmp_path) as writer:
+        writer.catch_up([evaluation(10, epoch=3)], [])
+    steps = [(tag, step) for tag, step, _ in read(tmp_path) if tag.startswith("dse/point/")]
+    assert steps == [("dse/point/9", 9), ("dse/point/9", 10), ("dse/point/11", 11)]
+
+
 @pytest.mark.parametrize("cut", [1, 3, 15, 200])
 def test_torn_last_event_counts_as_missing(tmp_path, cut):
     write(tmp_path, [evaluation(1)])
