@@ -30,7 +30,7 @@ class EsViTRecipe(Recipe):
     Attributes:
         regions: whether the region loss is on (half of the loss then).
         local_size: side of the local crops, pixels.
-        locals_: local crops per image.
+        local_crops: local crops per image.
         global_scale: area range of the global crops.
         local_scale: area range of the local crops.
         mixed_views: student views whose images are mixed with one another; only without the region loss.
@@ -63,7 +63,7 @@ class EsViTRecipe(Recipe):
     final_weight_decay: float = 0.4  # --weight_decay_end
     regions: bool = True  # README --use_dense_prediction
     local_size: int = 96  # --local_crops_size
-    locals_: int = 8  # --local_crops_number
+    local_crops: int = 8  # --local_crops_number
     global_scale: tuple[float, float] = (0.4, 1.0)  # --global_crops_scale
     local_scale: tuple[float, float] = (0.05, 0.4)  # --local_crops_scale
     mixed_views: int = 0  # --use_mixup false (if true, --num_mixup_views 10)
@@ -95,7 +95,7 @@ class EsViTRecipe(Recipe):
             warmup_epochs=1,
             lr=4e-3,  # x 64 / 256
             local_size=32,
-            locals_=4,
+            local_crops=4,
             prototypes=1024,
             head_hidden=256,
             head_bottleneck=64,
@@ -229,7 +229,7 @@ class EsViT(Method):
         """DINO's crops."""
         r = self.recipe
         return views.MultiCrop(
-            views.dino_crops(r.image_size, r.local_size, r.global_scale, r.local_scale, r.locals_)
+            views.dino_crops(r.image_size, r.local_size, r.global_scale, r.local_scale, r.local_crops)
         )
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:

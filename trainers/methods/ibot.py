@@ -32,7 +32,7 @@ class IBOTRecipe(Recipe):
 
     Attributes:
         local_size: side of the local crops, pixels.
-        locals_: local crops per image.
+        local_crops: local crops per image.
         global_scale: area range of the global crops.
         local_scale: area range of the local crops.
         mask_ratios: shares of hidden patches, one of which is taken for each crop.
@@ -69,7 +69,7 @@ class IBOTRecipe(Recipe):
     weight_decay: float = 0.04  # --weight_decay
     final_weight_decay: float = 0.4  # --weight_decay_end
     local_size: int = 96  # DataAugmentationiBOT
-    locals_: int = 10  # README --local_crops_number
+    local_crops: int = 10  # README --local_crops_number
     global_scale: tuple[float, float] = (0.25, 1.0)  # README --global_crops_scale
     local_scale: tuple[float, float] = (0.05, 0.25)  # README --local_crops_scale
     mask_ratios: tuple[float, ...] = (0.0, 0.3)  # README --pred_ratio
@@ -106,7 +106,7 @@ class IBOTRecipe(Recipe):
             warmup_epochs=1,
             lr=4e-3,  # x 64 / 256
             local_size=32,
-            locals_=4,
+            local_crops=4,
             prototypes=1024,
             patch_prototypes=1024,
             head_hidden=256,
@@ -300,7 +300,7 @@ class IBOT(Method):
     def views(self) -> MaskedCrops:
         """Two global crops with masks, then the local ones."""
         r = self.recipe
-        crops = views.dino_crops(r.image_size, r.local_size, r.global_scale, r.local_scale, r.locals_)
+        crops = views.dino_crops(r.image_size, r.local_size, r.global_scale, r.local_scale, r.local_crops)
         return MaskedCrops(views.MultiCrop(crops), self.grid, r.mask_ratios, r.mask_spreads)
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:

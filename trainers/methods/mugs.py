@@ -40,7 +40,7 @@ class MugsRecipe(Recipe):
         patch_lr_scale: factor on the learning rate of the patch projection.
         final_weight_decay: where the weight decay ends.
         local_size: side of the local crops, pixels.
-        locals_: local crops per image, student only.
+        local_crops: local crops per image, student only.
         global_scale: area range of the global crops.
         local_scale: area range of the local crops.
         instance_weight: switches the instance loss on and counts in the mean of losses, without scaling it.
@@ -77,7 +77,7 @@ class MugsRecipe(Recipe):
     weight_decay: float = 0.04  # --weight_decay
     final_weight_decay: float = 0.1  # --weight_decay_end (100 epochs: 0.2)
     local_size: int = 96  # multicropdataset.py
-    locals_: int = 10  # --local_crops_number
+    local_crops: int = 10  # --local_crops_number
     global_scale: tuple[float, float] = (0.25, 1.0)  # --global_crops_scale
     local_scale: tuple[float, float] = (0.05, 0.25)  # --local_crops_scale
     instance_weight: float = 1.0  # --loss_weights
@@ -115,7 +115,7 @@ class MugsRecipe(Recipe):
             warmup_epochs=1,
             lr=4e-3,  # x 64 / 256
             local_size=32,
-            locals_=4,
+            local_crops=4,
             head_hidden=256,
             projection=64,
             predictor_hidden=256,
@@ -372,14 +372,14 @@ class Mugs(Method):
         """Two weak views for the teacher; the student's own."""
         r = self.recipe
         first, second, small = views.dino_crops(
-            r.image_size, r.local_size, r.global_scale, r.local_scale, locals_=1
+            r.image_size, r.local_size, r.global_scale, r.local_scale, local_crops=1
         )
         return MugsViews(
             (first, second),
             views.StrongCrop(size=r.image_size, scale=r.global_scale),
             small,
             views.StrongCrop(size=r.local_size, scale=r.local_scale),
-            r.locals_,
+            r.local_crops,
         )
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:

@@ -32,7 +32,7 @@ class SwAVRecipe(Recipe):
         start_lr: learning rate at the start of the warmup; like ``lr`` it is not scaled by the batch.
         final_lr: where the learning rate ends.
         local_size: side of the small crops, pixels.
-        locals_: small crops per image.
+        local_crops: small crops per image.
         global_scale: area range of the large crops.
         local_scale: area range of the small crops.
         hidden: hidden width of the projection head.
@@ -56,7 +56,7 @@ class SwAVRecipe(Recipe):
     weight_decay: float = 1e-6  # --wd
     optimizer: str = "larc"
     local_size: int = 96  # --size_crops
-    locals_: int = 6  # --nmb_crops
+    local_crops: int = 6  # --nmb_crops
     global_scale: tuple[float, float] = (0.14, 1.0)  # --min_scale_crops, --max_scale_crops
     local_scale: tuple[float, float] = (0.05, 0.14)  # --min_scale_crops, --max_scale_crops
     hidden: int = 2048  # --hidden_mlp
@@ -83,7 +83,7 @@ class SwAVRecipe(Recipe):
             start_lr=0.1,
             final_lr=0.002,
             local_size=32,
-            locals_=2,
+            local_crops=2,
             hidden=256,
             projection=64,
             prototypes=128,
@@ -188,7 +188,7 @@ class SwAV(Method):
         photometry = {"interpolation": "bilinear", "jitter": (0.8, 0.8, 0.8, 0.2), "blur": 0.5}
         large = views.Crop(size=r.image_size, scale=r.global_scale, **photometry)
         small = views.Crop(size=r.local_size, scale=r.local_scale, **photometry)
-        return views.MultiCrop([large] * LARGE_CROPS + [small] * r.locals_)
+        return views.MultiCrop([large] * LARGE_CROPS + [small] * r.local_crops)
 
     @torch.no_grad()
     def before_step(self, progress: Progress) -> None:

@@ -37,7 +37,7 @@ class VICRegLRecipe(Recipe):
         final_lr_fraction: where the learning rate ends, as a fraction of its peak.
         global_scale: area range of the two large crops.
         local_size: side of the small crops, pixels.
-        locals_: small crops per image.
+        local_crops: small crops per image.
         local_scale: area range of the small crops.
         flip_grid: mirror the places of a flipped crop; the authors do not.
         expander_width: width of the global expander's three layers.
@@ -60,7 +60,7 @@ class VICRegLRecipe(Recipe):
     optimizer: str = "lars"  # README
     global_scale: tuple[float, float] = (0.08, 1.0)  # README
     local_size: int = 96  # --size-crops
-    locals_: int = 0  # README (ConvNeXt: 6)
+    local_crops: int = 0  # README (ConvNeXt: 6)
     local_scale: tuple[float, float] = (0.08, 0.4)  # --min_scale_crops, --max_scale_crops
     flip_grid: bool = False  # --no-flip-grid 1
     expander_width: int = 8192  # --mlp
@@ -296,7 +296,7 @@ class VICRegL(Method):
         r = self.recipe
         pair = views.byol_pair(r.image_size, r.global_scale)
         small = views.byol_pair(r.local_size, r.local_scale)
-        crops = (*pair, *[small[i % 2] for i in range(r.locals_)])
+        crops = (*pair, *[small[i % 2] for i in range(r.local_crops)])
         return LocatedCrops(crops, tuple(math.ceil(crop.size / self.stride) for crop in crops), r.flip_grid)
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:

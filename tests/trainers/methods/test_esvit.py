@@ -150,7 +150,7 @@ def test_regions_and_mixing_exclude_each_other():
 def test_mixed_views_train_and_leave_the_teacher_views_whole():
     torch.manual_seed(0)
     np.random.seed(0)
-    recipe = dataclasses.replace(EsViTRecipe.tiny(), regions=False, mixed_views=3, locals_=2)
+    recipe = dataclasses.replace(EsViTRecipe.tiny(), regions=False, mixed_views=3, local_crops=2)
     method = EsViT(recipe)
     images = [torch.randn(4, 3, size, size) for size in (64, 64, 32, 32)]
     mixed, mixes = method._mixed(images)

@@ -198,7 +198,7 @@ def test_parameter_groups_equal_official(g):
 
 
 def test_only_weakly_augmented_images_enter_the_students_memory():
-    method = Mugs(dataclasses.replace(MugsRecipe.tiny(), locals_=1))
+    method = Mugs(dataclasses.replace(MugsRecipe.tiny(), local_crops=1))
     before = method.student_memory.searched.clone()
     features = torch.ones(4, 96)
     method._remembered.append((features, features, torch.tensor([True, False, False, True])))

@@ -113,7 +113,7 @@ def test_queue_refuses_a_batch_that_does_not_fit():
 
 def test_queue_fills_from_its_epoch_on_and_is_used_once_full():
     queue = {"batch_size": 4, "queue_length": 9, "queue_from_epoch": 1}
-    recipe = dataclasses.replace(SwAVRecipe.tiny(), locals_=0, **queue)
+    recipe = dataclasses.replace(SwAVRecipe.tiny(), local_crops=0, **queue)
     method = SwAV(recipe)
     assert method.queue.shape == (2, 8, 64)  # whole batches only
     plan = Plan(epochs=4, steps_per_epoch=1, batch_size=4, images=4)

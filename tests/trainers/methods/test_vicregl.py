@@ -130,7 +130,7 @@ def test_optimiser_steps_equal_official(g):
 
 
 def test_small_crops_have_their_own_grid():
-    recipe = dataclasses.replace(VICRegLRecipe.tiny(), image_size=96, local_size=64, locals_=1)
+    recipe = dataclasses.replace(VICRegLRecipe.tiny(), image_size=96, local_size=64, local_crops=1)
     views = VICRegL(recipe).views()(Image.new("RGB", (120, 100)))
     assert [tuple(image.shape) for image in views.images] == [(3, 96, 96), (3, 96, 96), (3, 64, 64)]
     assert [tuple(views.extra[f"places_{v}"].shape) for v in range(3)] == [(3, 3, 2), (3, 3, 2), (2, 2, 2)]
