@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints.families import convnext, dinov3, resnet, swin, vit
-from dse_monitor.checkpoints.network import Hints, Network, NotThisNetwork
+from dse_monitor.checkpoints.families import named as by_name
+from dse_monitor.checkpoints.network import Hints, Network
 from dse_monitor.checkpoints.statedicts import Shape
 
 if TYPE_CHECKING:
@@ -39,6 +40,15 @@ def recognise(family: str, shapes: Mapping[str, Shape], hints: Hints) -> Network
         AmbiguousArchitecture: several networks fit, and the wrong one would load silently.
     """
     return FAMILIES[family](shapes, hints)
+
+
+def named(arch: str, shapes: Mapping[str, Shape], hints: Hints) -> Network:
+    """The timm model called `arch`, whatever its family.
+
+    Raises:
+        NotThisNetwork: timm has no such model, or cannot build it.
+    """
+    return by_name.recognise(arch, shapes, hints)
 
 
 def build(network: Network) -> nn.Module:
@@ -69,4 +79,4 @@ def _parameters_on_meta() -> Iterator[None]:
         handle.remove()
 
 
-__all__ = ["FAMILIES", "NotThisNetwork", "build", "recognise"]
+__all__ = ["FAMILIES", "build", "named", "recognise"]

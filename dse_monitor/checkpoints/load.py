@@ -93,7 +93,7 @@ def _assembled(path: Path, found: Recognition, tensors: dict[str, Tensor], diges
     non_finite = tuple(
         name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()
     )
-    for name, tensor in found.module.state_dict().items():  # counters that files of old torch versions lack
+    for name, tensor in found.module.state_dict().items():  # counters old files lack, heads that are not used
         if name not in state:
             state[name] = torch.zeros(tuple(tensor.shape), dtype=tensor.dtype)
     found.module.load_state_dict(state, strict=True, assign=True)

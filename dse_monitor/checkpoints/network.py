@@ -93,7 +93,6 @@ class Network:
         mean: per-channel mean of its images.
         std: per-channel standard deviation of its images.
         renamed: pieces that replace same-named ones (folding, splitting), by name in the network.
-        ignored: tensors of the file's encoder that carry nothing the tokens depend on.
         notes: what was assumed, in full sentences.
     """
 
@@ -110,7 +109,6 @@ class Network:
     mean: ImageStatistics = IMAGENET_MEAN
     std: ImageStatistics = IMAGENET_STD
     renamed: Mapping[str, Piece] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 

@@ -14,8 +14,8 @@ from dse_monitor.checkpoints import architecture, configuration, layouts, progre
 from dse_monitor.checkpoints.dialects import DIALECTS, Found, Pieces, find
 from dse_monitor.checkpoints.layouts import Layout
 from dse_monitor.checkpoints.names import from_name
-from dse_monitor.checkpoints.network import Hints, Network, NotThisNetwork
-from dse_monitor.checkpoints.statedicts import StateDict, state_dicts, unwrapped
+from dse_monitor.checkpoints.network import Hints, Network, NotThisNetwork, Piece
+from dse_monitor.checkpoints.statedicts import Shape, StateDict, state_dicts, unwrapped
 from dse_monitor.errors import AmbiguousArchitecture, UnknownLayout
 
 if TYPE_CHECKING:
@@ -290,19 +290,21 @@ def _network(
         NotThisNetwork: see above, naming the first tensors concerned.
         AmbiguousArchitecture: from the family.
     """
-    pieces = {
-        name: piece
-        for name, piece in found.pieces().items()
-        if name.split(".", 1)[0] not in HEADS and not name.startswith(layout.drop)
-    }
-    network = architecture.recognise(
-        found.dialect.family, {name: piece.shape for name, piece in pieces.items()}, hints
-    )
-    pieces = {
-        name: piece for name, piece in {**pieces, **network.renamed}.items() if name not in network.ignored
-    }
-    module = architecture.build(network)
+    pieces = _backbone(found.pieces(), layout)
+    if arch is None:
+        network = architecture.recognise(found.dialect.family, _shapes(pieces), hints)
+        module = architecture.build(network)
+    else:
+        network = architecture.named(arch, _shapes(pieces), hints)
+        module = architecture.build(network)
+        own = _backbone({name: Piece((name,), shape) for name, shape in found.shapes().items()}, layout)
+        names = module.state_dict().keys()
+        if len(names & own.keys()) > len(names & pieces.keys()):  # this model keeps the file's names
+            pieces = own
+    pieces = {**pieces, **network.renamed}
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    if arch is not None:  # a head of a named model reads pooled features: it may stay as it was made
+        wanted = {name: shape for name, shape in wanted.items() if name.split(".", 1)[0] not in HEADS}
     missing = [name for name in wanted if name not in pieces and not name.endswith("num_batches_tracked")]
     left_over = [name for name in pieces if name not in wanted]
     if missing or left_over:
@@ -319,6 +321,19 @@ def _network(
             f"{list(pieces[odd[0]].shape)} instead of {list(wanted[odd[0]])}"
         )
     return network, module, pieces
+
+
+def _backbone(pieces: Pieces, layout: Layout) -> Pieces:
+    """Without heads, decoders and what else the layout drops."""
+    return {
+        name: piece
+        for name, piece in pieces.items()
+        if name.split(".", 1)[0] not in HEADS and not (layout.drop and name.startswith(layout.drop))
+    }
+
+
+def _shapes(pieces: Pieces) -> dict[str, Shape]:
+    return {name: piece.shape for name, piece in pieces.items()}
 
 
 def _some(names: list[str]) -> str:

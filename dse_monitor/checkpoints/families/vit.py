@@ -33,6 +33,7 @@ NORM_EPS = 1e-6  # LayerNorm epsilon of timm, torchvision, DINO, MAE, MoCo v3 an
 USUAL_HEADS = {
     192: 3, 256: 4, 320: 5, 384: 6, 512: 8, 640: 10, 768: 12, 832: 13, 896: 14, 1024: 16, 1408: 16, 1664: 16
 }  # fmt: skip
+STANDARD_WIDTHS = (192, 384, 768, 1024)  # tiny, small, base and large: the same heads in every code but MoCo v3's
 USUAL_HEAD_WIDTHS = (64, 32, 80, 72, 88, 96, 128)  # in order of how often they occur; used to list candidates
 
 
@@ -135,7 +136,10 @@ def number_of_heads(shapes: Mapping[str, Shape], width: int, hints: Hints) -> He
         return hints.recorded_heads
     if width in hints.heads_by_width:
         return Heads(hints.heads_by_width[width], f"width {width} in {hints.heads_origin}")
-    if not hints.heads_by_width and width in USUAL_HEADS:
+    # A code whose own models break the rule (MoCo v3) says nothing about its other widths.
+    if all(USUAL_HEADS.get(w, h) == h for w, h in hints.heads_by_width.items()) and width in (
+        STANDARD_WIDTHS if hints.heads_by_width else USUAL_HEADS
+    ):
         return Heads(USUAL_HEADS[width], f"every published vision transformer of width {width}")
     known = ", ".join(f"{w}: {h}" for w, h in hints.heads_by_width.items())
     expected = f"{hints.heads_origin} define {known}" if known else "no published model settles it"

@@ -1,0 +1,204 @@
+"""What a checkpoint was taken for and why, without reading its weights: `dse-monitor inspect`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dse_monitor.checkpoints import layouts
+from dse_monitor.checkpoints.archive import check_complete, open_archive
+from dse_monitor.checkpoints.load import read_scalars
+from dse_monitor.checkpoints.recognise import Recognition, recognise
+
+WIDTH = 100  # columns of the text
+SHOWN = 12  # names listed before the rest is counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """Everything recognised in one checkpoint.
+
+    Attributes:
+        path: the file or folder.
+        container: kind of file, in words.
+        complete: whether nothing is missing from it.
+        safe: always True when there is an inspection: data only, nothing was executed.
+        layout: name of the layout.
+        layout_title: what writes such files.
+        encoder: name of the network that is evaluated.
+        location: where it is in the file, as ``path/prefix``.
+        evaluated_because: why this network is the default of its layout.
+        network: the network in words.
+        heads: attention heads and where they were read; empty without attention.
+        image_size: side of the images it wants, pixels.
+        num_tokens: tokens per image at that size.
+        width: feature width.
+        parameters: numbers the network holds.
+        bytes_read: bytes of the file its tensors take.
+        epoch: finished epochs, or None.
+        epoch_source: where the epoch was read.
+        step: finished optimiser steps, or None.
+        step_source: where the step was read.
+        missing: backbone tensors the file lacks; always empty, because a file that lacks one is refused.
+        unused: tensors beside the encoder's, in the same state dict, that are not read.
+        others: networks that could be evaluated instead, as (name, location).
+        traps: what goes wrong silently with files of this layout.
+        notes: assumptions and oddities.
+        if_wrong: options that change what was recognised, with values that fit this file.
+    """
+
+    path: str
+    container: str
+    complete: bool
+    safe: bool
+    layout: str
+    layout_title: str
+    encoder: str
+    location: str
+    evaluated_because: str
+    network: str
+    heads: str
+    image_size: int
+    num_tokens: int
+    width: int
+    parameters: int
+    bytes_read: int
+    epoch: float | None
+    epoch_source: str
+    step: int | None
+    step_source: str
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+    others: tuple[tuple[str, str], ...]
+    traps: tuple[str, ...]
+    notes: tuple[str, ...]
+    if_wrong: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dataclasses.asdict(self)
+
+
+def inspect_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    layout: str | None = None,
+    encoder: str | None = None,
+    arch: str | None = None,
+    num_heads: int | None = None,
+) -> Inspection:
+    """What `load_encoder` with the same arguments would load, and why.
+
+    Raises:
+        CheckpointError: as `load_encoder`.
+    """
+    path = Path(path)
+    complete = check_complete(path).whole
+    with open_archive(path) as archive:
+        found = recognise(
+            archive,
+            layout=layout,
+            encoder=encoder,
+            arch=arch,
+            num_heads=num_heads,
+            scalars=lambda refs: read_scalars(archive, refs),
+        )
+        container = archive.container
+    network, done = found.network, found.progress
+    return Inspection(
+        path=str(path),
+        container=container,
+        complete=complete,
+        safe=True,
+        layout=found.layout.name,
+        layout_title=found.layout.title,
+        encoder=found.encoder,
+        location=found.found.spelled,
+        evaluated_because=found.layout.evaluated,
+        network=network.description,
+        heads=network.heads,
+        image_size=network.image_size,
+        num_tokens=network.num_tokens,
+        width=network.width,
+        parameters=sum(parameter.numel() for parameter in found.module.parameters()),
+        bytes_read=sum(ref.nbytes for ref in found.sources().values()),
+        epoch=done.epoch,
+        epoch_source=done.epoch_source,
+        step=done.step,
+        step_source=done.step_source,
+        missing=(),
+        unused=found.unused,
+        others=found.others,
+        traps=found.layout.traps,
+        notes=found.notes,
+        if_wrong=_if_wrong(found),
+    )
+
+
+def render(inspection: Inspection) -> str:
+    """The inspection as plain text, no line longer than 100 columns."""
+    one = inspection
+    rows = [
+        ("container", f"{one.container}, {'complete' if one.complete else 'incomplete'}"),
+        ("safe", "yes: data only, nothing of the file was executed"),
+        ("layout", f"{one.layout} ({one.layout_title})"),
+        ("encoder", f"{one.encoder} at {one.location!r}; {one.evaluated_because}"),
+        ("network", one.network),
+        ("heads", one.heads),
+        ("tokens", f"{one.num_tokens} x {one.width} at {one.image_size} px"),
+        ("size", f"{one.parameters / 1e6:.1f} M parameters, {one.bytes_read / 1e6:.1f} MB read"),
+        ("epoch", _done(one.epoch, one.epoch_source)),
+        ("step", _done(one.step, one.step_source)),
+        ("missing", "none"),
+        ("unused", _listed(one.unused)),
+        ("others", ", ".join(f"{name} at {place!r}" for name, place in one.others)),
+        *(("note", note) for note in one.notes),
+        *(("trap", trap) for trap in one.traps),
+        *(("if wrong", option) for option in one.if_wrong),
+    ]
+    lines = [one.path, *(line for label, text in rows if text for line in _wrapped(label, text))]
+    return "\n".join(lines)
+
+
+def layouts_table() -> list[dict[str, str]]:
+    """Every known layout as a row of text; see :func:`dse_monitor.checkpoints.layouts.table`."""
+    return layouts.table()
+
+
+def _if_wrong(found: Recognition) -> tuple[str, ...]:
+    options = [f"--encoder {name} to evaluate {place!r}" for name, place in found.others]
+    options.append("--layout NAME to read it as another layout (`dse-monitor layouts` lists them)")
+    if found.network.heads and found.network.family in ("vit", "dinov3"):
+        options.append("--num-heads N if the number of attention heads is another")
+    options.append("--arch NAME to build a timm model by name")
+    return tuple(options)
+
+
+def _done(value: float | None, source: str) -> str:
+    return "not stored and not in the name" if value is None else f"{value:g} done; {source}"
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    """Names without their common numbers of blocks, the first few and a count."""
+    groups: dict[str, int] = {}
+    for name in names:
+        head = ".".join(name.split(".")[:2])
+        groups[head] = groups.get(head, 0) + 1
+    shown = [name if count == 1 else f"{name}.* ({count})" for name, count in list(groups.items())[:SHOWN]]
+    rest = len(groups) - SHOWN
+    return f"{len(names)}: {', '.join(shown)}" + (f" and {rest} more" if rest > 0 else "") if names else "none"
+
+
+def _wrapped(label: str, text: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=f"  {label:<10} ",
+        subsequent_indent=" " * 13,
+        break_long_words=True,
+        break_on_hyphens=False,
+    )
