@@ -480,4 +480,7 @@ def main() -> None:
     except BrokenPipeError:  # `dse-monitor ... | head`: the reader left, which is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:  # a checkpoint that is gone, a disk that does not answer
+        print(f"dse-monitor: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
     sys.exit(code or 0)
