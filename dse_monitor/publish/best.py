@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dse_monitor.record import Evaluation
+from dse_monitor.record import OUTPUT_FOLDER, Evaluation
 from dse_monitor.series import Series
 
 NAME = "best.json"
@@ -24,6 +24,7 @@ KEEP = "keep"
 INDEX = "index.json"  # in KEEP: which file holds which evaluation
 KEEP_BYTES = 200 << 30  # most that copies may take on disk; hard links are free until the original goes. Ours
 CHUNK = 8 << 20
+SAME_TIME_SECONDS = 1e-3  # a file time as float64 is exact to a microsecond; ours
 
 Locate = Callable[[Evaluation], str | None]
 
@@ -165,10 +166,10 @@ def describe(
         kept: the kept file of an evaluation's sequence number.
 
     Returns:
-        ``run``, ``axis``, ``lam``, ``measured`` (checkpoints in the series), ``best`` (None before the
-        first), and ``candidates``, best first. Each entry has ``path``, ``epoch``, ``step``, ``dse``,
-        ``dse_se``, ``seq``, ``exists``, ``file`` (where it can be read now, relative to the run; None if it
-        is gone) and ``kept``. ``surviving`` is the best entry that can still be read.
+        ``run``, ``folder`` (of the run), ``axis``, ``lam``, ``measured`` (checkpoints in the series),
+        ``best`` (None before the first), and ``candidates``, best first. Each entry has ``path``, ``epoch``,
+        ``step``, ``dse``, ``dse_se``, ``seq``, ``exists``, ``file`` (where it can be read now, relative to
+        the run; None if it is gone) and ``kept``. ``surviving`` is the best entry that can still be read.
     """
 
     def entry(index: int) -> dict[str, Any]:
@@ -195,6 +196,7 @@ def describe(
         surviving = next((item for item in survivors if item["exists"]), None)
     return {
         "run": run.name,
+        "folder": str(run.absolute()),
         "axis": line.axis,
         "lam": _number(line.lam),
         "measured": len(line),
@@ -247,6 +249,39 @@ def readable_files(out: Path, evaluations: Sequence[Evaluation]) -> list[Path | 
         paths = (out.parent / name for name in names if name)
         files.append(next((path for path in paths if path.exists()), None))
     return files
+
+
+def readable_files(out: Path, evaluations: Sequence[Evaluation]) -> list[Path | None]:
+    """Where each evaluation's checkpoint can be read now, for scripts that have only the output folder.
+
+    A file counts when its size and time are those that were measured; the kept copy stands in for one that
+    was rotated away or rewritten.
+
+    Args:
+        out: the run's output folder.
+        evaluations: any of the run.
+
+    Returns:
+        One path for each evaluation, None where nothing is left of it.
+    """
+    run = out.parent
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        folder = Path(json.loads((out / NAME).read_bytes())["folder"])
+        run = folder if out.name != OUTPUT_FOLDER else run  # a run may have been moved with its output
+    keeper = Keeper(run, out, 0, lambda name: False)
+    return [_readable(run, evaluation) or keeper.path(evaluation.seq) for evaluation in evaluations]
+
+
+def _readable(run: Path, evaluation: Evaluation) -> Path | None:
+    source = evaluation.source
+    for name in (source.path, *source.aliases):
+        signature = _signature(run / name)
+        if signature is not None and (
+            not math.isfinite(source.mtime)
+            or (signature[0] == source.size and abs(signature[1] / 1e9 - source.mtime) < SAME_TIME_SECONDS)
+        ):
+            return run / name
+    return None
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -133,7 +133,7 @@ class Console:
         self._stream = stream if stream is not None else sys.stdout
         self._json = form == "json"
         self._terminal = form == "auto" and self._stream.isatty()
-        self._several = several
+        self.several = several
         self._axis = ""
         self._after_header = False
         self._problems: dict[tuple[str, str], int] = {}
@@ -236,11 +236,11 @@ class Console:
                 break
 
     def _indent(self) -> str:
-        return " " * (NAME + 1) if self._several else ""
+        return " " * (NAME + 1) if self.several else ""
 
     def _tagged(self, run: str) -> str:
-        if not self._several or not run:
-            return self._indent() if self._several else ""
+        if not self.several or not run:
+            return self._indent() if self.several else ""
         name = run if len(run) <= NAME else "…" + run[-NAME + 1 :]
         return f"{name:<{NAME}} "
 

@@ -230,6 +230,7 @@ class Monitor:
             wake=self.wake,
             cancelled=self.stopping.is_set,
         )
+        self._console.several = self._console.several or len(self.runs) > 1 or parent != folder
 
     # Workers.
 
