@@ -1,4 +1,4 @@
-"""``python -m trainers METHOD --data DIR --out RUN [--preset tiny] [flags]``, also installed as ``dse-train``."""
+"""``python -m trainers METHOD --data DIR --out RUN [--preset tiny] [flags]``; installed as ``dse-train``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def _train(name: str, flags: list[str]) -> None:
 
     method_type = load(name)
     preset, flags = _take_preset(flags)
-    recipe = method_type.recipe_type.tiny() if preset == "tiny" else method_type.recipe_type()  # pyright: ignore
+    recipe_type = method_type.recipe_type
+    recipe = recipe_type.tiny() if preset == "tiny" else recipe_type()  # pyright: ignore[reportCallIssue]
     command = dataclasses.make_dataclass(
         "Command", [("settings", Settings), ("recipe", type(recipe), dataclasses.field(default=recipe))]
     )

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "vit_mini_patch8": (
         "vit_tiny_patch16_224",
-        {"patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3},
+        {"patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3, "mlp_ratio": 2.0},
     ),
     "swin_mini_patch4": (
         "swin_tiny_patch4_window7_224",
@@ -250,7 +250,7 @@ def sincos_positions(width: int, grid: int, *, cls: bool = False, rows_first: bo
 
 
 def checkpoint_activations(module: nn.Module) -> None:
-    """Recompute the blocks' activations of every trained timm network inside ``module`` in the backward pass."""
+    """Recompute activations block by block in the backward pass of every trained timm network inside."""
     for child in module.modules():
         trained = any(p.requires_grad for p in child.parameters())
         if trained and hasattr(child, "set_grad_checkpointing"):

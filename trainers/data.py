@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def seeded(*key: int) -> Iterator[None]:
         np.random.set_state(before[2])
 
 
-# Sources -------------------------------------------------------------------------------------------------------------
+# Sources -------------------------------------------------------------------------------------------------
 
 
 class Source(Protocol):
@@ -141,7 +142,7 @@ def open_source(data: str, *, scene_count: int, image_size: int, seed: int) -> S
     return Scenes(scene_count, image_size, seed) if data == "scenes" else Folder(Path(data).expanduser())
 
 
-# Views ---------------------------------------------------------------------------------------------------------------
+# Views ---------------------------------------------------------------------------------------------------
 
 
 class Key(NamedTuple):
@@ -234,6 +235,13 @@ class Order(Sampler[list[Key]]):
         return (self.plan.steps_per_epoch - self.first_step) * self.accumulate
 
 
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Schedulers signal whole process groups; a worker that died of it would cost the final checkpoint."""
+    del worker
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def loader(
     dataset: ViewsDataset, order: Order, collator: Collator, *, workers: int, pin: bool
 ) -> DataLoader[Any]:
@@ -250,4 +258,5 @@ def loader(
         persistent_workers=workers > 0,
         generator=torch.Generator().manual_seed(0),
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals_to_the_trainer,
     )

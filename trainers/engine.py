@@ -1,4 +1,4 @@
-"""The only training loop: precision, DDP, accumulation, schedules, the DSE term, logging, saving, resuming."""
+"""The only training loop: precision, DDP, accumulation, schedules, the DSE term, logging, saving."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Trainer:
             data.ViewsDataset(self.source, self.method.views(), settings.seed),
             self.order,
             data.Collator(self.method.collator(), settings.seed, self.plan.rank),
-            workers=_workers(settings),
+            workers=_workers(settings, device),
             pin=device.type == "cuda",
         )
         self._unreadable: set[str] = set()
@@ -111,7 +111,7 @@ class Trainer:
             self._save(saving.LAST)
             self.report.say(f"stopped after step {self.step} of {self.plan.total_steps}; --resume goes on")
 
-    # One epoch, one step ---------------------------------------------------------------------------------------
+    # One epoch, one step ----------------------------------------------------------------------------------
 
     def _epoch(self, total: int) -> None:
         """From the current step to the end of its epoch, of the run, or to a signal."""
@@ -223,10 +223,10 @@ class Trainer:
             state["train/memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
         return {**state, "epoch": self.step / self.plan.steps_per_epoch}
 
-    # Stopping --------------------------------------------------------------------------------------------------
+    # Stopping ---------------------------------------------------------------------------------------------
 
     def _check_finite(self) -> None:
-        """Look at the loss before this one, which is known by now: looking at it at once would stall a GPU."""
+        """Look at the loss before this one, known by now; waiting for the newest would stall a GPU."""
         if self._unchecked is None:
             return
         loss, views = self._unchecked
@@ -238,11 +238,11 @@ class Trainer:
         path = folder / f"batch_step{self.step:07d}_process{self.plan.rank}.npz"
         arrays = {f"image_{i}": image.float().cpu().numpy() for i, image in enumerate(views.images)}
         extra = {name: value.cpu().numpy() for name, value in views.extra.items()}
-        facts: dict[str, Any] = {"loss": float(loss), "step": self.step}
-        np.savez(path, **facts, **arrays, **extra)
+        facts: dict[str, Any] = {"loss": float(loss), "step": self.step, **arrays, **extra}
+        np.savez(path, **facts)
         raise NonFiniteLoss(
-            f"the loss became {float(loss)} by step {self.step}; its batch is in {path}. The last checkpoint is "
-            "from before; lower --lr, or use --precision float32"
+            f"the loss became {float(loss)} by step {self.step}; its batch is in {path}. "
+            "The last checkpoint is from before: lower --lr, or use --precision float32"
         )
 
     @contextlib.contextmanager
@@ -270,7 +270,7 @@ class Trainer:
             asked = torch.tensor(float(self._asked), device=self.device)
             self._told_to_stop = bool(distributed.sum_over_processes(asked) > 0)
 
-    # Starting and saving ---------------------------------------------------------------------------------------
+    # Starting and saving ----------------------------------------------------------------------------------
 
     def _start(self) -> str:
         """Resume or take over weights; returns what was done, in words."""
@@ -388,13 +388,12 @@ def _precision(settings: Settings, device: torch.device) -> torch.dtype:
     return getattr(torch, settings.precision)
 
 
-def _workers(settings: Settings) -> int:
-    """As asked, or: none on a CPU (the step needs the cores itself), else one per usable core, at most 12."""
+def _workers(settings: Settings, device: torch.device) -> int:
+    """As asked, or: one on a CPU that has a core to spare, else one per usable core, at most 12."""
     if settings.workers >= 0:
         return settings.workers
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
-    return 0 if on_cpu else max(1, min(12, len(os.sched_getaffinity(0)) // local - 1))
+    spare = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1
+    return min(spare, 1) if device.type == "cpu" else max(1, min(12, spare))
 
 
 def _set_up_torch(settings: Settings, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: TensorBoard scalars, a bar for the running epoch, a line for each one done."""
+"""What a run says while it goes on: TensorBoard scalars, a bar per epoch, a line that stays."""
 
 from __future__ import annotations
 

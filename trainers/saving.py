@@ -77,7 +77,7 @@ def contents(
 
 
 def write(content: dict[str, Any], path: Path) -> None:
-    """Write a file that is either whole under its name or not there: temporary name beside it, fsync, rename."""
+    """A file is whole under its name or not there: temporary name beside it, fsync, rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

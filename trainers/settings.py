@@ -63,7 +63,7 @@ class Settings:
                 raise TrainingError(f"--{name.replace('_', '-')} is at least 1, got {getattr(self, name)}")
         if self.resume and self.init_from:
             raise TrainingError(
-                "--resume continues the run in --out, --init-from starts a new one from other weights: give only one"
+                "--resume goes on with the run in --out, --init-from starts a new one: give only one of them"
             )
 
 
