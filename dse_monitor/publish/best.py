@@ -228,30 +228,6 @@ def publish(out: Path, run: Path, best: dict[str, Any]) -> None:
 
 
 def readable_files(out: Path, evaluations: Sequence[Evaluation]) -> list[Path | None]:
-    """Where each evaluated checkpoint can be read now, by the last `best.json` or under its own name.
-
-    Args:
-        out: output folder of a run, whose parent is the run.
-        evaluations: recorded evaluations.
-
-    Returns:
-        For each the file, or None if it is gone.
-    """
-    try:
-        best = json.loads((out / NAME).read_text())
-        known = {item["seq"]: item["file"] for item in best["candidates"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        known = {}  # never written, or not by us: the names in the ledger remain
-    files = []
-    for evaluation in evaluations:
-        source = evaluation.source
-        names = [known.get(evaluation.seq), source.path, *source.aliases]
-        paths = (out.parent / name for name in names if name)
-        files.append(next((path for path in paths if path.exists()), None))
-    return files
-
-
-def readable_files(out: Path, evaluations: Sequence[Evaluation]) -> list[Path | None]:
     """Where each evaluation's checkpoint can be read now, for scripts that have only the output folder.
 
     A file counts when its size and time are those that were measured; the kept copy stands in for one that
@@ -275,12 +251,14 @@ def readable_files(out: Path, evaluations: Sequence[Evaluation]) -> list[Path | 
 def _readable(run: Path, evaluation: Evaluation) -> Path | None:
     source = evaluation.source
     for name in (source.path, *source.aliases):
-        signature = _signature(run / name)
-        if signature is not None and (
-            not math.isfinite(source.mtime)
-            or (signature[0] == source.size and abs(signature[1] / 1e9 - source.mtime) < SAME_TIME_SECONDS)
-        ):
-            return run / name
+        path = run / name
+        signature = _signature(path)
+        if signature is None:
+            continue
+        size, mtime = signature[0], signature[1] / 1e9
+        same = size == source.size and abs(mtime - source.mtime) < SAME_TIME_SECONDS
+        if same or path.is_dir() or not math.isfinite(source.mtime):  # folders are not rewritten in place
+            return path
     return None
 
 

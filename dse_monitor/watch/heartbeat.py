@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,49 +71,16 @@ class Heartbeat:
         write_atomically(Path(folder) / NAME, json.dumps(asdict(self), indent=1) + "\n")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Status:
-    """Whether a run is being watched, and what its watcher does.
-
-    Attributes:
-        alive: whether a watcher is at work.
-        age: seconds since its last word; None if there never was one.
-        heartbeat: that word.
-        reason: how ``alive`` is known.
-    """
-
-    alive: bool
-    age: float | None = None
-    heartbeat: Heartbeat | None = None
-    reason: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields as plain JSON types."""
-        return asdict(self)
-
-
-def status(folder: Path, clock: Callable[[], float] = time.time) -> Status:
-    """What the watcher of an output folder (usually ``<RUN>/dse``) does now."""
-    path = Path(folder) / NAME
+def read(folder: Path) -> Heartbeat | None:
+    """The last word of the watcher of an output folder; None if there never was one, or it is unreadable."""
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads((Path(folder) / NAME).read_bytes())
         known = {name: data[name] for name in Heartbeat.__dataclass_fields__ if name in data}
         if known.get("progress") is not None:
             known["progress"] = tuple(known["progress"])
-        beat = Heartbeat(**known)
-        age = max(0.0, clock() - path.stat().st_mtime)
+        return Heartbeat(**known)
     except (OSError, ValueError, TypeError):
-        return Status(alive=False, reason=f"no watcher has worked in {folder}")
-    holder = locking.Holder(beat.host, beat.pid, beat.boot, beat.started)
-    if beat.state == "ended":
-        return Status(alive=False, age=age, heartbeat=beat, reason="the watcher ended as it was asked")
-    if holder.host == locking.Holder.me().host:
-        alive = holder.is_here and holder.alive
-        reason = f"process {beat.pid} {'is there' if alive else 'is gone'}"
-    else:
-        alive = age < locking.FRESH_SECONDS
-        reason = f"its last word from {beat.host} is {age:.0f} s old"
-    return Status(alive=alive, age=age, heartbeat=beat, reason=reason)
+        return None
 
 
 def new(version: str, now: float, **facts: Any) -> Heartbeat:
