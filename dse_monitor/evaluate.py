@@ -36,9 +36,7 @@ if TYPE_CHECKING:
     from dse_monitor.encoder import Encoder
     from dse_monitor.metric import Components
 
-Progress = Callable[
-    [str, int, int], None
-]  # (stage, done, total); stages: "images", "read", "forward", "metric"
+Progress = Callable[[str, int, int], None]  # (stage, done, total): "read", "images", "forward", "metric"
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 CONSTANT_SPREAD = 1e-5  # relative; tokens that differ by less differ by float32 rounding alone. Ours
@@ -210,9 +208,7 @@ class Evaluator:
             measured = {"status": "failed", "reason": _one_line(error), "error": type(error).__name__}
         except (DSEError, OSError):
             raise  # images, device, output, disk: not the checkpoint's fault
-        except (
-            Exception
-        ) as error:  # a file can break whatever reads it in ways nobody foresaw; the watch goes on
+        except Exception as error:  # a file can break its reader in ways nobody foresaw; the watch goes on
             if _is_device_failure(error):
                 raise DeviceError(
                     f"{self.device}: {_one_line(error)}; free memory or use another device, and start again"
@@ -267,8 +263,7 @@ class Evaluator:
         progress: Progress | None,
     ) -> dict[str, Any]:
         """Fields of a ``scored`` Evaluation. The features of one batch are in memory at a time."""
-        from dse_monitor.metric import average, measure
-        from dse_monitor.metric import companions
+        from dse_monitor.metric import average, companions, measure
 
         probe = self.probe
         components: list[Components] = []
@@ -285,9 +280,12 @@ class Evaluator:
                     micro_batch=probe.micro_batch,
                     progress=_shifted(progress, part.start, len(held_out)),
                 )
+                collapsed = is_constant(
+                    tokens
+                )  # looking at numbers also waits for the device: honest seconds
+            if collapsed:
+                raise _Invalid(_constant_reason(encoder, tokens), "ConstantFeatures")
             with stopwatch("metric"):
-                if is_constant(tokens):
-                    raise _Invalid(_constant_reason(encoder, tokens), "ConstantFeatures")
                 components.append(
                     measure(
                         tokens,
@@ -334,9 +332,10 @@ class Evaluator:
 def batches(count: int, batch: int, group: int) -> Iterator[slice]:
     """Split `count` images into metric batches of about `batch` images, equal up to one group.
 
-    M_dim depends on the images in a batch, so a short last batch would bias the mean: there are round(count
-    / batch) batches (at least one) and no remainder. 2,048 images in batches of 1,024 make two; 1,100 make
-    one of 1,100; 1,600 make two of 800. Batches hold whole groups; only the last group of all may be short.
+    M_dim depends on the images in a batch, so a short last batch would bias the mean: there are
+    round(count / batch) batches (at least one) and no remainder. 2,048 images in batches of 1,024 make two;
+    1,100 make one of 1,100; 1,600 make two of 800. Batches hold whole groups; only the last group of all
+    may be short.
     """
     groups = -(-count // group)
     parts = min(max(1, int(count / batch + 0.5)), groups)
@@ -450,7 +449,8 @@ def _is_device_failure(error: Exception) -> bool:
 
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and ("CUDA error" in str(error) or "allocate memory" in str(error))
+    signs = ("CUDA error", "out of memory", "allocate memory")  # the last is the CPU allocator's
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def _of_stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
