@@ -14,18 +14,27 @@ from types import TracebackType
 from typing import Any
 
 from dse_monitor.checkpoints.byte_source import ByteSource
+from dse_monitor.checkpoints.completeness import Completeness, check_complete
+from dse_monitor.checkpoints.containers import (
+    DEEPSPEED,
+    DISTRIBUTED,
+    HUGGING_FACE,
+    MEGATRON,
+    SAFETENSORS,
+    TORCH_ZIP,
+    file_kind,
+    no_checkpoint,
+)
 from dse_monitor.checkpoints.contents import Opaque, TensorRef, attributes, module_state, walk
 from dse_monitor.checkpoints.distributed import is_distributed, read_distributed
-from dse_monitor.checkpoints.foreign import check_foreign, foreign_file, foreign_folder, refusal, unknown_file
-from dse_monitor.checkpoints.hugging_face import join_pieces, read_shards, shards, sidecars, weights_of
-from dse_monitor.checkpoints.plain_json import read_json_file
-from dse_monitor.checkpoints.rank_folders import deepspeed_files, finished, megatron_files, whole_file
-from dse_monitor.checkpoints.safetensors_file import looks_like_safetensors, read_safetensors
+from dse_monitor.checkpoints.foreign import foreign_folder, refusal
+from dse_monitor.checkpoints.hugging_face import join_pieces, read_shards, sidecars, weights_of
+from dse_monitor.checkpoints.rank_folders import deepspeed_files, megatron_files, whole_file
+from dse_monitor.checkpoints.safetensors_file import read_safetensors
 from dse_monitor.checkpoints.tensor_bytes import read_tensors
-from dse_monitor.checkpoints.torch_legacy import is_legacy, read_torch_legacy
+from dse_monitor.checkpoints.torch_legacy import read_torch_legacy
 from dse_monitor.checkpoints.torch_zip import read_torch_zip
-from dse_monitor.checkpoints.zip_directory import LOCAL, read_directory
-from dse_monitor.errors import CheckpointError, CorruptCheckpoint, IncompleteCheckpoint
+from dse_monitor.errors import CheckpointError
 
 __all__ = [
     "Archive",
@@ -39,35 +48,10 @@ __all__ = [
     "walk",
 ]
 
-TORCH_ZIP, TORCH_LEGACY, SAFETENSORS = "torch zip", "torch legacy", "safetensors"
-DISTRIBUTED, DEEPSPEED, MEGATRON, HUGGING_FACE = (
-    "torch.distributed.checkpoint",
-    "DeepSpeed",
-    "Megatron",
-    "Hugging Face",
-)
-_INDEX = ".index.json"
 _HUGGING_FACE_NAME = re.compile(
     r"(model|pytorch_model|diffusion_pytorch_model)[-\w]*\.(safetensors|bin)(\.index\.json)?"
 )
 _SHARDED_CLASSES = ("torch.distributed._shard.", "torch.distributed.tensor.", "torch.distributed._tensor.")
-
-
-@dataclass(frozen=True)
-class Completeness:
-    """Whether a file or folder holds a finished checkpoint.
-
-    Attributes:
-        whole: True when nothing is missing (the content may still be refused on opening, for good).
-        container: kind of file; "" when not recognised.
-        reason: what is missing, or what was found instead; "" otherwise.
-        has_end_marker: whether the format itself says where it ends; without it only time tells.
-    """
-
-    whole: bool
-    container: str
-    reason: str
-    has_end_marker: bool
 
 
 @dataclass
@@ -146,79 +130,12 @@ def open_archive(path: Path) -> Archive:
     return archive
 
 
-def check_complete(path: Path) -> Completeness:
-    """Whether a checkpoint is whole, without reading its tensors. Never raises for what it finds.
-
-    A file that is whole but refused (another framework's, unsafe, of unknown kind) counts as whole: waiting
-    would not change it, and opening it says what is wrong.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return _check_folder(path)
-    kind = ""
-    try:
-        source = ByteSource(path)
-        kind, refused = _kind(source)
-        if refused is not None:
-            check_foreign(source, kind)
-            return Completeness(True, kind, str(refused), kind == "HDF5")
-        _check_file(source, kind)
-    except IncompleteCheckpoint as error:
-        return Completeness(False, kind, str(error), False)
-    except CheckpointError as error:
-        # A zip with two copies of an end, a header that is no JSON: a writer at work can look like that.
-        return Completeness(not isinstance(error, CorruptCheckpoint), kind, str(error), False)
-    return Completeness(True, kind, "", True)
-
-
 # Files
-
-
-def _kind(source: ByteSource) -> tuple[str, CheckpointError | None]:
-    """The container of a file by its first bytes, and the refusal if it is one that is not read."""
-    head = source.read(0, min(64, source.size))
-    if source.path.name.endswith(_INDEX):
-        return HUGGING_FACE, None
-    # First of all: the length it begins with can look like any other kind's first bytes.
-    if looks_like_safetensors(head):
-        return SAFETENSORS, None
-    if head[:4] == LOCAL:
-        return TORCH_ZIP, None
-    if is_legacy(head):
-        return TORCH_LEGACY, None
-    kind = foreign_file(source, head)
-    if kind:
-        return kind, refusal(source.path, kind)
-    error = unknown_file(source, head)
-    if isinstance(error, IncompleteCheckpoint):
-        raise error
-    return "", error
-
-
-def _check_file(source: ByteSource, kind: str) -> None:
-    if kind == TORCH_ZIP:
-        with source.open() as descriptor:
-            read_directory(descriptor, source, 0, source.size)
-    elif kind == TORCH_LEGACY:
-        read_torch_legacy(source)
-    elif kind == SAFETENSORS:
-        read_safetensors(source)
-    else:
-        _check_shards(source.path)
-
-
-def _check_shards(index: Path) -> None:
-    for shard in shards(index)[1]:
-        source = ByteSource(shard)
-        kind, refused = _kind(source)
-        if refused is not None:
-            raise refused
-        _check_file(source, kind)
 
 
 def _open_file(path: Path) -> Archive:
     source = ByteSource(path)
-    kind, refused = _kind(source)
+    kind, refused = file_kind(source)
     if refused is not None:
         raise refused
     if kind == HUGGING_FACE:
@@ -243,7 +160,7 @@ def _content(source: ByteSource, kind: str) -> tuple[Any, dict[str, Any], list[s
 
 def _open_shard(path: Path) -> tuple[Any, list[ByteSource], list[str]]:
     source = ByteSource(path)
-    kind, refused = _kind(source)
+    kind, refused = file_kind(source)
     if refused is not None or kind == HUGGING_FACE:
         raise refused or CheckpointError(f"{path} is an index, expected a file with tensors")
     tree, _, notes = _content(source, kind)
@@ -314,7 +231,7 @@ def _open_folder(path: Path) -> Archive:
     pieces = sorted(path.glob("*.safetensors"))
     if pieces:
         return _open_pieces(path, pieces)
-    raise _no_checkpoint(path)
+    raise no_checkpoint(path)
 
 
 def _open_pieces(path: Path, files: list[Path]) -> Archive:
@@ -327,70 +244,3 @@ def _open_pieces(path: Path, files: list[Path]) -> Archive:
             "give one of them"
         )
     return Archive(path, f"{DISTRIBUTED} (safetensors)", tree, _sources=sources)
-
-
-def _check_folder(path: Path) -> Completeness:
-    kind = ""
-    marked = True
-    try:
-        kind = foreign_folder(path)
-        if kind:
-            if ".orbax-checkpoint-tmp" in path.name:
-                raise IncompleteCheckpoint(
-                    f"{path} is Orbax's temporary folder; it is renamed when it is finished"
-                )
-            return Completeness(True, kind, str(refusal(path, kind)), False)
-        if is_distributed(path):
-            kind = DISTRIBUTED
-            read_distributed(path, values=False)
-            return Completeness(True, kind, "", True)
-        for kind, files in ((DEEPSPEED, deepspeed_files(path)), (MEGATRON, megatron_files(path))):
-            if files:
-                marked = finished(path, kind)
-                return _check_files(files, kind, marked)
-        kind = HUGGING_FACE
-        weights = weights_of(path)
-        if weights is None:
-            files = sorted(path.glob("*.safetensors"))
-            return (
-                _check_files(files, kind, False)
-                if files
-                else Completeness(False, "", str(_no_checkpoint(path)), False)
-            )
-        is_trainer = (path / "training_args.bin").exists() or re.fullmatch(r"checkpoint-\d+", path.name)
-        if is_trainer and not (path / "trainer_state.json").is_file():
-            raise IncompleteCheckpoint(
-                f"{path} (Hugging Face Trainer) has no trainer_state.json yet, which is written last"
-            )
-        if (path / "trainer_state.json").is_file():
-            read_json_file(path / "trainer_state.json")
-        return _check_files([weights], kind, True)
-    except IncompleteCheckpoint as error:
-        return Completeness(False, kind, str(error), False)
-    except CheckpointError as error:
-        return Completeness(not isinstance(error, CorruptCheckpoint), kind, str(error), False)
-    except OSError as error:
-        return Completeness(False, kind, f"{path} cannot be read: {error.strerror or error}", False)
-
-
-def _check_files(files: list[Path], kind: str, marked: bool) -> Completeness:
-    """Whether all files of a folder are whole; the first that is not is the reason."""
-    for file in files:
-        found = check_complete(file)
-        if not found.whole:
-            return Completeness(False, kind, found.reason, False)
-    return Completeness(True, kind, "", marked)
-
-
-def _no_checkpoint(path: Path) -> CheckpointError:
-    try:
-        names = sorted(entry.name for entry in path.iterdir())
-    except OSError as error:
-        return IncompleteCheckpoint(f"{path} cannot be read: {error.strerror or error}")
-    shown = ", ".join(repr(name) for name in names[:4]) or "nothing"
-    return CheckpointError(
-        f"{path} is a folder with {len(names)} entries ({shown}) and none of the files of a checkpoint "
-        "folder "
-        "(.metadata, *.safetensors, pytorch_model.bin, *_model_states.pt); give a checkpoint file, or "
-        "watch the folder"
-    )
