@@ -140,13 +140,22 @@ def _nearest(points: Tensor, centroids: Tensor) -> Tensor:
 
 def _means(points: Tensor, labels: Tensor, previous: Tensor) -> Tensor:
     """Mean of each cluster's points [P, K, D]; ``previous`` where a cluster has none."""
-    problems, clusters, width = previous.shape
-    if points.device.type == "cpu":
-        slots = (labels + torch.arange(problems)[:, None] * clusters).flatten()
-        counts = slots.bincount(minlength=problems * clusters).to(points.dtype).view(problems, clusters, 1)
-        sums = torch.zeros_like(previous).view(-1, width).index_add_(0, slots, points.flatten(0, 1))
-        sums = sums.view_as(previous)
-    else:  # bincount waits for the device, and the sums of index_add depend on the order of its threads
-        member = (labels[:, None] == torch.arange(clusters, device=points.device)[:, None]).to(points.dtype)
-        counts, sums = member.sum(-1, keepdim=True), torch.bmm(member, points)
+    # On an accelerator bincount waits for the device, and index_add sums in the order its threads run.
+    sums_of = _sums_by_index if points.device.type == "cpu" else _sums_by_product
+    sums, counts = sums_of(points, labels, previous.shape[1])
     return torch.where(counts > 0, sums / counts.clamp(min=1), previous)
+
+
+def _sums_by_index(points: Tensor, labels: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+    """Sums [P, K, D] and counts [P, K, 1] in one pass over the points."""
+    problems, _, width = points.shape
+    slots = (labels + torch.arange(problems, device=points.device)[:, None] * clusters).flatten()
+    counts = slots.bincount(minlength=problems * clusters).to(points.dtype)
+    sums = points.new_zeros(problems * clusters, width).index_add_(0, slots, points.flatten(0, 1))
+    return sums.view(problems, clusters, width), counts.view(problems, clusters, 1)
+
+
+def _sums_by_product(points: Tensor, labels: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+    """The same by one matrix product per problem, in a fixed order of summation."""
+    member = (labels[:, None] == torch.arange(clusters, device=points.device)[:, None]).to(points.dtype)
+    return torch.bmm(member, points), member.sum(-1, keepdim=True)

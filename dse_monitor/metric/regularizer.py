@@ -188,7 +188,8 @@ class _Slopes:
             scale.value > 0
         )  # where all tokens are equal nothing is wide, nothing is apart, and nothing pulls
         self.per_unit = torch.where(apart, 1 / scale.value, 0.0)
-        self.gradient = torch.zeros_like(tokens) if differentiate else None
+        self.differentiate = differentiate
+        self.gradient: Tensor | None = None
 
     def values(self, group: int, chance: Chance | None, given: PseudoLabels | None) -> Tensor:
         """(dse, m_inter, m_intra_image, m_intra_batch, m_dim); fills the gradient."""
@@ -219,7 +220,7 @@ class _Slopes:
     def _dimension(self) -> Tensor:
         """Effective dimension of all tokens together."""
         rows = self.tokens.detach().flatten(0, 1)
-        if self.gradient is None:
+        if not self.differentiate:
             return terms.effective_dimension(rows)
         with torch.enable_grad():
             value = terms.effective_dimension(rows.requires_grad_())

@@ -6,7 +6,6 @@ closer than a float32 decomposition of the matrix itself, and several times soon
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,9 +34,9 @@ class _SingularValues(torch.autograd.Function):
     def forward(ctx: Any, matrices: Tensor) -> Tensor:
         gram = _smaller_gram(matrices)
         if not ctx.needs_input_grad[0]:
-            return torch.linalg.eigvalsh(gram).clamp_(min=0).sqrt_()
+            return _roots(torch.linalg.eigvalsh(gram))
         squares, vectors = torch.linalg.eigh(gram)
-        values = squares.clamp_(min=0).sqrt_()
+        values = _roots(squares)
         ctx.save_for_backward(matrices, values, vectors)
         return values
 
@@ -48,8 +47,7 @@ class _SingularValues(torch.autograd.Function):
     ) -> Tensor:
         (gradient,) = gradients
         matrices, values, vectors = ctx.saved_tensors
-        smallest = values[..., -1:] * math.sqrt(torch.finfo(values.dtype).eps * values.shape[-1])
-        weights = torch.where(values > smallest, gradient / values, 0.0)
+        weights = torch.where(values > 0, gradient / values, 0.0)
         middle = (vectors * weights[..., None, :]) @ vectors.mT
         if matrices.shape[-2] <= matrices.shape[-1]:
             return (middle @ matrices.double()).to(matrices.dtype)
@@ -59,8 +57,14 @@ class _SingularValues(torch.autograd.Function):
         return result
 
 
+def _roots(squares: Tensor) -> Tensor:
+    """Singular values from eigenvalues [..., R]; zero where an eigenvalue is rounding of the largest."""
+    rounding = torch.finfo(squares.dtype).eps * (squares.shape[-1] + 16)
+    return torch.where(squares > squares[..., -1:] * rounding, squares, 0.0).sqrt()
+
+
 def _smaller_gram(matrices: Tensor) -> Tensor:
-    """Products of rows [..., M, M] or columns [..., D, D], whichever are fewer; right up to the diagonal."""
+    """Products of rows [..., M, M] or columns [..., D, D], the fewer; right up to the diagonal."""
     rows, columns = matrices.shape[-2:]
     if rows <= columns:
         exact = matrices.double()
@@ -84,6 +88,6 @@ def _lower_products(rows: Tensor) -> Tensor:
 
 
 def _row_chunks(matrices: Tensor) -> Iterator[slice]:
-    """Rows [..., M, :] to convert to float64 at a time: four pieces' worth, for products gain from length."""
+    """Rows [..., M, :] to convert to float64 at a time: two pieces' worth, for products gain from length."""
     rows = matrices.shape[-2]
-    return chunks.chunks(rows, matrices.numel() // rows * 2, matrices.device)
+    return chunks.chunks(rows, matrices.numel() // rows * 4, matrices.device)

@@ -1,6 +1,6 @@
 """DSE written as plainly as its definition: the oracle of the fast paths and the yardstick of the benchmarks.
 
-It has the structure of the code released with arXiv 2510.17299, one k-means for each image and group and one SVD
+It has the structure of the code released with arXiv 2510.17299, one k-means for each image and group, one SVD
 for each cluster and position, and shares nothing with ``dse_monitor.metric``.
 """
 
@@ -44,8 +44,8 @@ def radii(points, labels, clusters):
 def separation(points, labels, centroids):
     """Mean distance to the nearest centroid but one's own."""
     distances = torch.cdist(points, centroids, compute_mode="donot_use_mm_for_euclid_dist")
-    distances[torch.arange(len(points)), labels] = math.inf
-    return distances.min(1).values.mean()
+    own = torch.nn.functional.one_hot(labels.long(), len(centroids)).bool()
+    return distances.masked_fill(own, math.inf).min(1).values.mean()
 
 
 def effective_dimension(tokens):

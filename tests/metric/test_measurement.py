@@ -292,7 +292,8 @@ def test_pseudo_labels_that_do_not_fit_are_refused(released, scenes):
 def test_average_is_the_mean_with_errors_of_independent_batches():
     one = Components(
         m_inter=1.0, m_intra_image=0.5, m_intra_batch=0.7, m_dim=0.2, m_inter_se=0.3, m_intra_image_se=0.1,
-        m_intra_batch_se=0.2, m_dim_se=0.03, separability_se=0.4, separability_dim_cov=0.01, images=10, tokens=4, width=6,
+        m_intra_batch_se=0.2, m_dim_se=0.03, separability_se=0.4, separability_dim_cov=0.01,
+        images=10, tokens=4, width=6,
     )  # fmt: skip
     two = replace(
         one, m_inter=3.0, m_inter_se=0.4, separability_se=0.3, separability_dim_cov=-0.002, images=20
