@@ -1,0 +1,196 @@
+"""The loop: exact resuming, accumulation, stopping, saving, logging, the DSE term."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from trainers import saving
+from trainers.engine import NonFiniteLoss, Trainer, train
+from trainers.method import StepOutput
+from trainers.methods.dino import DINO, DINORecipe
+from trainers.settings import Settings, TrainingError
+
+RECIPE = dataclasses.replace(
+    DINORecipe.tiny(),
+    image_size=32,
+    local_size=16,
+    batch_size=8,
+    epochs=2,
+    prototypes=32,
+    head_hidden=16,
+    head_bottleneck=8,
+    drop_path=0.2,
+)
+
+
+def settings(out, **changes) -> Settings:
+    return Settings(**{"data": "scenes", "out": out, "scenes": 24, "device": "cpu", "workers": 0, **changes})
+
+
+def run(out, method=DINO, recipe=RECIPE, **changes) -> None:
+    train("dino", method, recipe, settings(out, **changes))
+
+
+def trainer(out, recipe=RECIPE, **changes) -> Trainer:
+    return Trainer("dino", DINO, recipe, settings(out, **changes), torch.device("cpu"))
+
+
+def equal(a, b) -> bool:
+    """Equality of nested states, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two epochs of three steps with the DSE term on, and its folder."""
+    out = tmp_path_factory.mktemp("finished")
+    run(out, dse_weight=1e-3, log_every=1)
+    return out
+
+
+def scalars(out) -> EventAccumulator:
+    events = EventAccumulator(str(out))
+    events.Reload()
+    return events
+
+
+@pytest.mark.parametrize("stop_after", [3, 4])  # between two epochs, and in the middle of one
+def test_stopped_and_resumed_run_equals_the_uninterrupted_one(finished, tmp_path, stop_after):
+    run(tmp_path, dse_weight=1e-3, max_steps=stop_after)
+    run(tmp_path, dse_weight=1e-3, resume=True)
+    whole, resumed = (saving.read(folder / "checkpoint_0002.pth") for folder in (finished, tmp_path))
+    assert equal(whole, resumed)
+    assert not (tmp_path / saving.LAST).exists()
+
+
+def test_checkpoint_has_the_documented_keys(finished):
+    content = saving.read(finished / "checkpoint_0001.pth")
+    assert (content["format"], content["schema"], content["method"]) == ("dse-train", 1, "dino")
+    assert (content["epoch"], content["step"]) == (1, 3)
+    assert content["evaluated"] == "teacher.backbone."
+    assert content["backbone"]["name"] == "vit_tiny_patch16_224"
+    assert content["backbone"]["image_size"] == 32
+    assert content["backbone"]["num_heads"] == 3
+    assert any(key.startswith("teacher.backbone.blocks.0.") for key in content["model"])
+
+
+def test_logs_hold_loss_schedules_dse_terms_and_epoch(finished):
+    events = scalars(finished)
+    tags = set(events.Tags()["scalars"])
+    assert {"train/loss", "train/grad_norm", "train/images_per_second", "epoch"} <= tags
+    assert {"train/dse", "train/dse_m_dim", "schedule/lr", "schedule/teacher_momentum"} <= tags
+    assert [event.value for event in events.Scalars("epoch")] == pytest.approx([i / 3 for i in range(1, 7)])
+
+
+def test_micro_batches_add_up_to_the_large_batch(tmp_path):
+    recipe = dataclasses.replace(RECIPE, drop_path=0.0, freeze_last_layer=0)
+    runs = [trainer(tmp_path / str(parts), recipe, accumulate=parts) for parts in (1, 4)]
+    for one in runs:
+        one._asked = False
+        one._optimise(iter(one.loader), one._progress())
+        one.report.close()
+    large, small = (dict(one.method.student.named_parameters()) for one in runs)
+    for name, parameter in large.items():
+        if parameter.grad is not None:
+            torch.testing.assert_close(small[name].grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+    torch.testing.assert_close(runs[0].method.centre.value, runs[1].method.centre.value)
+
+
+class Terminated(DINO):
+    """Gets SIGTERM during its second step."""
+
+    def after_step(self, progress) -> None:
+        super().after_step(progress)
+        if progress.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_saves_after_the_step_and_ends(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    run(tmp_path, Terminated)
+    content = saving.read(tmp_path / saving.LAST)
+    assert (content["step"], content["epoch"]) == (2, 0)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+class Diverging(DINO):
+    """Its second loss is NaN."""
+
+    def forward(self, views, progress) -> StepOutput:
+        out = super().forward(views, progress)
+        return dataclasses.replace(out, loss=out.loss * torch.nan) if progress.step == 1 else out
+
+
+def test_non_finite_loss_stops_and_keeps_the_batch(tmp_path):
+    with pytest.raises(NonFiniteLoss, match="nan"):
+        run(tmp_path, Diverging)
+    (file,) = (tmp_path / "non_finite").iterdir()
+    with np.load(file) as batch:
+        assert batch["image_0"].shape == (8, 3, 32, 32)
+    assert saving.newest(tmp_path) is None
+
+
+def test_new_run_refuses_a_folder_with_checkpoints(finished):
+    with pytest.raises(TrainingError, match="--resume"):
+        run(finished)
+
+
+def test_resuming_with_another_recipe_names_what_changed(finished):
+    with pytest.raises(TrainingError, match=r"lr 0\.004 -> 0\.005"):
+        run(finished, recipe=dataclasses.replace(RECIPE, lr=0.005), resume=True, dse_weight=1e-3)
+
+
+def test_init_from_takes_weights_and_starts_counting_anew(finished, tmp_path):
+    source = finished / "checkpoint_0002.pth"
+    started = trainer(tmp_path, dataclasses.replace(RECIPE, epochs=1), init_from=source)
+    started.report.close()
+    assert started.step == 0
+    assert equal(saving.read(source)["model"], dict(started.method.state_dict()))
+
+
+def test_dse_term_begins_at_its_epoch_and_skips_steps(tmp_path):
+    run(tmp_path, dse_weight=1e-3, dse_from=1, dse_every=2, log_every=1)
+    events = scalars(tmp_path)
+    # steps are numbered from 0 and logged when done: 4 is the first even one of the second epoch
+    assert [event.step for event in events.Scalars("train/dse")] == [5]
+
+
+def test_too_few_images_and_odd_batches_are_refused(tmp_path):
+    with pytest.raises(TrainingError, match="do not fill one batch"):
+        run(tmp_path, scenes=7)
+    with pytest.raises(TrainingError, match="multiple"):
+        run(tmp_path, accumulate=3)
+
+
+def test_options_leave_the_numbers_alone(tmp_path):
+    plain, other = trainer(tmp_path / "a"), trainer(tmp_path / "b", checkpointing=True, deterministic=True)
+    torch.use_deterministic_algorithms(False)
+    for one in (plain, other):
+        torch.manual_seed(0)
+        one.measured = one._optimise(iter(one.loader), one._progress())
+        one.report.close()
+    torch.testing.assert_close(plain.measured["loss"], other.measured["loss"])
+    a, b = (dict(one.method.student.named_parameters()) for one in (plain, other))
+    for name, parameter in a.items():
+        torch.testing.assert_close(parameter, b[name], msg=name)
+
+
+def test_bfloat16_keeps_the_objective_in_float32(tmp_path):
+    half = trainer(tmp_path, precision="bfloat16")
+    loss, _ = half._loss(half._received(next(iter(half.loader))), half._progress())
+    half.report.close()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
