@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dse_monitor.checkpoints.network import Piece
+from dse_monitor.checkpoints.network import NotThisNetwork, Piece
 from dse_monitor.checkpoints.statedicts import Shape, StateDict
 
 if TYPE_CHECKING:
@@ -156,10 +156,21 @@ def _joined_qkv(pieces: Pieces) -> Pieces:
     return out
 
 
+def _gated(pieces: Pieces) -> bool:
+    """Whether the first block's feed-forward part has a gate, as a layer of its own or packed into the first."""
+    first, second = (pieces.get(f"blocks.0.mlp.{layer}.weight") for layer in ("fc1", "fc2"))
+    packed = first is not None and second is not None and first.shape[0] == 2 * second.shape[1]
+    return packed or "blocks.0.mlp.fc1_g.weight" in pieces
+
+
 def _timm_vit(pieces: Pieces) -> Pieces:
     """Timm's plain ViT, DeiT, DINOv2 and their like: layer scale, registers and gates under one set of
     names.
     """
+    if "blocks.0.attn.q_bias" in pieces and _gated(pieces):
+        raise NotThisNetwork("it may be EVA-02, which adds rotary positions that its tensors do not show")
+    if "blocks.0.gamma_1" in pieces and "norm_pre.weight" in pieces:
+        raise NotThisNetwork("it may be a Perception Encoder, whose rotary positions its tensors do not show")
     pieces = renamed(
         pieces,
         [
@@ -450,7 +461,7 @@ def _torchvision_convnext(pieces: Pieces) -> Pieces:
 # The first that fits decides; dialects that share an anchor differ in what else they need.
 DIALECTS: tuple[Dialect, ...] = (
     Dialect("DINOv3", "dinov3", "patch_embed.proj.weight", "rope_embed.periods", _dinov3),
-    Dialect("timm DINOv3", "dinov3", "patch_embed.proj.weight", "blocks.0.gamma_1", lacks="pos_embed"),
+    Dialect("timm DINOv3", "dinov3", "patch_embed.proj.weight", "reg_token", lacks="pos_embed"),
     Dialect(
         "Hugging Face DINOv3",
         "dinov3",

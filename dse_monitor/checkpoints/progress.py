@@ -34,6 +34,8 @@ STEP_FIELDS: tuple[tuple[str, ...], ...] = (
     ("train_steps",),
     ("meta", "iter"),
 )
+# Lightning: whether the batch after which it saved was the last of its epoch.
+LIGHTNING_BATCHES = ("loops", "fit_loop", "epoch_loop.batch_progress", "is_last_batch")
 MAX_COUNTERS = 1000  # step counters of the optimiser that are read; all of them agree in every known trainer
 _COUNTED_FROM_ZERO = {"phase_idx"}
 
@@ -77,7 +79,10 @@ def read(
     """
     fields = tree if isinstance(tree, Mapping) else {}
     notes: list[str] = []
-    epoch, epoch_source = _first(fields, EPOCH_FIELDS, epochs_from_field)
+    unfinished = _at(fields, LIGHTNING_BATCHES) is False
+    epoch, epoch_source = _first(fields, EPOCH_FIELDS, 0 if unfinished else epochs_from_field)
+    if unfinished:
+        notes.append("It was saved in the middle of an epoch, which is not counted as finished.")
     step, step_source = _first(fields, STEP_FIELDS, steps_from_field)
     if step is None:
         step, step_source = _lightning_loops(fields)
@@ -120,13 +125,18 @@ def _first(
 
 def _number_at(node: Any, path: tuple[str, ...]) -> float | None:
     """A plain non-negative number at `path`; booleans, tensors and strings are none."""
+    node = _at(node, path)
+    if isinstance(node, bool) or not isinstance(node, (int, float)):
+        return None
+    return node if math.isfinite(node) and node >= 0 else None
+
+
+def _at(node: Any, path: tuple[str, ...]) -> Any:
     for key in path:
         if not isinstance(node, Mapping) or key not in node:
             return None
         node = node[key]
-    if isinstance(node, bool) or not isinstance(node, (int, float)):
-        return None
-    return node if math.isfinite(node) and node >= 0 else None
+    return node
 
 
 def _lightning_loops(fields: Mapping[Any, Any]) -> tuple[float | None, str]:
@@ -141,8 +151,9 @@ def _optimizer_steps(
     """The largest ``step`` among the optimiser's per-parameter states (Adam and its family)."""
     found = [value for key in ("optimizer", "optimizer_states", "opt") for value in _steps(fields.get(key))]
     counts = [value for value in found if not isinstance(value, TensorRef)]
-    if not counts and scalars is not None:
-        counts = list(scalars([value for value in found if isinstance(value, TensorRef)][:MAX_COUNTERS]))
+    kept = [value for value in found if isinstance(value, TensorRef)][:MAX_COUNTERS]
+    if not counts and kept and scalars is not None:
+        counts = list(scalars(kept))
     counts = [count for count in counts if math.isfinite(count) and count >= 0]
     return (max(counts), "largest 'step' of the optimiser") if counts else (None, "")
 

@@ -61,7 +61,12 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     renamed: dict[str, Piece] = {}
     has_final_norm = "norm.weight" in shapes
     if not has_final_norm:
-        notes.append("the file has no norm after the last block: tokens are read without it")
+        notes.append("There is no norm after the last block (it stands after pooling): tokens are read without it.")
+    if "norm_pre.weight" in shapes:
+        notes.append(
+            "There is a norm before the first block, as in CLIP: plain GELU and absolute positions are assumed; "
+            "name a quick-GELU or rotary variant with --arch."
+        )
     common: dict[str, Any] = dict(
         patch_size=patch,
         embed_dim=width,
