@@ -2,9 +2,9 @@
 
     python benchmarks/regularizer.py [--images 32] [--repeats 5]
 
-lightly (1.6 or later) is compared where it is installed. The step is a DINO-like one of ViT-S/16: the teacher's forward
-pass of two views of 224 pixels, the student's of these and of eight of 96, and its backward pass; the term is taken of
-the student's patch tokens of one large view. Runs are interleaved and medians compared.
+lightly (1.6 or later) is compared where it is installed. The step is a DINO-like one of ViT-S/16: the
+teacher's forward pass of two views of 224 pixels, the student's of these and of eight of 96, and its backward
+pass; the term is taken of the student's patch tokens of one large view. Runs are interleaved and medians compared.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> None:
         print(f"{name:8} {taken:8.3f} s  {taken / times['ours']:6.1f} times ours")
 
     def step() -> float:
-        """A step without the term; the backward pass in pieces so that graphs of views are not held together."""
+        """A step without the term; backward for each view, so that graphs are not held together."""
         start = time.perf_counter()
         with torch.no_grad():
             for _ in range(2):
