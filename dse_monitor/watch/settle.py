@@ -198,7 +198,7 @@ class Settler:
         return None
 
     def _changed(self, file: Waiting, mark: Stamp, now: float) -> None:
-        rewritten = mark.inode != file.stamp.inode or mark.size < file.stamp.size
+        rewritten = mark.inode != file.stamp.inode or mark.size <= file.stamp.size
         file.versions += rewritten  # a file that only grew is still the same version
         file.stamp, file.since, file.due = mark, now, now + self.settle_seconds / 2
         file.grew, file.tests = True, 0

@@ -84,7 +84,7 @@ def write_checkpoint(path, epoch=None, value=0.0, **extra):
         stem = path.name.split(".")[0]
         archive.writestr(f"{stem}/data.pkl", json.dumps({"epoch": epoch, **extra}))
         archive.writestr(f"{stem}/version", "3\n")
-        archive.writestr(f"{stem}/data/0", repr(value) * 200)
+        archive.writestr(f"{stem}/data/0", repr(value) * 4000)
     return path
 
 
