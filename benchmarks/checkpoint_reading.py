@@ -20,6 +20,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from dse_monitor.checkpoints.archive import Archive, TensorRef, open_archive, walk
+
 MEGABYTE = 1 << 20
 KINDS = ("torch zip", "torch zip without checksums", "torch legacy", "safetensors")
 
@@ -46,6 +48,11 @@ def write(folder: Path, gigabytes: float, encoder_megabytes: float) -> dict[str,
     return {**paths, "3,480 small tensors": many}
 
 
+def child(command: list[str]) -> dict[str, float]:
+    """The figures a fresh process prints."""
+    return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
 def peak_megabytes() -> float:
     # Not ru_maxrss: a child starts with its parent's.
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -53,32 +60,31 @@ def peak_megabytes() -> float:
 
 
 def measure(path: Path) -> dict[str, float]:
-    """Open, read the encoder, then read as many bytes without any of it; in a process that does nothing else."""
-    from dse_monitor.checkpoints.archive import TensorRef, open_archive, walk
-
+    """Open a file and read its encoder, in a process that does nothing else."""
     before = peak_megabytes()
     start = time.perf_counter()
     with open_archive(path) as archive:
         opened = time.perf_counter() - start
-        refs = [
-            ref
-            for keys, ref in walk(archive.tree)
-            if isinstance(ref, TensorRef) and "optimizer" not in str(keys)
-        ]
         start = time.perf_counter()
-        found = archive.read(refs)
+        found = archive.read(encoder_of(archive))
         archive.verify_unchanged()
     read = time.perf_counter() - start
     size = sum(map(len, found)) / MEGABYTE
-    grown = peak_megabytes() - before
-    del found
-    return {
-        "open": opened,
-        "read": read,
-        "plain": plain_read([ref.nbytes for ref in refs], path),
-        "size": size,
-        "grown": grown,
-    }
+    return {"open": opened, "read": read, "size": size, "grown": peak_megabytes() - before}
+
+
+def encoder_of(archive: Archive) -> list[TensorRef]:
+    """The tensors that are no optimiser's."""
+    return [
+        ref for keys, ref in walk(archive.tree) if isinstance(ref, TensorRef) and "optimizer" not in str(keys)
+    ]
+
+
+def measure_plain(path: Path) -> dict[str, float]:
+    """Read as many bytes without any checks, in another such process."""
+    with open_archive(path) as archive:
+        sizes = [ref.nbytes for ref in encoder_of(archive)]
+    return {"plain": plain_read(sizes, path)}
 
 
 def plain_read(sizes: list[int], path: Path) -> float:
@@ -102,6 +108,7 @@ def main(
     repeats: int = 5,
     folder: Path | None = None,
     only: Path | None = None,
+    plain: bool = False,
 ) -> None:
     """Print the table.
 
@@ -111,20 +118,18 @@ def main(
         repeats: fresh processes per file; the smallest figure of each column is printed.
         folder: where the temporary folder is made.
         only: measure this file and print JSON; what the fresh processes are started with.
+        plain: with `only`, read the bytes without the project's reader.
     """
     if only is not None:
-        print(json.dumps(measure(only)))
+        print(json.dumps(measure_plain(only) if plain else measure(only)))
         return
     table = Table(title=f"reading checkpoints, {len(os.sched_getaffinity(0))} cores, best of {repeats}")
-    for column in ("file", "MB", "MB read", "open s", "read s", "plain read s", "ratio", "peak growth MB"):
+    for column in ("file", "MB", "read MB", "open s", "read s", "plain s", "ratio", "peak MB"):
         table.add_column(column, justify="left" if column == "file" else "right")
     with tempfile.TemporaryDirectory(dir=folder) as place:
         for kind, path in write(Path(place), gigabytes, encoder_megabytes).items():
             command = [sys.executable, __file__, "--only", str(path)]
-            runs = [
-                json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-                for _ in range(repeats)
-            ]
+            runs = [{**child(command), **child([*command, "--plain"])} for _ in range(repeats)]
             best = {key: min(run[key] for run in runs) for key in runs[0]}
             figures = (path.stat().st_size / MEGABYTE, best["size"])
             seconds = (best["open"], best["read"], best["plain"])
@@ -135,7 +140,7 @@ def main(
                 f"{(best['open'] + best['read']) / best['plain']:.2f}",
                 f"{best['grown']:,.1f}",
             )
-    Console().print(table)
+    Console(width=110).print(table)
 
 
 if __name__ == "__main__":
