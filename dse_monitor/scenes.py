@@ -1,8 +1,9 @@
 """Procedural scenes with segmentation masks: textured objects on textured ground. numpy and Pillow only.
 
 An object's class is a pair (texture, outline); every texture and every outline serves two classes, so neither
-alone tells the class, and colours are drawn per object, so colour tells nothing. Light, scale, rotation,
-occlusion and shadows vary. A scene is a function of (index, seed); its size only sets the resolution.
+alone tells the class. Colour is a hint as in nature: a class keeps near its hue in half of the cases and
+takes any other in the rest. Light, scale, rotation, occlusion and shadows vary. A scene is a function of
+(index, seed); its size only sets the resolution.
 
 Lengths are in units of the image side. H = W = size.
 """
@@ -39,8 +40,10 @@ OBJECTS = (
 )
 CLASSES = GROUNDS + tuple(f"{texture} {outline}" for texture, outline in OBJECTS)  # mask value = index
 
+STRAY_SHARE = 0.5  # of grounds and objects have a hue that says nothing of their class
 MINIMUM_SIZE = 16  # px; below it no texture can be told from another
 _VERSION = 1  # raised when the same (index, seed) gives another scene
+_HUE_STRIDE = 5 / 12  # of the colour circle, from class to class, beginning with green grass
 _LATTICE = 24  # cells per side of fine noise: the finest that 64 px still show
 
 
@@ -118,12 +121,14 @@ def _paint_ground(rng: np.random.Generator, size: int) -> tuple[Field, NDArray[n
     """One or two grounds that meet along a wavy line: image [H, W, 3] in [0, 1] and mask [H, W]."""
     y, x = _grid(size)
     first, second = (int(k) for k in rng.permutation(len(GROUNDS))[:2])
-    image = _tones(_GROUND_TEXTURES[first](rng, y, x), _palette(rng, contrast=0.25, saturation=0.5))
+    image = _tones(_GROUND_TEXTURES[first](rng, y, x), _palette(rng, first, contrast=0.25, saturation=0.5))
     mask = np.full((size, size), first, np.uint8)
     if rng.random() < 0.75:
         angle, offset = rng.uniform(-0.5, 0.5), rng.uniform(0.3, 0.7)
         wave = rng.uniform(0.01, 0.05) * np.sin(x * rng.uniform(4, 14) + rng.uniform(0, 6.3))
-        other = _tones(_GROUND_TEXTURES[second](rng, y, x), _palette(rng, contrast=0.25, saturation=0.5))
+        other = _tones(
+            _GROUND_TEXTURES[second](rng, y, x), _palette(rng, second, contrast=0.25, saturation=0.5)
+        )
         alpha = np.clip((y - offset - (x - 0.5) * angle + wave) * size + 0.5, 0, 1).astype(np.float32)
         image += alpha[..., None] * (other - image)
         mask[alpha > 0.5] = second
@@ -139,7 +144,7 @@ def _paint_object(
     texture, outline = OBJECTS[kind]
     radius = rng.uniform(0.11, 0.18) * (0.75 + 0.75 * y0)
     x0, turn, aspect = rng.uniform(0.08, 0.92), rng.uniform(0, 2 * math.pi), rng.uniform(0.7, 1.0)
-    palette = _palette(rng, contrast=0.4, saturation=0.85)
+    palette = _palette(rng, len(GROUNDS) + kind, contrast=0.4, saturation=0.85)
 
     reach = 1.5 * radius  # outline and shadow stay within
     top, bottom = (int(np.clip((y0 + s * reach) * size, 0, size)) for s in (-1, 1))
@@ -326,9 +331,12 @@ def _direction(rng: np.random.Generator) -> tuple[float, float]:
     return math.cos(angle), math.sin(angle)
 
 
-def _palette(rng: np.random.Generator, contrast: float, saturation: float) -> Field:
-    """A dark and a light colour [2, 3] of any hue, at least `contrast` apart in brightness."""
-    hue, shift = rng.random(), rng.choice((0.0, 0.08, -0.08, 0.45)) + rng.uniform(-0.05, 0.05)
+def _palette(rng: np.random.Generator, label: int, contrast: float, saturation: float) -> Field:
+    """A dark and a light colour [2, 3] for a class, at least `contrast` apart in brightness."""
+    usual, strays = (1 / 3 + label * _HUE_STRIDE + rng.normal(0, 0.05)) % 1, rng.random() < STRAY_SHARE
+    any_hue = rng.random()
+    hue = any_hue if strays else usual
+    shift = rng.choice((0.0, 0.08, -0.08, 0.45)) + rng.uniform(-0.05, 0.05)
     dark = rng.uniform(0.12, 0.80 - contrast)
     bright = rng.uniform(dark + contrast, 0.95)
     pair = (

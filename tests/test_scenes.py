@@ -58,15 +58,15 @@ def test_neither_texture_nor_outline_alone_gives_the_class():
     assert len(set(scenes.CLASSES)) == len(scenes.CLASSES) == 12
 
 
-def test_colour_alone_tells_little_about_the_class():
-    """The nearest mean colour, fitted on the very scenes it is judged on, is hardly better than chance."""
+def test_colour_is_a_hint_and_no_answer():
+    """The nearest mean colour, judged on the scenes it was fitted on, is a little better than chance."""
     pairs = [scenes.generate(index, 32) for index in range(150)]
     colours = np.concatenate([image.reshape(-1, 3) for image, _ in pairs]).astype(float)
     labels = np.concatenate([mask.ravel() for _, mask in pairs])
     means = np.stack([colours[labels == k].mean(0) for k in range(len(scenes.CLASSES))])
     guessed = ((colours[:, None] - means) ** 2).sum(2).argmin(1)
     recall = [(guessed[labels == k] == k).mean() for k in range(len(scenes.CLASSES))]
-    assert np.mean(recall) < 2.5 / len(scenes.CLASSES)
+    assert 1.3 / len(scenes.CLASSES) < np.mean(recall) < 2.5 / len(scenes.CLASSES)
 
 
 @pytest.mark.parametrize("arguments", [(-1, 64, 0), (0, 64, -1), (0, 15, 0)])
