@@ -1,7 +1,7 @@
 """The command line: one page of typed functions. tyro makes the flags; a body builds, calls and prints.
 
 Bodies import what they need, so `dse-monitor --help` answers without loading torch. Exit codes: 0 done,
-1 nothing to show, 2 an error that one line explains, 3 some checkpoints could not be measured, 130 interrupted.
+1 nothing to show, 2 an error that one line explains, 3 a checkpoint could not be measured, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -275,15 +275,24 @@ def inspect(
 
 
 @app.command
-def layouts() -> None:
-    """List the training codes whose checkpoints are known by name."""
+def layouts(json: bool = False) -> None:
+    """List the training codes whose checkpoints are known by name; docs/layouts.md says more of each.
+
+    Args:
+        json: All that is known of each, one JSON object per line.
+    """
     from dse_monitor.checkpoints.inspect import layouts_table
 
     table = layouts_table()
-    rows = [{name: name for name in table[0]}, *table]
-    widths = {name: max(len(row[name]) for row in rows) for name in table[0]}
+    if json:
+        for row in table:
+            _print_json(row)
+        return
+    columns = ("name", "example", "evaluated")
+    rows = [dict(zip(columns, columns, strict=True)), *table]
+    widths = {name: max(len(row[name]) for row in rows) for name in columns}
     for row in rows:
-        print("  ".join(cell.ljust(widths[name]) for name, cell in row.items()).rstrip())
+        print("  ".join(row[name].ljust(widths[name]) for name in columns).rstrip())
 
 
 @app.command
