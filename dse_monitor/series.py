@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dse_monitor.metric.components import Components
 from dse_monitor.record import Evaluation
 
 Floats = NDArray[np.float64]
@@ -143,12 +142,12 @@ class Series:
 def in_training_order(evaluations: Iterable[Evaluation]) -> tuple[list[Evaluation], str]:
     """The comparable scored evaluations in training order, one per position, and the axis of that order."""
     by_age = sorted(
-        (e for e in evaluations if _is_measured(e)), key=lambda e: e.seq
+        (e for e in evaluations if is_measured(e)), key=lambda e: e.seq
     )  # stable: ties keep their order
     if not by_age:
         return [], "epoch"
-    fingerprint = _fingerprint(by_age[-1])
-    by_age = [e for e in by_age if _fingerprint(e) == fingerprint]
+    settings = by_age[-1].settings
+    by_age = [e for e in by_age if e.settings is settings or e.settings == settings]
     axis = axis_of(by_age)
     if axis == "order":
         return by_age, axis
@@ -171,21 +170,11 @@ def position(evaluation: Evaluation, axis: str, order: int = 0) -> float:
     return float(done)
 
 
-def is_finite(components: Components) -> bool:
-    """Whether the two terms of DSE are numbers."""
-    return math.isfinite(components.separability) and math.isfinite(components.m_dim)
-
-
-def _is_measured(evaluation: Evaluation) -> bool:
-    return (
-        evaluation.status == "scored"
-        and evaluation.components is not None
-        and is_finite(evaluation.components)
-    )
-
-
-def _fingerprint(evaluation: Evaluation) -> str:
-    return evaluation.settings.fingerprint if evaluation.settings is not None else ""
+def is_measured(evaluation: Evaluation) -> bool:
+    """Whether an evaluation has a place on a line: scored, with finite terms."""
+    if evaluation.status != "scored" or evaluation.components is None:
+        return False
+    return math.isfinite(evaluation.components.separability) and math.isfinite(evaluation.components.m_dim)
 
 
 def _spread(values: Floats) -> float:

@@ -15,7 +15,9 @@ true then.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,7 +90,10 @@ class AlertBook:
         self.run = run
         self.rules = rules or Rules()
         self._causes = causes
-        self._known: dict[tuple[Any, ...], Evaluation] = {}
+        self._known: set[tuple[Any, ...]] = set()
+        self._by_age: list[Evaluation] = []
+        self._any_invalid = False
+        self._last_time = -math.inf
         self._trace = Trace(self.rules)
         self._said = {rule: _Said() for rule in KINDS}
         self._sent: list[float] = []
@@ -147,9 +152,13 @@ class AlertBook:
         """
         first = not self._known
         added = [e for e in evaluations if _identity(e) not in self._known]
-        self._known.update((_identity(e), e) for e in added)
+        for e in added:
+            self._known.add(_identity(e))
+            bisect.insort(self._by_age, e, key=lambda e: e.seq)
+            self._any_invalid |= e.status == "invalid"
+            self._last_time = max(self._last_time, e.wall_time)
         if added:
-            self._trace.update(list(self._known.values()))
+            self._trace.update(self._by_age, added)
         self._stale = self._is_stale(now)
         current = self._current()
         self._end_silences(current, now)
@@ -196,16 +205,14 @@ class AlertBook:
             "plateau": Status(status="firing" if plateau else "inactive", severity="info", unknown=unknown),
         }
 
-    def _by_age(self) -> list[Evaluation]:
-        return sorted(self._known.values(), key=lambda e: e.seq)
-
     def _newest_failed(self) -> bool:
-        known = self._by_age()
-        return bool(known) and known[-1].status == "failed"
+        return bool(self._by_age) and self._by_age[-1].status == "failed"
 
     def _in_order(self) -> list[Evaluation]:
-        """Scored and invalid evaluations in training order, as far as they say where they stand."""
-        known = [e for e in self._by_age() if e.status != "failed"]
+        """Scored and invalid evaluations in training order; empty as long as none is invalid."""
+        if not self._any_invalid:
+            return []
+        known = [e for e in self._by_age if e.status != "failed"]
         axis = self._trace.axis
         if axis == "order" or any(
             (e.source.epoch if axis == "epoch" else e.source.step) is None for e in known
@@ -214,19 +221,17 @@ class AlertBook:
         return sorted({position(e, axis): e for e in known}.values(), key=lambda e: position(e, axis))
 
     def _invalid_streak(self) -> int:
-        return _trailing([e.status == "invalid" for e in self._in_order()])
+        return len(list(_trailing(self._in_order(), "invalid")))
 
     def _failed_streak(self) -> int:
         """Files that failed since the last success; one that fails again and again counts once."""
-        known = self._by_age()
-        count = _trailing([e.status == "failed" for e in known])
-        return len({e.source.path for e in known[len(known) - count :]})
+        return len({e.source.path for e in _trailing(self._by_age, "failed")})
 
     def _is_stale(self, now: float) -> bool:
-        times = np.sort([e.wall_time for e in self._known.values() if e.wall_time > 0])
-        if not self.rules.stale_seconds or len(times) < 2:
+        if not self.rules.stale_seconds or now - self._last_time <= self.rules.stale_seconds:
             return False
-        return now - times[-1] > max(self.rules.stale_seconds, 4 * float(np.median(np.diff(times))))
+        times = np.sort([e.wall_time for e in self._by_age if e.wall_time > 0])
+        return len(times) > 1 and now - self._last_time > 4 * float(np.median(np.diff(times)))
 
     # What to say.
 
@@ -307,7 +312,7 @@ class AlertBook:
         """The evaluations a rule looks at, the newest last."""
         if rule in ("degradation", "plateau"):
             return self._trace.evaluations
-        return self._in_order() if rule == "non-finite" else self._by_age()
+        return self._in_order() if rule == "non-finite" else self._by_age
 
     def _with_drop(self, alert: Alert, series: Series, *, still: bool) -> Alert:
         assert series.best is not None
@@ -347,7 +352,7 @@ class AlertBook:
         if rule == "stale":
             if ended:
                 return f"A new checkpoint came: {path}."
-            hours = (now - max(e.wall_time for e in self._known.values())) / HOUR
+            hours = (now - self._last_time) / HOUR
             return (
                 f"No new checkpoint for {hours:.1f} hours; the last is {path}. Has the run ended or stopped?"
             )
@@ -406,11 +411,6 @@ def _parse(alert: Alert) -> tuple[str, int, str]:
         return alert.kind, 1, alert.status
 
 
-def _trailing(flags: Sequence[bool]) -> int:
-    """How many at the end are true."""
-    count = 0
-    for flag in reversed(flags):
-        if not flag:
-            break
-        count += 1
-    return count
+def _trailing(evaluations: Sequence[Evaluation], status: str) -> Iterable[Evaluation]:
+    """Those at the end that have a status, the newest first."""
+    return itertools.takewhile(lambda e: e.status == status, reversed(evaluations))

@@ -7,14 +7,17 @@ training order first. Only what changed since the last look is judged again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import itertools
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dse_monitor.alerts.rules import Judgement, Rules, judge
 from dse_monitor.record import Evaluation
-from dse_monitor.series import adaptive_lambda, in_training_order, position
+from dse_monitor.series import adaptive_lambda, in_training_order, is_measured, position
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,35 +114,65 @@ class Trace:
         self.axis = "epoch"
         self.x = np.zeros(0)
         self.phases: list[Phase] = []
+        self._columns = np.zeros((5, 0))
 
     @property
     def phase(self) -> Phase:
         """Where the run stands now."""
         return self.phases[-1] if self.phases else Phase()
 
-    def update(self, evaluations: Sequence[Evaluation]) -> None:
-        """Judge what is new, given everything known of the run."""
-        chosen, axis = lineage(evaluations)
-        same = 0
-        if axis == self.axis:
-            while same < min(len(chosen), len(self.evaluations)) and chosen[same] is self.evaluations[same]:
-                same += 1
+    def update(self, evaluations: Collection[Evaluation], added: Sequence[Evaluation] | None = None) -> None:
+        """Judge what is new, given everything known of the run.
+
+        Args:
+            evaluations: all of them, in any order.
+            added: those that were not there at the last update, if known: a run that just grew is not sorted
+                again.
+        """
+        if added is not None and len(added) == 1 and self._grows_by(added[0]):
+            chosen, axis, same = [*self.evaluations, added[0]], self.axis, len(self.evaluations)
+            self._columns = np.hstack([self._columns, _columns(added)])
+            self.x = np.append(self.x, position(added[0], axis))
+        elif added is not None and not any(is_measured(e) for e in added):
+            return
+        else:
+            chosen, axis = lineage(evaluations)
+            same = self._shared(chosen) if axis == self.axis else 0
+            self._columns = _columns(chosen)
+            self.x = np.array([position(e, axis, k) for k, e in enumerate(chosen, 1)], np.float64)
         self.evaluations, self.axis = chosen, axis
-        self.x = np.array([position(e, axis, k) for k, e in enumerate(chosen, 1)], np.float64)
         del self.phases[same:]
-        parts = [e.components for e in chosen if e.components is not None]
-        separability = np.array([c.separability for c in parts])
-        m_dim = np.array([c.m_dim for c in parts])
-        variance = np.array([c.separability_se for c in parts]) ** 2
-        dim_variance = np.array([c.m_dim_se for c in parts]) ** 2
-        covariance = np.array([c.separability_dim_cov for c in parts])
-        start = 1 if len(parts) > 1 and self.x[0] == 0 else 0  # an untrained network is nobody's best
         for n in range(same + 1, len(chosen) + 1):
-            s, d = separability[:n], m_dim[:n]
-            lam = adaptive_lambda(s, d) if self.rules.lam is None else self.rules.lam
-            squared = variance[:n] + lam**2 * dim_variance[:n] + 2 * lam * covariance[:n]
-            line = slice(min(start, n - 1), n)
-            judgement = judge(
-                self.x[line], (s + lam * d)[line], np.sqrt(np.maximum(squared, 0))[line], self.rules
-            )
-            self.phases.append(step(self.phase, judgement, n - 1, self.rules))
+            self.phases.append(step(self.phase, self._judge(n), n - 1, self.rules))
+
+    def _grows_by(self, new: Evaluation) -> bool:
+        """Whether an evaluation simply stands behind all others."""
+        if not self.evaluations or self.axis == "order" or not is_measured(new):
+            return False
+        done = new.source.epoch if self.axis == "epoch" else new.source.step
+        ahead = done is not None and math.isfinite(done) and done > self.x[-1]
+        newest = new.seq > max(e.seq for e in self.evaluations)
+        return ahead and newest and new.settings == self.evaluations[-1].settings
+
+    def _shared(self, chosen: Sequence[Evaluation]) -> int:
+        """How many at the beginning are what they were."""
+        pairs = zip(chosen, self.evaluations, strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] is pair[1], pairs))
+
+    def _judge(self, n: int) -> Judgement:
+        """The judgement on the first n checkpoints, at the lambda of that time."""
+        separability, m_dim, variance, dim_variance, covariance = self._columns[:, :n]
+        lam = adaptive_lambda(separability, m_dim) if self.rules.lam is None else self.rules.lam
+        error = np.sqrt(np.maximum(variance + lam**2 * dim_variance + 2 * lam * covariance, 0))
+        start = 1 if n > 1 and self.x[0] == 0 else 0  # an untrained network is nobody's best
+        line = slice(start, n)
+        return judge(self.x[line], (separability + lam * m_dim)[line], error[line], self.rules)
+
+
+def _columns(evaluations: Sequence[Evaluation]) -> NDArray[np.float64]:
+    """Separability, M_dim, the variances of their errors and the covariance [5, n]."""
+    parts = [e.components for e in evaluations if e.components is not None]
+    rows = [
+        (c.separability, c.m_dim, c.separability_se**2, c.m_dim_se**2, c.separability_dim_cov) for c in parts
+    ]
+    return np.array(rows, np.float64).reshape(-1, 5).T
