@@ -17,6 +17,7 @@ from trainers import backbones, optim, teacher, views
 from trainers.centre import Centre, updated_centre
 from trainers.heads import DINOHead
 from trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
+from trainers.networks import multicrop_features
 from trainers.objectives import centred_softmax, mean_over_distinct, pair_cross_entropies
 
 
@@ -149,10 +150,8 @@ class Network(nn.Module):
 
     def forward(self, images: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Crops [B, 3, h, w], equal sizes adjacent -> logits [V * B, K], first size's tokens [B', N, D]."""
-        sizes = list(dict.fromkeys(image.shape[-1] for image in images))
-        batches = [torch.cat([image for image in images if image.shape[-1] == size]) for size in sizes]
-        outputs = [backbones.features(self.backbone, batch) for batch in batches]
-        return self.head(torch.cat([output.pooled for output in outputs])), outputs[0].dense
+        pooled, dense = multicrop_features(self.backbone, images)
+        return self.head(pooled), dense
 
 
 class DINO(Method):
@@ -232,13 +231,8 @@ class DINO(Method):
 
     def after_backward(self, progress: Progress) -> None:
         """Clip each tensor by itself; then leave the prototypes out of the step while they are frozen."""
-        named = [(name, p) for name, p in self.student.named_parameters() if p.grad is not None]
-        if self.recipe.clip:
-            optim.clip_each([p.grad for _, p in named if p.grad is not None], self.recipe.clip)
-        if progress.epoch < self.recipe.freeze_last_layer:
-            for name, p in named:
-                if "last_layer" in name:
-                    p.grad = None
+        frozen = progress.epoch < self.recipe.freeze_last_layer
+        optim.clip_and_freeze(self.student, self.recipe.clip, "last_layer" if frozen else None)
 
     def after_step(self, progress: Progress) -> None:
         """Teacher and centre follow."""
