@@ -2,10 +2,10 @@
 
     python benchmarks/metric.py [--images 128 1024] [--device cuda] [--repeats 5] [--released-images 16]
 
-The forward pass is ViT-S/16 at 224 pixels (timm, random weights) over as many images as are measured, 32 at
-a time. Runs are interleaved and medians compared, so that a busy machine slows both. The released structure is
-the tests' oracle: one k-means for each image and group, one SVD for each cluster and position; it is timed on few
-images and scaled up.
+The forward pass is ViT-S/16 at 224 pixels (timm, random weights) over as many images as are measured, 32 at a
+time. Runs are interleaved and medians compared, so that a busy machine slows both. The released structure is the
+oracle of the tests: one k-means for each image and group, one SVD for each cluster and position; it is timed on
+few images and scaled up.
 """
 
 from __future__ import annotations
@@ -95,9 +95,7 @@ def main() -> None:
                 network.forward_features(pixels)
 
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, 196 tokens of width 384")
-    print(
-        f"{'images':>7} {'metric s':>9} {'forward s':>10} {'ratio':>7} {'released s':>11} {'times':>6} {'extra MB':>9}"
-    )
+    print(print(" images  metric s  forward s   ratio  released s  times  extra MB"))
     for images in options.images:
         features = features_of(images, device=device)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -2,9 +2,9 @@
 
     python benchmarks/regularizer.py [--images 32] [--repeats 5]
 
-lightly (1.6 or later) is compared where it is installed. The step is a DINO-like one of ViT-S/16: the
-teacher's forward pass of two views of 224 pixels, the student's of these and of eight of 96, and its backward
-pass; the term is taken of the student's patch tokens of one large view. Runs are interleaved and medians compared.
+lightly (1.6 or later) is compared where it is installed. The step is a DINO-like one of ViT-S/16: the forward
+pass of a teacher over two views of 224 pixels, that of a student over these and eight of 96, and its backward
+pass; the term is taken of the patch tokens of one large view. Runs are interleaved and medians compared.
 """
 
 from __future__ import annotations
