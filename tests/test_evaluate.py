@@ -16,8 +16,7 @@ from dse_monitor import images, scenes
 from dse_monitor.checkpoints import load_encoder
 from dse_monitor.errors import DeviceError, ImagesError
 from dse_monitor.evaluate import Evaluator, Probe, batches, is_constant, resolve_device
-from dse_monitor.metric import average, measure
-from dse_monitor.metric import companions
+from dse_monitor.metric import average, companions, measure
 from dse_monitor.record import evaluation_from_json, to_json
 
 
