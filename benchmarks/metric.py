@@ -2,10 +2,10 @@
 
     python benchmarks/metric.py [--images 128 1024] [--device cuda] [--repeats 5] [--released-images 16]
 
-The forward pass is ViT-S/16 at 224 pixels (timm, random weights) over as many images as are measured, 32 at a
-time. Runs are interleaved and medians compared, so that a busy machine slows both. The released structure is the
-oracle of the tests: one k-means for each image and group, one SVD for each cluster and position; it is timed on
-few images and scaled up.
+The forward pass is ViT-S/16 at 224 pixels (timm, random weights) over as many images as are measured, 32 at
+a time. Runs are interleaved and medians compared, so a busy machine slows both. The released structure is the
+oracle of the tests: one k-means for each image and group, one SVD for each cluster and position; timed on few
+images, scaled up.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def main() -> None:
         scaled = times.get("released", float("nan")) * images / options.released_images
         print(
             f"{images:7d} {times['metric']:9.3f} {times['forward']:10.3f} "
-            f"{times['metric'] / times['forward']:7.1%} {scaled:11.2f} {scaled / times['metric']:6.1f} {extra:9.0f}"
+            f"{times['metric'] / times['forward']:7.1%} {scaled:11.2f} "
+            f"{scaled / times['metric']:6.1f} {extra:9.0f}"
         )
 
 
