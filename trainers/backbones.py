@@ -113,6 +113,8 @@ def describe(
 
 def build(spec: Backbone, **kwargs: Any) -> nn.Module:
     """A new network with timm's initialisation; ``kwargs`` (drop_path_rate, ...) stay undescribed."""
+    if spec.family == "swin":
+        kwargs = {"drop_path_rate": 0.0, **kwargs}  # timm's own default is 0.1, which a teacher must not have
     model: Any = timm.create_model(spec.name, num_classes=0, **{**spec.kwargs, **kwargs})
     if spec.family == "vit":
         model.patch_embed.strict_img_size = False  # crops of several sizes share one network

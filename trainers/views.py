@@ -163,7 +163,8 @@ class StrongCrop:
             "translate_const": int(0.45 * self.size),
             "img_mean": tuple(min(255, round(255 * x)) for x in IMAGENET_MEAN),
             "interpolation": Image.Resampling.BICUBIC,
-            "magnitude_max": 9.999,  # at 10, one draw in forty, posterising keeps 0 bits, which Pillow refuses
+            # at 10, one draw in forty, posterising would keep 0 bits, which Pillow refuses
+            "magnitude_max": 9.999,
         }
         return rand_augment_transform(self.randaugment, settings)
 

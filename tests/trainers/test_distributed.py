@@ -13,6 +13,8 @@ import torch
 
 from trainers import saving
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]  # three interpreters load torch
+
 SCRIPT = Path(__file__).with_name("two_processes.py")
 EXACT = ("dino",)
 

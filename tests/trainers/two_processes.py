@@ -21,7 +21,7 @@ ROWS, WIDTH = 8, 5
 
 
 def first_gradients(name: str, out: Path) -> dict[str, torch.Tensor]:
-    """Gradients, centres and the mean loss of the first step of a method's tiny preset, 8 images over all processes."""
+    """Gradients, statistics and mean loss of the first step of a tiny preset, 8 images over all processes."""
     method_type = load(name)
     recipe = method_type.recipe_type.tiny()
     for field, value in {"batch_size": 8, "drop_path": 0.0, "freeze_last_layer": 0}.items():
