@@ -25,6 +25,7 @@ The plain scalars carry the true step and may be thinned by TensorBoard.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -54,6 +55,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from dse_monitor import series
 from dse_monitor.errors import OutputError
+from dse_monitor.metric.components import Components
 from dse_monitor.record import (
     PLUGIN,
     PLUGIN_STATE,
@@ -73,6 +75,11 @@ from dse_monitor.record import (
 EVENTS_PER_TAG = 10  # what both of TensorBoard's loaders keep without being asked
 
 
+_COMPONENT_COLUMNS = [
+    name for name in POINT_COLUMNS if name in {f.name for f in dataclasses.fields(Components)}
+]
+
+
 def point(evaluation: Evaluation) -> list[float]:
     """The row of an evaluation, in the order of POINT_COLUMNS; NaN where a number is missing."""
     source, settings = evaluation.source, evaluation.settings
@@ -89,11 +96,9 @@ def point(evaluation: Evaluation) -> list[float]:
         "file": int(hashlib.sha256(source.path.encode("utf-8", "replace")).hexdigest()[:12], 16),
     }
     if evaluation.status == "scored" and evaluation.components is not None:
-        row.update(
-            {name: value for name, value in to_json(evaluation.components).items() if name in POINT_COLUMNS}
-        )
+        row.update({name: getattr(evaluation.components, name) for name in _COMPONENT_COLUMNS})
     values = [row.get(name) for name in POINT_COLUMNS]
-    return [math.nan if value is None else float(value) for value in values]
+    return [math.nan if value is None or not math.isfinite(value) else float(value) for value in values]
 
 
 def metadata(evaluation: Evaluation) -> dict[str, Any]:
@@ -267,7 +272,7 @@ class EventWriter:
             if first:
                 value.metadata.CopyFrom(_describe(PLUGIN, "See tb_plugin/http_api.md."))
             values.append(value)
-        self._append(Event(wall_time=record.wall_time, step=step, summary=Summary(value=values)))
+        self._append(Event(wall_time=_time(record), step=step, summary=Summary(value=values)))
 
     def _remember(self, evaluation: Evaluation) -> None:
         """Keep what the adaptive lambda needs, one series per settings."""
@@ -299,7 +304,7 @@ class EventWriter:
         source = evaluation.source
         position = source.step if source.step is not None else source.epoch
         step = len(known) if position is None else round(position)
-        self._append(Event(wall_time=evaluation.wall_time, step=step, summary=Summary(value=values)))
+        self._append(Event(wall_time=_time(evaluation), step=step, summary=Summary(value=values)))
 
 
 _SCALAR_TEXT = {
@@ -457,6 +462,11 @@ class _Growing:
     def columns(self) -> tuple[np.ndarray, np.ndarray]:
         rows = self._rows[: self._count]
         return rows[:, 0], rows[:, 1]
+
+
+def _time(record: Evaluation | Alert) -> float:
+    """Time of an event; TensorBoard drops events whose time is no number."""
+    return record.wall_time if math.isfinite(record.wall_time) else 0.0
 
 
 def _describe(plugin: str, text: str, data_class: Any = DATA_CLASS_TENSOR) -> SummaryMetadata:

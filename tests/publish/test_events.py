@@ -1,5 +1,6 @@
 """What lies in the event file, read back with TensorBoard's own loader; and what a full disk does."""
 
+import dataclasses
 import json
 import math
 import struct
@@ -140,6 +141,12 @@ def test_scalars_carry_the_true_step_and_the_lambda_of_their_time(tmp_path):
     # separability rises by 0.01, m_dim falls by 0.02 per epoch: lambda is 0.5 once three points tell
     expected = [records[0].components.dse(1), records[1].components.dse(1), records[2].components.dse(0.5)]
     assert [score for _, score in found] == pytest.approx(expected, rel=1e-6)  # float32
+
+
+def test_event_of_a_record_without_a_time_is_readable(tmp_path):
+    write(tmp_path, [dataclasses.replace(evaluation(1), wall_time=math.inf)])
+    (path,) = tmp_path.glob("*tfevents*")
+    assert all(math.isfinite(event.wall_time) for event in EventFileLoader(str(path)).Load())
 
 
 def test_a_record_without_a_sequence_number_is_refused(tmp_path):
