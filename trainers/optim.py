@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainers.method import ParameterGroup, Recipe
+from trainers.method import ParameterGroup, Plan, Recipe
 
 # Optimisers -------------------------------------------------------------------------------------------------
 
@@ -268,3 +268,27 @@ def epoch_table(
 def constant(value: float, steps: int) -> np.ndarray:
     """One value at every step."""
     return np.full(steps, value, dtype=np.float64)
+
+
+def distillation(recipe: Any, plan: Plan) -> dict[str, np.ndarray]:
+    """The schedules of DINO's family: per iteration, but the teacher's temperature per epoch.
+
+    Args:
+        recipe: must have ``lr`` (per 256 images), ``final_lr``, ``weight_decay``, ``final_weight_decay``,
+            ``warmup_epochs``, ``teacher_momentum`` (a cosine takes it to 1), ``warmup_teacher_temperature``,
+            ``teacher_temperature`` and ``teacher_temperature_epochs``.
+        plan: the run.
+    """
+    r, steps, warmup = recipe, plan.total_steps, recipe.warmup_epochs * plan.steps_per_epoch
+    return {
+        "lr": linspace_cosine(r.lr * plan.batch_size / 256, r.final_lr, steps, warmup_steps=warmup),
+        "weight_decay": linspace_cosine(r.weight_decay, r.final_weight_decay, steps),
+        "teacher_momentum": linspace_cosine(r.teacher_momentum, 1.0, steps),
+        "teacher_temperature": epoch_table(
+            r.warmup_teacher_temperature,
+            r.teacher_temperature,
+            r.teacher_temperature_epochs,
+            plan.epochs,
+            plan.steps_per_epoch,
+        ),
+    }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
-from trainers.method import Method
+if TYPE_CHECKING:
+    from trainers.method import Method
 
 METHODS: dict[str, str] = {
     "mocov3": "MoCoV3",

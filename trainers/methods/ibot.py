@@ -333,19 +333,16 @@ class IBOT(Method):
 
     def schedules(self, plan: Plan) -> dict[str, np.ndarray]:
         """Per iteration, but the temperatures per epoch."""
-        r, steps = self.recipe, plan.total_steps
-        warmup = r.warmup_epochs * plan.steps_per_epoch
-
-        def temperatures(end: float) -> np.ndarray:
-            start, rising = r.warmup_teacher_temperature, r.teacher_temperature_epochs
-            return optim.epoch_table(start, end, rising, plan.epochs, plan.steps_per_epoch)
-
+        r = self.recipe
         return {
-            "lr": optim.linspace_cosine(r.lr * plan.batch_size / 256, r.final_lr, steps, warmup_steps=warmup),
-            "weight_decay": optim.linspace_cosine(r.weight_decay, r.final_weight_decay, steps),
-            "teacher_momentum": optim.linspace_cosine(r.teacher_momentum, 1.0, steps),
-            "teacher_temperature": temperatures(r.teacher_temperature),
-            "teacher_patch_temperature": temperatures(r.teacher_patch_temperature),
+            **optim.distillation(r, plan),
+            "teacher_patch_temperature": optim.epoch_table(
+                r.warmup_teacher_temperature,
+                r.teacher_patch_temperature,
+                r.teacher_temperature_epochs,
+                plan.epochs,
+                plan.steps_per_epoch,
+            ),
         }
 
     def parameter_groups(self) -> list[ParameterGroup]:

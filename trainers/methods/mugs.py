@@ -422,20 +422,7 @@ class Mugs(Method):
 
     def schedules(self, plan: Plan) -> dict[str, np.ndarray]:
         """Per iteration, but the temperature per epoch."""
-        r, steps = self.recipe, plan.total_steps
-        warmup = r.warmup_epochs * plan.steps_per_epoch
-        return {
-            "lr": optim.linspace_cosine(r.lr * plan.batch_size / 256, r.final_lr, steps, warmup_steps=warmup),
-            "weight_decay": optim.linspace_cosine(r.weight_decay, r.final_weight_decay, steps),
-            "teacher_momentum": optim.linspace_cosine(r.teacher_momentum, 1.0, steps),
-            "teacher_temperature": optim.epoch_table(
-                r.warmup_teacher_temperature,
-                r.teacher_temperature,
-                r.teacher_temperature_epochs,
-                plan.epochs,
-                plan.steps_per_epoch,
-            ),
-        }
+        return optim.distillation(self.recipe, plan)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """As DINO's two groups, each split again: the patch projection learns more slowly."""

@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainers import optim
-from trainers.method import ParameterGroup, Plan
+from trainers.method import Plan
 from trainers.methods.barlowtwins import (
     BarlowTwins,
     BarlowTwinsRecipe,
@@ -53,25 +52,15 @@ def test_schedules_equal_official(g):
     np.testing.assert_allclose(schedules["lr_biases"], g["sched.lr_biases_per_step"].numpy(), rtol=1e-9)
 
 
-def test_optimiser_steps_equal_official(g):
-    parameters = {
-        name: nn.Parameter(g[f"lars.{name}0"].clone()) for name in ("weight", "bias", "zero_weight")
-    }
-    groups = [
-        ParameterGroup("weights", [(n, p) for n, p in parameters.items() if p.ndim > 1]),
-        ParameterGroup("biases", [("bias", parameters["bias"])], adapt=False),
-    ]
-    optimizer = optim.build(BarlowTwinsRecipe(sgd_momentum=g["lars.momentum"]), groups)
-    weights, biases = optimizer.param_groups
-    weights.update(lr=g["lars.lr_weights"], weight_decay=g["lars.weight_decay"])
-    biases.update(lr=g["lars.lr_biases"], weight_decay=0.0)
-    for step in range(3):
-        for name, parameter in parameters.items():
-            parameter.grad = g[f"lars.grad_{name}"][step].clone()
-        optimizer.step()
-        for name, parameter in parameters.items():
-            expected = g[f"lars.{name}_after"][step]
-            torch.testing.assert_close(parameter.data, expected, rtol=1e-5, atol=1e-7)
+def test_optimiser_steps_equal_official(g, layerwise_steps):
+    recipe = BarlowTwinsRecipe(sgd_momentum=g["lars.momentum"])
+    layerwise_steps(
+        g,
+        "lars",
+        recipe,
+        {"lr": g["lars.lr_weights"], "weight_decay": g["lars.weight_decay"]},
+        {"lr": g["lars.lr_biases"]},
+    )
 
 
 def test_one_dimensional_parameters_have_their_own_rate_and_no_decay():

@@ -7,7 +7,7 @@ from torch import nn
 
 from trainers import optim, teacher
 from trainers.heads import mlp
-from trainers.method import ParameterGroup, Plan
+from trainers.method import Plan
 from trainers.methods.byol import BYOL, BYOLRecipe, byol_loss
 from trainers.networks import Projected
 
@@ -53,25 +53,11 @@ def test_steps_are_counted_from_images_not_from_batches():
     assert momentum[-1] < optim.linspace_cosine(0.98, 1.0, 40)[-1]  # the authors count 43 steps
 
 
-def test_optimiser_steps_equal_official(g):
-    parameters = {
-        name: nn.Parameter(g[f"lars.{name}0"].clone()) for name in ("weight", "bias", "zero_weight")
-    }
-    groups = [
-        ParameterGroup("weights", [(n, p) for n, p in parameters.items() if p.ndim > 1]),
-        ParameterGroup("exempt", [("bias", parameters["bias"])], adapt=False),
-    ]
-    optimizer = optim.build(BYOLRecipe(sgd_momentum=g["lars.momentum"]), groups)
-    weights, exempt = optimizer.param_groups
-    weights.update(lr=g["lars.lr"], weight_decay=g["lars.weight_decay"])
-    exempt.update(lr=g["lars.lr"], weight_decay=0.0)
-    for step in range(3):
-        for name, parameter in parameters.items():
-            parameter.grad = g[f"lars.grad_{name}"][step].clone()
-        optimizer.step()
-        for name, parameter in parameters.items():
-            expected = g[f"lars.{name}_after"][step]
-            torch.testing.assert_close(parameter.data, expected, rtol=1e-5, atol=1e-7)
+def test_optimiser_steps_equal_official(g, layerwise_steps):
+    recipe = BYOLRecipe(sgd_momentum=g["lars.momentum"])
+    layerwise_steps(
+        g, "lars", recipe, {"lr": g["lars.lr"], "weight_decay": g["lars.weight_decay"]}, {"lr": g["lars.lr"]}
+    )
 
 
 class Convolution(nn.Module):

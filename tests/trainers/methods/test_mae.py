@@ -75,6 +75,7 @@ def test_whole_forward_and_backward_equal_official(g):
         embed_dim=g["embed_dim"],
         depth=g["depth"],
         num_heads=g["num_heads"],
+        mlp_ratio=g["mlp_ratio"],
     )
     decoder = Decoder(g["embed_dim"], g["img_size"] // g["patch_size"], g["patch_size"], recipe)
     student = Autoencoder(backbones.build(spec), decoder)

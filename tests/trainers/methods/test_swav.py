@@ -5,11 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from trainers import optim
-from trainers.method import ParameterGroup, Plan, Progress, Views
+from trainers.method import Plan, Progress, Views
 from trainers.methods.swav import (
     SwAV,
     SwAVRecipe,
@@ -73,20 +71,9 @@ def test_schedule_equals_official(g):
     np.testing.assert_allclose(schedules["lr"], g["sched.lr_per_step"].numpy(), rtol=1e-9)
 
 
-def test_optimiser_steps_equal_official(g):
-    parameters = {
-        name: nn.Parameter(g[f"larc.{name}0"].clone()) for name in ("weight", "bias", "zero_weight")
-    }
+def test_optimiser_steps_equal_official(g, layerwise_steps):
     recipe = SwAVRecipe(sgd_momentum=g["larc.momentum"])
-    optimizer = optim.build(recipe, [ParameterGroup("all", list(parameters.items()))])
-    optimizer.param_groups[0].update(lr=g["larc.lr"], weight_decay=g["larc.weight_decay"])
-    for step in range(3):
-        for name, parameter in parameters.items():
-            parameter.grad = g[f"larc.grad_{name}"][step].clone()
-        optimizer.step()
-        for name, parameter in parameters.items():
-            expected = g[f"larc.{name}_after"][step]
-            torch.testing.assert_close(parameter.data, expected, rtol=1e-5, atol=1e-7)
+    layerwise_steps(g, "larc", recipe, {"lr": g["larc.lr"], "weight_decay": g["larc.weight_decay"]})
 
 
 def test_prototypes_sit_out_the_first_steps():
