@@ -17,7 +17,6 @@ from dse_monitor.errors import DeviceError, FeatureError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dse_monitor.checkpoints.network import Network
     from dse_monitor.record import Source
 
 # Images per forward pass; ours. A ViT-S/16 needs about 20 MB of activations per image, so both leave room for
@@ -39,6 +38,7 @@ class Encoder:
         std: per-channel standard deviation divided by.
         num_tokens: N at `image_size`.
         width: D.
+        any_size: whether images of other sizes are possible.
         notes: what was assumed or left out when the file was read, in full sentences.
         non_finite: names of tensors that hold NaN or infinite values; empty for a healthy checkpoint.
     """
@@ -46,23 +46,32 @@ class Encoder:
     def __init__(
         self,
         module: nn.Module,
-        network: Network,
         source: Source,
         *,
+        tokens: Callable[[nn.Module, Tensor], Tensor],
+        num_tokens: int,
+        width: int,
+        image_size: int,
+        any_size: bool = False,
+        convolutional: bool = False,
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
         notes: tuple[str, ...] = (),
         non_finite: tuple[str, ...] = (),
     ):
         self.module = module.eval().requires_grad_(False)
-        self.network = network
         self.source = source
-        self.arch = network.description
+        self.arch = source.arch
         self.epoch = source.epoch
         self.step = source.step
-        self.image_size = network.image_size
-        self.mean = network.mean
-        self.std = network.std
-        self.num_tokens = network.num_tokens
-        self.width = network.width
+        self.image_size = image_size
+        self.mean = mean
+        self.std = std
+        self.num_tokens = num_tokens
+        self.width = width
+        self.any_size = any_size
+        self._tokens = tokens
+        self._channels_last = convolutional  # faster on CUDA for convolutions
         self.notes = list(notes)
         self.non_finite = non_finite
         self.device = torch.device("cpu")
@@ -79,7 +88,7 @@ class Encoder:
         device = torch.device(device)
         try:
             self.module.to(device)
-            if self.network.convolutional and device.type == "cuda":
+            if self._channels_last and device.type == "cuda":
                 self.module.to(memory_format=torch.channels_last)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise DeviceError(
@@ -109,12 +118,12 @@ class Encoder:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be [B, 3, H, W], not {list(images.shape)}")
         height, width = images.shape[-2:]
-        if not self.network.any_size and (height, width) != (self.image_size, self.image_size):
+        if not self.any_size and (height, width) != (self.image_size, self.image_size):
             raise FeatureError(
-                f"{self.arch} has learned positions for {self.image_size}x{self.image_size} pixels and was given "
-                f"{height}x{width}; crop the images to {self.image_size}"
+                f"{self.arch} has learned positions for {self.image_size}x{self.image_size} pixels and was "
+                f"given {height}x{width}; crop the images to {self.image_size}"
             )
-        tokens = self.network.tokens(self.module, images.to(self.device))
+        tokens = self._tokens(self.module, images.to(self.device))
         if tokens.ndim != 3 or tokens.shape[0] != images.shape[0]:
             raise FeatureError(f"{self.arch} returned {list(tokens.shape)} instead of [B, N, D]")
         return tokens
@@ -163,8 +172,8 @@ class Encoder:
             except torch.OutOfMemoryError as error:
                 if size == 1:
                     raise DeviceError(
-                        f"{self.device} has no room for a single image through {self.arch}: {_first_line(error)}. "
-                        "Free memory, or use --device cpu"
+                        f"{self.device} has no room for a single image through {self.arch}: "
+                        f"{_first_line(error)}. Free memory, or use --device cpu"
                     ) from error
                 size = max(1, min(size, total - done) // 2)
                 _release(self.device)
@@ -186,7 +195,7 @@ class Encoder:
         mean = torch.tensor(self.mean, device=self.device).view(3, 1, 1) * 255
         std = torch.tensor(self.std, device=self.device).view(3, 1, 1) * 255
         images = (images - mean) / std
-        if self.network.convolutional and self.device.type == "cuda":
+        if self._channels_last and self.device.type == "cuda":
             images = images.contiguous(memory_format=torch.channels_last)
         half = precision != "float32"
         with torch.autocast(self.device.type, dtype=PRECISIONS[precision]) if half else nullcontext():

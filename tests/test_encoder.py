@@ -8,8 +8,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from dse_monitor.checkpoints.architecture import build, recognise
+from dse_monitor.checkpoints.load import assembled
 from dse_monitor.checkpoints.network import Hints
-from dse_monitor.encoder import MICRO_BATCH, Encoder
+from dse_monitor.encoder import MICRO_BATCH
 from dse_monitor.errors import DeviceError, FeatureError
 from dse_monitor.record import Source
 
@@ -22,13 +23,16 @@ def encoder_of(family, model, **hints):
     network = recognise(family, {name: tuple(t.shape) for name, t in state.items()}, Hints(**hints))
     module = build(network)
     module.load_state_dict(state, assign=True)
-    return Encoder(module, network, Source(path="model.pth", epoch=3.0, step=70, layout="plain"))
+    source = Source(path="model.pth", epoch=3.0, step=70, layout="plain", arch=network.description)
+    return assembled(module, network, source)
 
 
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return VisionTransformer(img_size=SIZE, patch_size=4, embed_dim=24, depth=2, num_heads=4, num_classes=0).eval()
+    return VisionTransformer(
+        img_size=SIZE, patch_size=4, embed_dim=24, depth=2, num_heads=4, num_classes=0
+    ).eval()
 
 
 @pytest.fixture
@@ -116,7 +120,9 @@ def test_default_micro_batch_larger_than_the_images_is_halved_from_what_was_trie
 
 
 def test_no_room_for_one_image_says_what_to_do(encoder, pixels):
-    with pytest.raises(DeviceError, match=r"cpu has no room for a single image through vit 24x2.*--device cpu"):
+    with pytest.raises(
+        DeviceError, match=r"cpu has no room for a single image through vit 24x2.*--device cpu"
+    ):
         cramped(encoder, fits=0).encode(pixels)
 
 

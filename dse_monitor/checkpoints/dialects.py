@@ -157,16 +157,14 @@ def _joined_qkv(pieces: Pieces) -> Pieces:
 
 
 def _gated(pieces: Pieces) -> bool:
-    """Whether the first block's feed-forward part has a gate, as a layer of its own or packed into the first."""
+    """Whether the feed-forward part has a gate, as a layer of its own or packed into the first one."""
     first, second = (pieces.get(f"blocks.0.mlp.{layer}.weight") for layer in ("fc1", "fc2"))
     packed = first is not None and second is not None and first.shape[0] == 2 * second.shape[1]
     return packed or "blocks.0.mlp.fc1_g.weight" in pieces
 
 
 def _timm_vit(pieces: Pieces) -> Pieces:
-    """Timm's plain ViT, DeiT, DINOv2 and their like: layer scale, registers and gates under one set of
-    names.
-    """
+    """Plain ViT, DeiT, DINOv2 and their like: registers, layer scale and gates under one set of names."""
     if "blocks.0.attn.q_bias" in pieces and _gated(pieces):
         raise NotThisNetwork("it may be EVA-02, which adds rotary positions that its tensors do not show")
     if "blocks.0.gamma_1" in pieces and "norm_pre.weight" in pieces:
@@ -253,7 +251,7 @@ def _huggingface_vit(pieces: Pieces) -> Pieces:
 
 
 def _dinov3(pieces: Pieces) -> Pieces:
-    """DINOv3's own names. A third of qkv.bias belongs to the keys and is masked; timm keeps the other two apart."""
+    """DINOv3's own names. The keys' third of qkv.bias is masked there; timm keeps the other two apart."""
     pieces = renamed(
         pieces,
         [
@@ -336,9 +334,7 @@ def _timm_swin(pieces: Pieces) -> Pieces:
 
 
 def _official_swin(pieces: Pieces) -> Pieces:
-    """The Swin authors, EsViT, iBOT: a stage ends with its merging layer; in timm the next one begins with
-    it.
-    """
+    """The Swin authors and EsViT end a stage with its merging layer; in timm it begins the next one."""
     shifted = {
         re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.", name): piece
         for name, piece in pieces.items()
@@ -368,9 +364,7 @@ def _torchvision_swin(pieces: Pieces) -> Pieces:
 
 
 def _mmpretrain_swin(pieces: Pieces) -> Pieces:
-    """Mmpretrain unfolds 2x2 neighbours channel by channel and column by column; Swin neighbour by
-    neighbour.
-    """
+    """Swin as mmpretrain names it; its merging unfolds 2x2 neighbours channel by channel."""
     block = r"stages\.(\d+)\.blocks\.(\d+)\."
     pieces = renamed(
         pieces,

@@ -190,7 +190,9 @@ def _listed(names: tuple[str, ...]) -> str:
         groups[head] = groups.get(head, 0) + 1
     shown = [name if count == 1 else f"{name}.* ({count})" for name, count in list(groups.items())[:SHOWN]]
     rest = len(groups) - SHOWN
-    return f"{len(names)}: {', '.join(shown)}" + (f" and {rest} more" if rest > 0 else "") if names else "none"
+    return (
+        f"{len(names)}: {', '.join(shown)}" + (f" and {rest} more" if rest > 0 else "") if names else "none"
+    )
 
 
 def _wrapped(label: str, text: str) -> list[str]:

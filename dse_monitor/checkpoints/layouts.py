@@ -1,9 +1,9 @@
 """LAYOUTS: one frozen entry per training code whose checkpoints are known. No torch is imported here.
 
 A location is written ``path/prefix``: the keys that lead to a state dict, joined by dots, then a slash, then
-the prefix its tensors carry; ``teacher/backbone.`` is ``checkpoint["teacher"]["backbone.*"]``. Wrapper modules
-such as ``module.`` and ``_orig_mod.`` are removed from every name before anything is compared, so one entry
-covers files written with and without DistributedDataParallel or torch.compile.
+the prefix its tensors carry; ``teacher/backbone.`` is ``checkpoint["teacher"]["backbone.*"]``. Wrapper
+modules such as ``module.`` and ``_orig_mod.`` are removed from every name before anything is compared,
+so one entry covers files written with and without DistributedDataParallel or torch.compile.
 
 To add a training code: one entry here, and the list of its tensor names in tests/data/layouts.
 """
@@ -223,7 +223,9 @@ LAYOUTS: tuple[Layout, ...] = (
         ),
         evaluated="the paper reads the target network",
         dialects=("ResNet as a sequence",),
-        traps=("Children of the encoder are numbered, not named: 0 is conv1, 1 is bn1, 4 to 7 are the stages",),
+        traps=(
+            "Children of the encoder are numbered, not named: 0 is conv1, 1 is bn1, 4 to 7 are the stages",
+        ),
         official=True,
     ),
     Layout(
@@ -238,7 +240,10 @@ LAYOUTS: tuple[Layout, ...] = (
             NetworkAt("encoder_k", "state_dict/encoder_k.0."),
         ),
         evaluated="the paper reads the query network, which the file holds twice: backbone is encoder_q.0",
-        traps=("encoder_k is the momentum copy and gives other features", "latest.pth is a link to the newest"),
+        traps=(
+            "encoder_k is the momentum copy and gives other features",
+            "latest.pth is a link to the newest",
+        ),
         official=True,
     ),
     Layout(
@@ -441,7 +446,10 @@ LAYOUTS: tuple[Layout, ...] = (
         lacks=("model/bn.running_mean",),
         networks=(NetworkAt("backbone", "model/module.backbone."),),
         evaluated="there is one backbone",
-        traps=(_OVERWRITTEN, "The classifier beside the backbone is a probe trained along, not its last layer"),
+        traps=(
+            _OVERWRITTEN,
+            "The classifier beside the backbone is a probe trained along, not its last layer",
+        ),
         official=True,
     ),
     # Other people's training codes and libraries.
@@ -640,10 +648,11 @@ def document() -> str:
         "",
         "Generated from `LAYOUTS` in `dse_monitor/checkpoints/layouts.py`; do not edit by hand.",
         "",
-        "A location is `path/prefix`: the keys that lead to a state dict, a slash, and what its tensors' names",
-        'begin with: `teacher/backbone.` is `checkpoint["teacher"]["backbone.*"]`. Names of wrapper modules',
-        "(`module.`, `_orig_mod.`, FSDP's) may be there or not. The first network found is evaluated;",
-        "`--encoder NAME` takes another one, `--layout NAME` another layout.",
+        "A location is `path/prefix`: the keys that lead to a state dict, a slash, and what its tensors'",
+        'names begin with: `teacher/backbone.` is `checkpoint["teacher"]["backbone.*"]`.',
+        "Names of wrapper modules (`module.`, `_orig_mod.`, FSDP's) may be there or not.",
+        "The first network found is evaluated; `--encoder NAME` takes another one, `--layout NAME`",
+        "another layout.",
         "",
         "To add a training code: one entry in `LAYOUTS` and the list of its tensor names in",
         "`tests/data/layouts/`.",

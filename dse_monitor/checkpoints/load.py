@@ -16,10 +16,11 @@ from dse_monitor.encoder import Encoder
 from dse_monitor.record import Source
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from dse_monitor.checkpoints.archive import Archive
     from dse_monitor.checkpoints.contents import TensorRef
+    from dse_monitor.checkpoints.network import Network
 
 
 def load_encoder(
@@ -67,7 +68,7 @@ def load_encoder(
     for (name, ref), blob in zip(sources.items(), blobs, strict=True):
         digest.update(blob)
         tensors[name] = as_tensor(ref, blob)
-    return _assembled(path, found, tensors, digest.hexdigest())
+    return _encoder(path, found, tensors, digest.hexdigest())
 
 
 def as_tensor(ref: TensorRef, blob: bytearray) -> Tensor:
@@ -85,7 +86,7 @@ def read_scalars(archive: Archive, refs: Sequence[TensorRef]) -> list[float]:
     return [as_tensor(ref, blob).item() for ref, blob in zip(refs, blobs, strict=True)]
 
 
-def _assembled(path: Path, found: Recognition, tensors: dict[str, Tensor], digest: str) -> Encoder:
+def _encoder(path: Path, found: Recognition, tensors: dict[str, Tensor], digest: str) -> Encoder:
     state = {
         name: piece.make([tensors[source] for source in piece.sources])
         for name, piece in found.pieces.items()
@@ -111,4 +112,29 @@ def _assembled(path: Path, found: Recognition, tensors: dict[str, Tensor], diges
         encoder=found.encoder,
         arch=found.network.description,
     )
-    return Encoder(found.module, found.network, source, notes=found.notes, non_finite=non_finite)
+    return assembled(found.module, found.network, source, notes=found.notes, non_finite=non_finite)
+
+
+def assembled(
+    module: nn.Module,
+    network: Network,
+    source: Source,
+    *,
+    notes: tuple[str, ...] = (),
+    non_finite: tuple[str, ...] = (),
+) -> Encoder:
+    """The encoder of a module that has its weights, as the network describes it."""
+    return Encoder(
+        module,
+        source,
+        tokens=network.tokens,
+        num_tokens=network.num_tokens,
+        width=network.width,
+        image_size=network.image_size,
+        any_size=network.any_size,
+        convolutional=network.convolutional,
+        mean=network.mean,
+        std=network.std,
+        notes=notes,
+        non_finite=non_finite,
+    )

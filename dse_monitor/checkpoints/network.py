@@ -1,6 +1,4 @@
-"""A network described exactly: what the families return and the encoder is built from. No torch is imported
-here.
-"""
+"""A network described exactly: what families return and encoders are built from. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ IMAGE_SIZE = 224  # side for networks that take any size: what ImageNet recipes 
 
 
 class NotThisNetwork(Exception):
-    """The tensors belong to another family, or to a member of this one that cannot be built; says which and
-    why.
-    """
+    """The tensors are no network of this family, or one that cannot be built; says why."""
 
 
 @dataclass(frozen=True)

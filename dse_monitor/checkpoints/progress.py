@@ -102,8 +102,8 @@ def read(
             step, step_source = facts.step_done, facts.how
         elif step != facts.step_done:
             notes.append(
-                f"The name says {facts.step_done} finished steps ({facts.how}), the file says {_number(step)} "
-                f"({step_source}); the file is believed."
+                f"The name says {facts.step_done} finished steps ({facts.how}), the file says "
+                f"{_number(step)} ({step_source}); the file is believed."
             )
     return Progress(epoch, epoch_source, None if step is None else int(step), step_source, tuple(notes))
 
@@ -166,8 +166,8 @@ def _steps(optimizer: Any) -> Iterator[float | TensorRef]:
             if isinstance(value, TensorRef):
                 if not value.shape and value.dtype in ("float32", "float64", "int64", "int32"):
                     yield value
-            elif _number_at(entry, ("step",)) is not None:
-                yield value
+            elif (count := _number_at(entry, ("step",))) is not None:
+                yield count
 
 
 def _number(value: float) -> str:

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 # Modules that sit on an encoder, or feed it during training, and take no part in its dense tokens.
 HEADS = frozenset(
     (
-        "head", "head_dist", "heads", "fc", "fc_norm", "classifier", "last_linear", "pre_logits", "attn_pool", "pooler",
-        "projector", "projection", "projection_head", "proj_head", "predictor", "prediction_head", "prototypes",
-        "linear", "decoder", "mask_token", "masked_embed", "relation_blocks", "queue", "queue_ptr", "lm_head",
-        "dino_head", "ibot_head", "head_dense", "n_averaged", "local_cls_norm", "cls_norm",
+        "head", "head_dist", "heads", "fc", "fc_norm", "classifier", "last_linear", "pre_logits",
+        "attn_pool", "pooler", "projector", "projection", "projection_head", "proj_head", "predictor",
+        "prediction_head", "prototypes", "linear", "decoder", "mask_token", "masked_embed",
+        "relation_blocks", "queue", "queue_ptr", "lm_head", "dino_head", "ibot_head", "head_dense",
+        "n_averaged", "local_cls_norm", "cls_norm",
     )
 )  # fmt: skip
 
@@ -120,7 +121,8 @@ def recognise(
         ) from error
     except AmbiguousArchitecture as error:
         raise AmbiguousArchitecture(
-            f"{file.path.name} ({archive.container}), layout {entry.name!r}, {choice.found.spelled!r}: {error}."
+            f"{file.path.name} ({archive.container}), layout {entry.name!r}, "
+            f"{choice.found.spelled!r}: {error}."
         ) from error
     done = progress.read(
         {**archive.tree, **_trainer_state(archive)} if isinstance(archive.tree, dict) else {},
@@ -290,17 +292,17 @@ def _network(
         NotThisNetwork: see above, naming the first tensors concerned.
         AmbiguousArchitecture: from the family.
     """
-    pieces = _backbone(found.pieces(), layout)
     if arch is None:
+        pieces = _backbone(found.pieces(), layout)
         network = architecture.recognise(found.dialect.family, _shapes(pieces), hints)
         module = architecture.build(network)
     else:
+        pieces = _backbone({name: Piece((name,), shape) for name, shape in found.shapes().items()}, layout)
         network = architecture.named(arch, _shapes(pieces), hints)
         module = architecture.build(network)
-        own = _backbone({name: Piece((name,), shape) for name, shape in found.shapes().items()}, layout)
-        names = module.state_dict().keys()
-        if len(names & own.keys()) > len(names & pieces.keys()):  # this model keeps the file's names
-            pieces = own
+        names = {name for name in module.state_dict() if name.split(".", 1)[0] not in HEADS}
+        if names - pieces.keys():  # the file does not use this model's own names
+            pieces = max(pieces, _backbone(found.pieces(), layout), key=lambda p: len(names & p.keys()))
     pieces = {**pieces, **network.renamed}
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     if arch is not None:  # a head of a named model reads pooled features: it may stay as it was made

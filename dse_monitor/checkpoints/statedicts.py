@@ -1,6 +1,4 @@
-"""Named tensors inside a checkpoint's tree: where they are, and what they are called without wrapper
-modules.
-"""
+"""Named tensors inside a checkpoint's tree: where they are, and their names without wrapper modules."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_residual_tokens_equal_timms(reloaded, randomised, variant):
 @pytest.mark.parametrize("block", [TorchvisionBasicBlock, TorchvisionBottleneck], ids=["basic", "bottleneck"])
 @pytest.mark.parametrize("stem", [8, 64, 128])
 def test_stems_of_any_width(reloaded, randomised, block, stem):
-    """The residual network of SwAV and VICReg widens its stem along; timm's own stem always has 64 channels."""
+    """SwAV's and VICReg's residual networks widen their stem along; timm's own always has 64 channels."""
     model = TorchvisionResNet(block, [1, 2, 1, 1])
     model.conv1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False)
     model.bn1 = nn.BatchNorm2d(stem)
@@ -99,7 +99,9 @@ def test_published_residual_networks_are_built_from_their_shapes(reloaded, rando
     model = randomised(torchvision.models.get_model(name, num_classes=2))
     encoder = reloaded(model.state_dict())
     expected = torchvision_map(model)
-    assert torch.allclose(encoder.dense_tokens(images()), expected, rtol=1e-4, atol=1e-5 * expected.abs().max())
+    assert torch.allclose(
+        encoder.dense_tokens(images()), expected, rtol=1e-4, atol=1e-5 * expected.abs().max()
+    )
     assert encoder.arch == name
     assert (encoder.image_size, encoder.num_tokens) == (224, 49)
 
@@ -179,7 +181,9 @@ def test_swin_tokens_equal_timms(reloaded, randomised, window):
 
 
 def test_swin_windows_shrunk_by_small_images_give_the_image_size_away(reloaded, randomised):
-    model = SwinTransformer(**{**SWIN, "img_size": 32, "depths": (2, 2, 2), "num_heads": (1, 2, 4)}, window_size=7)
+    model = SwinTransformer(
+        **{**SWIN, "img_size": 32, "depths": (2, 2, 2), "num_heads": (1, 2, 4)}, window_size=7
+    )
     encoder = reloaded(randomised(model).state_dict())
     assert "window 7-4-2" in encoder.arch
     assert (encoder.image_size, encoder.num_tokens) == (32, 4)
@@ -229,7 +233,13 @@ CONVNEXT = dict(depths=(1, 2, 1, 1), dims=(8, 16, 24, 32), num_classes=3)
 
 @pytest.mark.parametrize(
     "options",
-    [{}, dict(use_grn=True, ls_init_value=None), dict(conv_mlp=True), dict(kernel_sizes=3), dict(patch_size=2)],
+    [
+        {},
+        dict(use_grn=True, ls_init_value=None),
+        dict(conv_mlp=True),
+        dict(kernel_sizes=3),
+        dict(patch_size=2),
+    ],
     ids=["v1", "v2", "convolutional mlp", "small kernels", "other patches"],
 )
 def test_convnext_tokens_equal_timms(reloaded, randomised, options):

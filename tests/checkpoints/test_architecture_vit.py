@@ -117,7 +117,11 @@ def test_class_position_of_dinov2_registers_is_folded(reloaded):
     state = model.state_dict()
     own = torch.randn(1, 1, 24)
     native = {
-        **{name: value for name, value in state.items() if name not in ("reg_token", "cls_token", "pos_embed")},
+        **{
+            name: value
+            for name, value in state.items()
+            if name not in ("reg_token", "cls_token", "pos_embed")
+        },
         "register_tokens": state["reg_token"],
         "cls_token": state["cls_token"] - own,
         "pos_embed": torch.cat([own, state["pos_embed"]], dim=1),
@@ -200,13 +204,19 @@ def native_dinov3(model):
         if name.endswith("q_bias"):
             keys = torch.full((32,), 9.0)  # masked in DINOv3, so it must not matter
             block = name.removesuffix("q_bias")
-            state[f"{block}qkv.bias"] = torch.cat([value, keys, model.get_parameter(f"{block}v_bias").detach()])
+            state[f"{block}qkv.bias"] = torch.cat(
+                [value, keys, model.get_parameter(f"{block}v_bias").detach()]
+            )
             state[f"{block}qkv.bias_mask"] = torch.cat([torch.ones(32), torch.zeros(32), torch.ones(32)])
         elif not name.endswith("v_bias"):
             name = name.replace("reg_token", "storage_tokens")
             name = name.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma")
             name = name.replace("fc1_g", "w1").replace("fc1_x", "w2")
-            name = name.replace("mlp.fc2", "mlp.w3") if model.blocks[0].mlp.__class__.__name__ == "SwiGLU" else name
+            name = (
+                name.replace("mlp.fc2", "mlp.w3")
+                if model.blocks[0].mlp.__class__.__name__ == "SwiGLU"
+                else name
+            )
             state[name] = value
     return state
 
@@ -237,7 +247,9 @@ def test_missing_tensors_are_counted_and_named(reloaded):
 
 def test_tensors_without_a_place_are_named(reloaded):
     state = {**VisionTransformer(**BASE).state_dict(), "blocks.0.attn.gate.weight": torch.zeros(4)}
-    with pytest.raises(UnknownLayout, match=r"1 of its tensors have no place .*blocks\.0\.attn\.gate\.weight"):
+    with pytest.raises(
+        UnknownLayout, match=r"1 of its tensors have no place .*blocks\.0\.attn\.gate\.weight"
+    ):
         reloaded(state, num_heads=4)
 
 

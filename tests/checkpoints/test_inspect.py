@@ -1,4 +1,4 @@
-"""What `inspect` says about a checkpoint, as data and as text, and the table of layouts in the documentation."""
+"""What `inspect` says about a checkpoint, as data and as text, and the documented table of layouts."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The sixteen official layouts, and other people's: recognised, the right network, nothing missing or left over."""
+"""The sixteen official layouts, and other people's: the right network, nothing missing or left over."""
 
 import argparse
 import json
@@ -17,7 +17,9 @@ from dse_monitor.errors import AmbiguousArchitecture, UnknownLayout
 
 FOLDER = Path(__file__).parents[1] / "data" / "layouts"
 METHODS = sorted(file.stem for file in FOLDER.glob("*.json"))
-LARGEST = 3_000_000  # numbers; every tensor of these encoders is smaller, and views of one storage keep files small
+LARGEST = (
+    3_000_000  # numbers; every tensor of these encoders is smaller, and views of one storage keep files small
+)
 
 FIELDS = {  # what the codes store beside state dicts
     "epoch": 11,
@@ -102,7 +104,12 @@ def expected_tensors(layout, encoder):
     for name, tensor in content.items():
         rest = name.removeprefix(prefix)
         first, _, tail = rest.partition(".")
-        dropped = (*encoder.get("drop_prefixes", ()), *encoder.get("drop_keys", ()), "fc.", "relative_position_index")
+        dropped = (
+            *encoder.get("drop_prefixes", ()),
+            *encoder.get("drop_keys", ()),
+            "fc.",
+            "relative_position_index",
+        )
         outside = (*encoder.get("ignore_top_prefixes", ()), "projection_head.", "prototypes.")
         if not name.startswith(prefix) or rest.startswith((*dropped, *outside)) or rest.endswith(dropped[-1]):
             continue
@@ -143,7 +150,10 @@ def test_other_network_of_an_official_checkpoint_can_be_chosen(official, method)
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[n], expected[n]) for n in expected)
     with open_archive(official(method)) as archive:
-        assert recognise(archive, encoder=place).found.location == recognise(archive, encoder=name).found.location
+        assert (
+            recognise(archive, encoder=place).found.location
+            == recognise(archive, encoder=name).found.location
+        )
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if "norm_eps" in described(m)])
@@ -286,7 +296,7 @@ OTHERS = {
         "trunk",
         lambda a, b: {
             "phase_idx": 4,
-            "classy_state_dict": {"base_model": {"model": {"trunk": prefixed("_feature_blocks.", a), "heads": {}}}},
+            "classy_state_dict": {"base_model": {"model": {"trunk": prefixed("_feature_blocks.", a)}}},
         },
     ),
     "dinov2 teacher": ("dinov2", "teacher", lambda a, b: {"teacher": prefixed("backbone.", a)}),
@@ -304,10 +314,15 @@ OTHERS = {
         "plain",
         "encoder",
         lambda a, b: {
-            "app": {"model": prefixed("_fsdp_wrapped_module.", {n.replace("blocks.0.", "blocks.0._checkpoint_wrapped_module."): t for n, t in a.items()})}
+            "app": {
+                "model": {
+                    "_fsdp_wrapped_module." + name.replace(".0.", ".0._checkpoint_wrapped_module."): tensor
+                    for name, tensor in a.items()
+                }
+            }
         },
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", [name for name, (_, _, make) in OTHERS.items() if make])

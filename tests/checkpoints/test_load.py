@@ -1,4 +1,4 @@
-"""From a path to an encoder: the authors' own small networks, what is read, progress, and every refusal's words."""
+"""From a path to an encoder: the authors' own small networks, progress, and every refusal's words."""
 
 import argparse
 from pathlib import Path
@@ -35,12 +35,24 @@ def vit():
 
 def dino(state, **more):
     teacher = prefixed("backbone.", state)
-    return {"student": prefixed("module.", teacher), "teacher": teacher, "dino_loss": {}, "args": ARGS, **more}
+    return {
+        "student": prefixed("module.", teacher),
+        "teacher": teacher,
+        "dino_loss": {},
+        "args": ARGS,
+        **more,
+    }
 
 
 def test_esvits_own_network_is_read_whole_from_its_tensors(saved):
     vectors, state = golden("esvit", "swin")
-    content = {"student": prefixed("module.", state), "teacher": state, "dino_loss": {}, "epoch": 3, "args": ARGS}
+    content = {
+        "student": prefixed("module.", state),
+        "teacher": state,
+        "dino_loss": {},
+        "epoch": 3,
+        "args": ARGS,
+    }
     encoder = load_encoder(saved(content, "checkpoint0002.pth"))
     assert (encoder.source.layout, encoder.epoch) == ("esvit", 3)
     for images, regions in (("images_global", "global_regions"), ("images_local", "local_regions")):
@@ -78,7 +90,9 @@ def test_mugs_own_network_gives_its_tokens(saved):
     }
     encoder = load_encoder(saved(content, "checkpoint0050.pth"), num_heads=2)
     assert encoder.source.layout == "mugs"
-    assert torch.allclose(encoder.dense_tokens(vectors["vit/images"]), vectors["vit/tokens"][:, 1:], atol=1e-5)
+    assert torch.allclose(
+        encoder.dense_tokens(vectors["vit/images"]), vectors["vit/tokens"][:, 1:], atol=1e-5
+    )
 
 
 def test_ijepas_own_encoder_gives_its_tokens_and_the_target_others(saved):
@@ -169,7 +183,9 @@ def test_named_timm_model_is_built_as_named(saved):
 
 
 def test_unknown_timm_name_offers_near_ones(saved, vit):
-    with pytest.raises(UnknownLayout, match=r"timm has no model 'vit_tinny_patch16_224'.*vit_tiny_patch16_224"):
+    with pytest.raises(
+        UnknownLayout, match=r"timm has no model 'vit_tinny_patch16_224'.*vit_tiny_patch16_224"
+    ):
         load_encoder(saved(vit.state_dict()), arch="vit_tinny_patch16_224")
 
 
@@ -222,7 +238,7 @@ def test_safetensors_load(tmp_path, vit):
         ({"epoch": -1}, "model.pth", None, None),
         ({"epoch": 3, "global_step": 700, "iteration": 5}, "model.pth", 3, 700),
         ({"epoch": 3, "num_updates": 70}, "model.pth", 3, 70),
-        ({"optimizer": {"state": {0: {"step": torch.tensor(30.0)}, 1: {"step": torch.tensor(31.0)}}}}, "m.pth", None, 31),
+        ({"optimizer": {"state": {i: {"step": torch.tensor(30.0 + i)} for i in (0, 1)}}}, "m.pth", None, 31),
         ({"optimizer": {"state": {0: {"step": 12}}}}, "m.pth", None, 12),
         ({"optimizer": {"state": {0: {"step": 12}}}, "epoch": 2}, "step_99.pth", 2, 12),
     ],
@@ -267,7 +283,14 @@ def refusal(path, kind=UnknownLayout, **options):
 
 def test_refusal_names_file_container_contents_and_what_helps(saved):
     message = refusal(saved({"net": {"a.weight": torch.zeros(3)}, "epoch": 3}, "odd.pth"))
-    for part in ("odd.pth", "torch zip", "'net', 'epoch'", "'net/a.weight'", "--layout", "dse-monitor layouts"):
+    for part in (
+        "odd.pth",
+        "torch zip",
+        "'net', 'epoch'",
+        "'net/a.weight'",
+        "--layout",
+        "dse-monitor layouts",
+    ):
         assert part in message
 
 
@@ -285,7 +308,7 @@ def test_refusal_counts_missing_tensors_of_the_recognised_layout(saved, vit):
     del content["teacher"]["backbone.blocks.0.mlp.fc2.bias"]
     message = refusal(saved(content))
     total = len(vit.state_dict())
-    assert f"layout 'dino'" in message  # noqa: F541
+    assert "layout 'dino'" in message
     assert f"1 of {total} backbone tensors missing (blocks.0.mlp.fc2.bias)" in message
     assert "--encoder" in message
 

@@ -62,8 +62,8 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     return Network(
         family="convnext",
         description=(
-            f"convnext{' v2' if second else ''} {'-'.join(map(str, widths))}, blocks {'-'.join(map(str, depths))}, "
-            f"patch {patch}"
+            f"convnext{' v2' if second else ''} {'-'.join(map(str, widths))}, "
+            f"blocks {'-'.join(map(str, depths))}, patch {patch}"
         ),
         build=partial(_build, options, hints.norm_eps or NORM_EPS),
         tokens=_tokens,
@@ -81,7 +81,7 @@ def _build(options: dict[str, Any], eps: float) -> nn.Module:
     from timm.models.convnext import ConvNeXt
     from torch import nn
 
-    model = ConvNeXt(**options, num_classes=0, norm_eps=eps)
+    model: Any = ConvNeXt(**options, num_classes=0, norm_eps=eps)
     model.head = nn.Identity()  # its norm stands after pooling and takes no part in the map
     return model
 

@@ -1,4 +1,4 @@
-"""DINOv3's vision transformers: rotary positions, registers, layer scale, keys without bias; built as timm's Eva.
+"""DINOv3's transformers: rotary positions, registers, layer scale, keys without bias; built as timm's Eva.
 
 Shapes: D width, p patch side, h heads; ``rope.periods`` is [D / h / 4].
 """
@@ -101,7 +101,9 @@ def _build(options: dict[str, Any], periods_stored: bool) -> nn.Module:
             norm_layer=norm_layer,
         )
     except TypeError as error:  # the installed timm is older than DINOv3
-        raise NotThisNetwork(f"this timm cannot build DINOv3 ({error}); install timm 1.0.20 or newer") from None
+        raise NotThisNetwork(
+            f"this timm cannot build DINOv3 ({error}); install timm 1.0.20 or newer"
+        ) from None
     if periods_stored:  # take the file's, which were rounded when it was written, not freshly computed ones
         rope: Any = model.rope
         rope.register_buffer("periods", rope.periods, persistent=True)

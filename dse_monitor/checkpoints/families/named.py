@@ -26,7 +26,9 @@ def recognise(arch: str, shapes: Mapping[str, Shape], hints: Hints) -> Network:
 
     if not timm.is_model(arch):
         near = difflib.get_close_matches(arch, timm.list_models(), n=3)
-        raise NotThisNetwork(f"timm has no model {arch!r}" + (f"; near it: {', '.join(near)}" if near else ""))
+        raise NotThisNetwork(
+            f"timm has no model {arch!r}" + (f"; near it: {', '.join(near)}" if near else "")
+        )
     options: dict[str, Any] = {} if hints.num_heads is None else {"num_heads": hints.num_heads}
     probe = _build(arch, options, on_meta=True)
     _check_heads(arch, probe, hints)
@@ -63,7 +65,7 @@ def _build(arch: str, options: dict[str, Any], on_meta: bool = False) -> nn.Modu
 
 
 def _check_heads(arch: str, model: Any, hints: Hints) -> None:
-    """Refuse a name whose heads contradict the training code's: it would load silently and read wrong features."""
+    """Refuse a name whose heads contradict the training code's: it would load, and give wrong features."""
     blocks = getattr(model, "blocks", None)
     heads = getattr(getattr(blocks[0], "attn", None), "num_heads", None) if blocks else None
     expected = hints.heads_by_width.get(getattr(model, "embed_dim", 0))

@@ -1,5 +1,4 @@
-"""Residual networks of any width and depth: basic and bottleneck blocks, wide, grouped, with three kinds of
-stem.
+"""Residual networks of any width and depth: basic and bottleneck blocks, wide, grouped, three kinds of stem.
 
 Shapes: a block's ``conv1`` is [w, in, 1, 1] in a bottleneck and [planes, in, 3, 3] in a basic block.
 """
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 EXPANSION = 4  # a bottleneck's output channels per plane, in every published residual network
 SMALL_IMAGE = 32  # pixels; side of CIFAR images, for which the 3x3 stem was made
-DEPTHS = {
+DEPTHS: dict[tuple[bool, tuple[int, ...]], str] = {
     (False, (2, 2, 2, 2)): "resnet18", (False, (3, 4, 6, 3)): "resnet34", (True, (3, 4, 6, 3)): "resnet50",
     (True, (3, 4, 23, 3)): "resnet101", (True, (3, 8, 36, 3)): "resnet152",
 }  # fmt: skip
@@ -138,9 +137,7 @@ def _widths(shapes: Mapping[str, Shape], channels: tuple[int, ...]) -> tuple[int
 
 
 def _shortcut(shapes: Mapping[str, Shape], stages: int) -> dict[str, Any]:
-    """How the first block of a stage matches its input: a strided convolution, or pooling and a
-    convolution.
-    """
+    """How a stage's first block matches its input: a strided convolution, or pooling and a convolution."""
     for stage in range(1, stages + 1):
         if len(shapes.get(f"layer{stage}.0.downsample.1.weight", ())) == 4:
             return {"avg_down": True}
@@ -186,7 +183,7 @@ def _words(
 def _build(
     bottleneck: bool, blocks: tuple[int, ...], options: dict[str, Any], stem: _Stem, attention: float
 ) -> nn.Module:
-    from timm.layers import SEModule
+    from timm.layers.squeeze_excite import SEModule
     from timm.models.resnet import BasicBlock, Bottleneck, ResNet, make_blocks
     from torch import nn
 

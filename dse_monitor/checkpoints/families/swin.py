@@ -1,5 +1,4 @@
-"""Swin transformers (version 1) of any width, depth and window; heads and windows are read off the bias
-tables.
+"""Swin transformers (version 1) of any width, depth and window; bias tables tell heads and windows.
 
 Shapes: a block's relative_position_bias_table is [(2w - 1)^2, h] for a window of w x w and h heads.
 """
@@ -122,10 +121,11 @@ def _build(options: dict[str, Any], eps: float) -> nn.Module:
     from timm.models.swin_transformer import SwinTransformer
     from torch import nn
 
+    norm_layer: Any = partial(nn.LayerNorm, eps=eps)
     model = SwinTransformer(
         **options,
         num_classes=0,
-        norm_layer=partial(nn.LayerNorm, eps=eps),
+        norm_layer=norm_layer,
         strict_img_size=False,
         drop_path_rate=0.0,
     )

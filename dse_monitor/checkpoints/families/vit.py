@@ -12,7 +12,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints.network import (
-    IMAGE_SIZE,
     Heads,
     Hints,
     Network,
@@ -33,7 +32,12 @@ NORM_EPS = 1e-6  # LayerNorm epsilon of timm, torchvision, DINO, MAE, MoCo v3 an
 USUAL_HEADS = {
     192: 3, 256: 4, 320: 5, 384: 6, 512: 8, 640: 10, 768: 12, 832: 13, 896: 14, 1024: 16, 1408: 16, 1664: 16
 }  # fmt: skip
-STANDARD_WIDTHS = (192, 384, 768, 1024)  # tiny, small, base and large: the same heads in every code but MoCo v3's
+STANDARD_WIDTHS = (
+    192,
+    384,
+    768,
+    1024,
+)  # tiny, small, base and large: the same heads in every code but MoCo v3's
 USUAL_HEAD_WIDTHS = (64, 32, 80, 72, 88, 96, 128)  # in order of how often they occur; used to list candidates
 
 
@@ -61,11 +65,13 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     renamed: dict[str, Piece] = {}
     has_final_norm = "norm.weight" in shapes
     if not has_final_norm:
-        notes.append("There is no norm after the last block (it stands after pooling): tokens are read without it.")
+        notes.append(
+            "There is no norm after the last block (it stands after pooling): tokens are read without it."
+        )
     if "norm_pre.weight" in shapes:
         notes.append(
-            "There is a norm before the first block, as in CLIP: plain GELU and absolute positions are assumed; "
-            "name a quick-GELU or rotary variant with --arch."
+            "There is a norm before the first block, as in CLIP: plain GELU and absolute positions are "
+            "assumed; name a quick-GELU or rotary variant with --arch."
         )
     common: dict[str, Any] = dict(
         patch_size=patch,
@@ -149,8 +155,8 @@ def number_of_heads(shapes: Mapping[str, Shape], width: int, hints: Hints) -> He
     known = ", ".join(f"{w}: {h}" for w, h in hints.heads_by_width.items())
     expected = f"{hints.heads_origin} define {known}" if known else "no published model settles it"
     raise AmbiguousArchitecture(
-        f"a vision transformer of width {width} does not say its number of heads, and a wrong one loads silently; "
-        f"{expected}. Candidates: {_listed(_candidates(width))}. Pass --num-heads N"
+        f"a vision transformer of width {width} does not say its number of heads, and a wrong one loads "
+        f"silently; {expected}. Candidates: {_listed(_candidates(width))}. Pass --num-heads N"
     )
 
 
@@ -169,7 +175,7 @@ def _listed(counts: list[int]) -> str:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """The two-layer part of a block: ``kind`` is ``mlp``, ``swiglu`` or ``swiglu-packed``; ``ratio`` is timm's."""
+    """The two-layer part of a block: ``mlp``, ``swiglu`` or ``swiglu-packed``, and timm's ``mlp_ratio``."""
 
     kind: str
     ratio: float
@@ -189,9 +195,7 @@ def feed_forward(shapes: Mapping[str, Shape], width: int) -> tuple[FeedForward, 
     return FeedForward(kind, (hidden + 0.5) / width), words  # timm truncates width * ratio
 
 
-def _grid(
-    position: Shape, class_token: bool, registers: int, renamed: dict[str, Piece]
-) -> tuple[int, bool]:
+def _grid(position: Shape, class_token: bool, registers: int, renamed: dict[str, Piece]) -> tuple[int, bool]:
     """Patches per side, and whether prefix tokens have positions of their own.
 
     Position tables come as [1, g*g, D] (no prefix), [1, prefix + g*g, D], or, in DINOv2 with registers,
@@ -222,7 +226,8 @@ def _fold_class_position(position: Shape, renamed: dict[str, Piece]) -> None:
 def _build(
     shapes: Mapping[str, Shape], common: dict[str, Any], mlp: FeedForward, eps: float, final_norm: bool
 ) -> nn.Module:
-    from timm.layers import PatchEmbed, SwiGLU, SwiGLUPacked
+    from timm.layers.mlp import SwiGLU, SwiGLUPacked
+    from timm.layers.patch_embed import PatchEmbed
     from timm.models.vision_transformer import VisionTransformer
     from torch import nn
 
