@@ -39,15 +39,14 @@ def degradation(alert: Alert, at: float, *, still: bool = False) -> str:
         at: position of the newest checkpoint on the alert's axis.
         still: whether this was said before.
     """
-    unit = "checkpoint" if alert.axis == "order" else alert.axis
-    best = f"the best, {unit} {_count(alert.best_at)}"
-    now = _count(at)
+    best = f"the best, {place(alert.axis, alert.best_at)}{_path(alert)}"
+    now = place(alert.axis, at)
     if alert.status == "resolved":
-        return f"DSE at {unit} {now} is back near {best}{_path(alert)}."
+        return f"DSE at {now} is back near {best}."
     error = f" ± {alert.drop_se:.3g}" if math.isfinite(alert.drop_se) else ""
     story = (
-        f"DSE at {unit} {now} is {alert.drop:.3g}{error} below {best}{_path(alert)}; "
-        f"{'still ' if still else ''}degraded since {unit} {_count(alert.since)}."
+        f"DSE at {now} is {alert.drop:.3g}{error} below {best}; "
+        f"{'still ' if still else ''}degraded since {place(alert.axis, alert.since)}."
     )
     if alert.cause in _CAUSE:
         story += f" {alert.shares[alert.cause]:.0%} of the drop is {_CAUSE[alert.cause]}."
@@ -57,6 +56,14 @@ def degradation(alert: Alert, at: float, *, still: bool = False) -> str:
             f"{alert.shares['m_dim']:.0%} dimensional collapse (m_dim)."
         )
     return story
+
+
+def place(axis: str, at: float | None) -> str:
+    """A position in words: ``epoch 120``, ``step 5,000``, ``checkpoint 7``."""
+    unit = "checkpoint" if axis == "order" else axis
+    if at is None or not math.isfinite(at):
+        return f"{unit} ?"
+    return f"{unit} {at:,.6g}" if at % 1 else f"{unit} {at:,.0f}"
 
 
 def advice(alert: Alert) -> list[str]:
@@ -81,14 +88,3 @@ def text(alert: Alert, link: str = "") -> str:
 
 def _path(alert: Alert) -> str:
     return f" ({alert.best_path})" if alert.best_path else ""
-
-
-def _count(value: float | None) -> str:
-    """Done-counts without a needless fraction."""
-    return (
-        "?"
-        if value is None or not math.isfinite(value)
-        else f"{value:,.6g}"
-        if value % 1
-        else f"{value:,.0f}"
-    )

@@ -356,9 +356,10 @@ class AlertBook:
             return (
                 f"No new checkpoint for {hours:.1f} hours; the last is {path}. Has the run ended or stopped?"
             )
+        place = message.place(alert.axis, float(self._trace.x[-1]))
         if ended:
-            return f"DSE moves again at {path}."
-        return f"DSE has made no progress for {self.rules.plateau} checkpoints, up to {path}."
+            return f"DSE moves again at {place}."
+        return f"DSE has made no progress for {self.rules.plateau} checkpoints, up to {place}."
 
 
 def silence_fact(rule: str, *, now: float, seconds: float | None = None) -> dict[str, Any]:
