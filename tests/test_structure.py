@@ -62,6 +62,7 @@ MAY_IMPORT = {
     ),
     "dse_monitor.publish": (
         "dse_monitor.errors",
+        "dse_monitor.metric.components",
         "dse_monitor.publish",
         "dse_monitor.record",
         "dse_monitor.series",
