@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dse_monitor.checkpoints.contents import Opaque, module_state
+
 if TYPE_CHECKING:
     from dse_monitor.checkpoints.archive import TensorRef
 
@@ -76,6 +78,9 @@ def _dicts(tree: Any) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
     queue: list[tuple[tuple[str, ...], Any]] = [((), tree)]
     while queue:
         path, node = queue.pop(0)
+        if isinstance(node, Opaque):  # a whole module that was pickled instead of its state dict
+            yield path, module_state(node)
+            continue
         if not isinstance(node, (dict, list, tuple)) or id(node) in seen:
             continue
         seen.add(id(node))
@@ -85,7 +90,9 @@ def _dicts(tree: Any) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
         else:
             children = enumerate(node)
         queue.extend(
-            ((*path, str(key)), child) for key, child in children if isinstance(child, (dict, list, tuple))
+            ((*path, str(key)), child)
+            for key, child in children
+            if isinstance(child, (dict, list, tuple, Opaque))
         )
 
 

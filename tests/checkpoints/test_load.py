@@ -222,6 +222,12 @@ def test_nan_in_the_encoder_is_reported_and_elsewhere_is_not(saved, vit):
     assert load_encoder(saved(content)).non_finite == ("blocks.0.attn.qkv.weight",)
 
 
+def test_whole_pickled_module_is_read_without_being_imported(saved, vit):
+    encoder = load_encoder(saved({"model": vit, "epoch": 2}))
+    assert torch.equal(encoder.module.state_dict()["norm.weight"], vit.state_dict()["norm.weight"])
+    assert load_encoder(saved(vit)).arch == encoder.arch
+
+
 def test_safetensors_load(tmp_path, vit):
     save_file(vit.state_dict(), tmp_path / "epoch_3.safetensors")
     encoder = load_encoder(tmp_path / "epoch_3.safetensors")
