@@ -74,7 +74,7 @@ def replay(path: Path, rules: Rules | None = None) -> ReplayResult:
 
     Args:
         path: a run that was watched (or its output folder), or a CSV file with the columns ``epoch``, ``dse``
-            and, if known, ``dse_se``. Rows of a file are taken as they would have arrived.
+            and, if known, ``dse_se``. Of two rows at one epoch the later counts, as after a resume.
         rules: when to speak; None for the defaults.
 
     Raises:
@@ -152,7 +152,13 @@ def _from_csv(path: Path) -> tuple[list[Evaluation], list[str]]:
     if len(numbered) == 1:
         raise RunError(f"{path} names its columns but holds no checkpoint; expected a line for each")
     notes = [f"column {name!r} is not used" for name in names if name not in COLUMNS]
-    return [_row(path, line, names, row, k) for k, (line, row) in enumerate(numbered[1:], 1)], notes
+    measured = [_row(path, line, names, row, k) for k, (line, row) in enumerate(numbered[1:], 1)]
+    line, _ = lineage(measured)
+    if len(line) < len(measured):
+        notes.append(
+            f"{len(measured) - len(line)} rows are replaced by later ones of the same or an earlier epoch"
+        )
+    return [dataclasses.replace(e, seq=k) for k, e in enumerate(line, 1)], notes
 
 
 def _row(path: Path, line: int, names: Sequence[str], row: Sequence[str], seq: int) -> Evaluation:

@@ -129,6 +129,20 @@ def test_a_single_checkpoint_is_its_own_best(tmp_path):
     assert (found["best"], found["candidates"], found["alerts"]) == (5, [5], [])
 
 
+def test_rows_may_come_in_any_order(tmp_path):
+    epoch, dse = published("iBOT")
+    one = replay(write_csv(tmp_path / "a.csv", epoch, dse)).to_json()
+    other = replay(write_csv(tmp_path / "b.csv", epoch[::-1], dse[::-1])).to_json()
+    assert one == other
+
+
+def test_a_resumed_run_replaces_the_rows_it_left(tmp_path):
+    epoch, dse = [10, 20, 30, 40, 20, 30, 40, 50], [1.0, 2.0, 1.5, 0.5, 2.1, 2.2, 2.3, 2.4]
+    found = replay(write_csv(tmp_path / "run.csv", epoch, dse))
+    assert found.series.dse.tolist() == [1.0, 2.1, 2.2, 2.3, 2.4]
+    assert found.notes == ("3 rows are replaced by later ones of the same or an earlier epoch",)
+
+
 def watched_run(folder, order):
     """A ledger whose checkpoints lose dimensions from epoch 11 on, recorded in the given order."""
     rise = np.linspace(0.2, 0.7, 10)
