@@ -1,8 +1,8 @@
 """Images per second of one training step: ours beside lightly's own example loop, on the same views.
 
-``python benchmarks/trainers.py [--size mini|small] [--batch 16] [--rounds 5]`` prints one table. Network, batch and
-precision are the same; rounds of the two are interleaved and medians reported, so that a busy machine slows both
-alike. The views are drawn beforehand, and the augmentations timed apart.
+``python benchmarks/trainers.py [--size mini|small] [--batch 16] [--rounds 5]`` prints one table. Network,
+batch and precision are the same; rounds of the two are interleaved and medians reported, so that a busy
+machine slows both alike. The views are drawn beforehand, and the augmentations timed apart.
 """
 
 from __future__ import annotations

@@ -1,0 +1,101 @@
+"""Which networks fit, and what is read from them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trainers import backbones
+from trainers.backbones import UnfitBackbone
+
+FAMILIES = {
+    "vit_mini_patch8": ("vit", 64, 96),
+    "swin_mini_patch4": ("swin", 4 * 4, 128),
+    "resnet_mini": ("conv", 2 * 2, 128),
+    "convnext_mini": ("conv", 2 * 2, 128),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_gives_pooled_and_dense_features(name):
+    family, tokens, width = FAMILIES[name]
+    spec = backbones.describe(name, 64)
+    model = backbones.build(spec).eval()
+    pooled, dense = backbones.features(model, torch.rand(2, 3, 64, 64))
+    assert (spec.family, spec.width) == (family, width)
+    assert pooled.shape == (2, width)
+    assert dense.shape == (2, tokens, width)
+    smaller = backbones.features(model, torch.rand(2, 3, 32, 32))
+    assert smaller.dense.shape[0::2] == (2, width)
+
+
+def test_vit_features_equal_timm_at_its_own_size():
+    model = backbones.build(backbones.describe("vit_mini_patch8", 64)).eval()
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(backbones.vit_tokens(model, images), model.forward_features(images))
+
+
+def test_masked_patches_are_replaced_before_positions_are_added():
+    model = backbones.build(backbones.describe("vit_mini_patch8", 64)).eval()
+    mask = torch.zeros(1, 64, dtype=torch.bool)
+    mask[0, 5] = True
+    token = torch.full((1, 96), 3.0)
+    plain, masked = (backbones.vit_embed(model, torch.rand(1, 3, 64, 64), *m) for m in ((), (mask, token)))
+    torch.testing.assert_close(masked[0, 5], 3.0 + model.pos_embed[0, 6])
+    assert plain.shape == masked.shape == (1, 64, 96)
+
+
+@pytest.mark.parametrize(
+    ("name", "families", "reason"),
+    [
+        ("resnet_mini", ("vit",), "needs vit"),
+        ("vit_mini_patch8", ("swin", "conv"), "needs swin or conv"),
+        ("no_such_network", ("vit",), "timm has no model"),
+        ("vit_base_patch16_dinov3", ("vit",), "no plain ViT"),
+        ("vit_base_patch14_reg4_dinov2", ("vit",), "register tokens"),
+        ("mlp_mixer", ("vit",), "timm has no model"),
+    ],
+)
+def test_unfit_networks_are_refused_with_the_reason(name, families, reason):
+    with pytest.raises(UnfitBackbone, match=reason):
+        backbones.describe(name, 64, families)
+
+
+def test_epsilon_reaches_every_layer_norm():
+    model = backbones.build(backbones.describe("swin_mini_patch4", 64, norm_eps=1e-6))
+    assert {m.eps for m in model.modules() if isinstance(m, torch.nn.LayerNorm)} == {1e-6}
+
+
+def test_networks_have_no_drop_path_unless_asked():
+    for name in FAMILIES:
+        model = backbones.build(backbones.describe(name, 64))
+        drops = [m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath"]
+        assert not any(drops), name
+
+
+def test_sincos_halves_encode_column_then_row():
+    table = backbones.sincos_positions(8, 3, cls=True)
+    assert table.shape == (1, 10, 8)
+    assert not table[0, 0].any()
+    grid = table[0, 1:].view(3, 3, 8)
+    assert (grid[0, :, 4:] == grid[0, :1, 4:]).all()  # one row: the second half does not change
+    assert (grid[:, 0, :4] == grid[:1, 0, :4]).all()  # one column: nor does the first
+    torch.testing.assert_close(
+        grid[0, 1, :4],
+        torch.tensor([1.0, 0.01, 0, 0]).sin()
+        + torch.tensor([0, 0, 1.0, 0.01]).cos() * torch.tensor([0, 0, 1.0, 1.0]),
+    )
+    other = backbones.sincos_positions(8, 3, rows_first=True)[0].view(3, 3, 8)
+    torch.testing.assert_close(other, grid.transpose(0, 1))
+
+
+def test_recomputed_activations_leave_gradients_alone():
+    model = backbones.build(backbones.describe("vit_mini_patch8", 64))
+    images, gradients = torch.rand(2, 3, 64, 64), []
+    for recompute in (False, True):
+        if recompute:
+            backbones.checkpoint_activations(model)
+        model.zero_grad()
+        backbones.features(model, images).dense.square().sum().backward()
+        gradients.append(model.blocks[0].attn.qkv.weight.grad.clone())
+    torch.testing.assert_close(*gradients)

@@ -1,0 +1,71 @@
+"""The flags: one per field of Settings and of the recipe, and errors in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from trainers import engine
+from trainers.__main__ import main
+from trainers.methods.dino import DINORecipe
+from trainers.settings import Settings
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What the command line would have trained."""
+    calls = []
+    monkeypatch.setattr(engine, "train", lambda *given: calls.append(given))
+    return calls
+
+
+def test_every_field_is_a_flag(capsys):
+    with pytest.raises(SystemExit):
+        main(["dino", "--help"])
+    text = capsys.readouterr().out
+    for field in [*dataclasses.fields(Settings), *dataclasses.fields(DINORecipe)]:
+        assert f"--{field.name.replace('_', '-')}" in text, field.name
+
+
+def test_preset_sets_defaults_and_flags_override_them(called):
+    main(
+        [
+            "dino",
+            "--data",
+            "scenes",
+            "--out",
+            "r",
+            "--preset",
+            "tiny",
+            "--epochs",
+            "3",
+            "--dse-weight",
+            "0.001",
+        ]
+    )
+    ((name, method, recipe, settings),) = called
+    assert (name, method.__name__) == ("dino", "DINO")
+    assert recipe == dataclasses.replace(DINORecipe.tiny(), epochs=3)
+    assert settings.dse_weight == 0.001
+    main(["dino", "--preset=official", "--data", "scenes", "--out", "r"])
+    assert called[1][2] == DINORecipe()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["simclr"], "there is no method 'simclr'; the methods are mocov3"),
+        (["dino", "--preset", "small"], "expected official or tiny"),
+        (["dino", "--preset", "tiny", "--data", "/nowhere", "--out", "{}"], "/nowhere is no folder"),
+        (["dino", "--data", "scenes", "--out", "{}", "--resume", "--init-from", "x"], "only one of them"),
+        (["dino", "--preset", "tiny", "--data", "scenes", "--out", "{}", "--backbone", "vgg99"], "no model"),
+    ],
+)
+def test_mistakes_are_one_line(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([flag.format(tmp_path / "out") for flag in flags])
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
