@@ -13,6 +13,10 @@ from dse_monitor.record import POINT_COLUMNS, SCHEMA, Alert, Evaluation, to_json
 from dse_monitor.series import Series
 
 STATUS_RANK = {"firing": 2, "pending": 1}
+KIND_RANK = {
+    "non-finite": 2,
+    "degradation": 1,
+}  # what is wrong with the run comes before its watcher's health
 SEVERITY_RANK = {"critical": 2, "warning": 1}
 
 
@@ -73,6 +77,8 @@ def run_state(
 def alert_state(alerts: Sequence[Alert]) -> dict[str, Any]:
     """The alert that matters now: the gravest among those whose last word is ``firing`` or ``pending``.
 
+    Alerts of severity ``info`` (a plateau) are news, not alarms, and do not count; nor do test alerts.
+
     Returns:
         ``status`` ("none" if there is no such alert), and if there is one the fields of that Alert.
     """
@@ -80,12 +86,17 @@ def alert_state(alerts: Sequence[Alert]) -> dict[str, Any]:
     for alert in sorted(alerts, key=lambda record: record.seq):
         if alert.kind != "test":
             last[alert.kind] = alert
-    active = [alert for alert in last.values() if alert.status in STATUS_RANK]
+    active = [alert for alert in last.values() if alert.status in STATUS_RANK and alert.severity != "info"]
     if not active:
         return {"status": "none"}
     gravest = max(
         active,
-        key=lambda alert: (STATUS_RANK[alert.status], SEVERITY_RANK.get(alert.severity, 0), alert.seq),
+        key=lambda alert: (
+            STATUS_RANK[alert.status],
+            KIND_RANK.get(alert.kind, 0),
+            SEVERITY_RANK.get(alert.severity, 0),
+            alert.seq,
+        ),
     )
     return to_json(gravest)
 

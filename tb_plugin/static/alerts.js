@@ -20,9 +20,10 @@ const KINDS = {
   test: 'test alert',
 };
 
-/** Alerts without the pending ones that the next change of the same alert confirmed. */
+/** Alerts without reminders, and without the pending ones that the next change of the same alert confirmed. */
 export function confirmed(alerts) {
   return alerts.filter((alert, i) => {
+    if (String(alert.key).split('/').pop().includes('reminder')) return false;
     const next = alerts.slice(i + 1).find((later) => later.kind === alert.kind);
     return !(alert.status === 'pending' && next?.status === 'firing');
   });

@@ -1,7 +1,7 @@
 /** From runs and choices to what the charts draw: panels with lines, and marks. Pure; the page's state is in app.js. */
 
 import { position } from './dom.js';
-import { causeText } from './alerts.js';
+import { causeText, confirmed } from './alerts.js';
 import { isDark, runColour } from './host.js';
 import { clocks, lastNotAbove, positions, scalarPositions, startOf } from './axes.js';
 import { lineOf, resumes, separabilityOf } from './series.js';
@@ -267,9 +267,9 @@ function marksOf(runs, focus, view) {
       marks.best.push({ x: run.x[line.best], y: line.dse[line.best], focus: own, told: false, text: `best of ${run.name}: ${where(run, line.best)}` });
     }
     for (const item of run.failed) marks.failed.push({ ...item, run: run.id, text: () => failureText(run, item) });
-    for (const alert of run.alerts ?? []) {
-      if (alert.kind !== 'degradation' && alert.kind !== 'non-finite') continue;
-      const current = alert === run.alerts[run.alerts.length - 1];
+    const changes = confirmed((run.alerts ?? []).filter((alert) => alert.kind === 'degradation' || alert.kind === 'non-finite'));
+    for (const alert of changes) {
+      const current = alert === changes[changes.length - 1];
       if (alert.status !== 'firing' && !(alert.status === 'pending' && current)) continue;
       const x = translate(run, alert.axis, alert[alert.axis] ?? alert.since);
       const index = nearest(run.x, x);

@@ -87,6 +87,12 @@ def test_firing_outranks_pending_and_critical_outranks_warning():
     assert alert_state(both)["kind"] == "degradation"
     both = [change(1, "firing", "non-finite", "critical"), change(2, "firing", "degradation")]
     assert alert_state(both)["kind"] == "non-finite"
+    both = [change(1, "firing", "degradation"), change(2, "firing", "health", "critical")]
+    assert alert_state(both)["kind"] == "degradation"
+
+
+def test_a_plateau_is_news_and_no_alarm():
+    assert alert_state([change(1, "firing", "plateau", "info")]) == {"status": "none"}
 
 
 def test_test_alert_does_not_mark_a_run():

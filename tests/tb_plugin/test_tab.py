@@ -435,8 +435,8 @@ def test_controls_have_names_and_the_charts_a_description(ready, open_tab):
     tab = open_tab(ready, fragment=showing("falling/dse"))
     unnamed = tab.frame.evaluate(
         """() => [...document.querySelectorAll('button, input, select, [role=img]')].filter((node) =>
-             !(node.textContent.trim() || node.getAttribute('aria-label') || node.closest('label')?.textContent.trim()
-               || node.placeholder))
+             !(node.textContent.trim() || node.getAttribute('aria-label')
+               || node.closest('label')?.textContent.trim() || node.placeholder))
              .map((node) => node.outerHTML)"""
     )
     assert unnamed == []
