@@ -74,7 +74,7 @@ class WorkerProcess:
 
     def send(self, job: dict[str, Any]) -> None:
         """Hand over a job; a dead worker is noticed by :meth:`ended`."""
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError, ValueError):  # closed by either side
             self._input.write(json.dumps(job).encode() + b"\n")
 
     def receive(self) -> list[dict[str, Any]]:
@@ -102,7 +102,8 @@ class WorkerProcess:
         code = self._process.poll()
         if code is None:
             return None
-        self._tail = (self._tail + _drain(self._errors.fileno()))[-TAIL_BYTES:]
+        if not self._errors.closed:
+            self._tail = (self._tail + _drain(self._errors.fileno()))[-TAIL_BYTES:]
         return describe_exit(code, self._tail)
 
     def stop(self, *, kill: bool = False) -> None:

@@ -153,10 +153,15 @@ class Console:
         """Say one line of the header."""
         if self._json:
             return self._object("header", line)
-        text = f"{line.label:<{LABEL}}{self._tagged(line.run)}{line.text}"
-        if line.aside:
-            text = f"{text:<40}   {line.aside}"
-        self._line(text, "dim")
+        begin = f"{line.label:<{LABEL}}{self._tagged(line.run)}"
+        first, *rest = _wrapped(line.text, WIDTH - len(begin))
+        lines = [begin + first, *(" " * len(begin) + part for part in rest)]
+        if line.aside and len(f"{lines[-1]:<40}   {line.aside}") <= WIDTH:
+            lines[-1] = f"{lines[-1]:<40}   {line.aside}"
+        elif line.aside:
+            lines += [" " * len(begin) + part for part in _wrapped(line.aside, WIDTH - len(begin))]
+        for part in lines:
+            self._line(part, "dim")
         self._after_header = True
         return None
 
@@ -173,7 +178,11 @@ class Console:
             mark, style = "   ● best", "green"
         elif row.mark:
             mark, style = f"   ▲ {row.mark}", "yellow"
-        self._line(self._tagged(row.run) + numbers(row) + mark, style)
+        columns = self._tagged(row.run) + numbers(row)
+        if len(columns + mark) > WIDTH:
+            self._line(columns, style)
+            columns, mark = " " * 8, mark.strip()
+        self._line(columns + mark, style)
         if row.story:
             for part in _wrapped(row.story, WIDTH - 8):
                 self._line(" " * 8 + part, style)

@@ -69,7 +69,7 @@ def _holds(
     if any(is_candidate(relative + entry.name) for entry in entries):
         return True
     return depth > 0 and any(
-        _usual(entry.name, has_number)
+        (_usual(entry.name, has_number) or (relative and entry.name.isdigit()))
         and _holds(folder / entry.name, f"{relative}{entry.name}/", depth - 1, is_candidate, has_number)
         for entry in entries
         if entry.is_dir()
@@ -77,7 +77,9 @@ def _holds(
 
 
 def _usual(name: str, has_number: Callable[[str], bool]) -> bool:
-    return name.lower() in USUAL or name.startswith("version_") or has_number(name)
+    """Whether checkpoints in a folder of this name belong to the run above it; a bare number may be a run."""
+    numbered = has_number(name) and not name.isdigit()
+    return name.lower() in USUAL or name.startswith(("version_", "training_")) or numbered
 
 
 def _folders(folder: Path) -> list[str]:

@@ -127,10 +127,7 @@ class FakeEvaluate:
 class FakeWorker:
     """A worker in this process: answers as soon as it is asked."""
 
-    started = 0
-
     def __init__(self, evaluate=FakeEvaluate):
-        FakeWorker.started += 1
         self.jobs, self.answers, self.stopped = [], [], False
         self._evaluators = _Evaluators(evaluate)
 

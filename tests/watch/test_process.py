@@ -1,0 +1,317 @@
+"""Real processes: the worker's protocol, how it dies, and how the supervisor ends."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from watch_fakes import FakeEvaluate, write_checkpoint
+
+from dse_monitor.errors import ImagesError
+from dse_monitor.watch import gpu, ledger
+from dse_monitor.watch.child import WorkerProcess, command, describe_exit
+from dse_monitor.watch.gpu import Gpu, Place
+from dse_monitor.watch.identity import look
+from dse_monitor.watch.worker import Manners, _Reporter, serve
+
+PROGRAM = str(Path(__file__).with_name("process.py"))
+
+
+def _job(path, number=1, **changes):
+    return {
+        "job": number,
+        "path": str(path),
+        "name": path.name,
+        "stamp": look(path).to_list(),
+        "probe": {},
+        **changes,
+    }
+
+
+def _serve(*jobs, evaluate=FakeEvaluate):
+    answers = io.StringIO()
+    serve(
+        io.StringIO("".join(json.dumps(job) + "\n" for job in jobs)),
+        answers,
+        evaluate,
+        Manners(),
+        leave=lambda code: 0,
+    )
+    return [json.loads(line) for line in answers.getvalue().splitlines()]
+
+
+def _wait_until(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def test_worker_says_device_progress_and_evaluation(tmp_path):
+    path = write_checkpoint(tmp_path / "c.pth", epoch=3.0)
+    device, progress, final = _serve(_job(path))
+    assert device == {"job": 1, "device": "cpu, float32"}
+    assert progress == {"job": 1, "progress": ["read", 0, 1]}
+    assert final["evaluation"]["source"]["epoch"] == 3.0
+    assert final["stamp"] == look(path).to_list()
+
+
+def test_worker_refuses_another_version_and_a_missing_file(tmp_path):
+    path = write_checkpoint(tmp_path / "c.pth")
+    old = _job(path)
+    path.write_text("another")
+    assert _serve(old) == [{"job": 1, "changed": True}]
+    path.unlink()
+    assert _serve(old) == [{"job": 1, "gone": True}]
+
+
+def test_worker_passes_on_what_is_not_the_checkpoints_fault(tmp_path):
+    def no_images(probe):
+        raise ImagesError("no images in /data;\n give another folder")
+
+    path = write_checkpoint(tmp_path / "c.pth")
+    (answer,) = _serve(_job(path), evaluate=no_images)
+    assert answer == {"job": 1, "error": "ImagesError", "reason": "no images in /data; give another folder"}
+
+
+def test_evaluator_is_kept_as_long_as_the_probe_is_the_same(tmp_path):
+    made = []
+
+    def make(probe):
+        made.append(probe)
+        return FakeEvaluate(probe)
+
+    path = write_checkpoint(tmp_path / "c.pth")
+    _serve(_job(path), _job(path, 2), _job(path, 3, probe={"seed": 1}), evaluate=make)
+    assert made == [{}, {"seed": 1}]
+
+
+def test_a_share_of_the_gpu_is_kept_by_resting_between_micro_batches(fake_clock):
+    said, rested = [], []
+
+    def sleep(seconds):
+        rested.append(seconds)
+        fake_clock.sleep(seconds)
+
+    report = _Reporter(1, said.append, 0.25, clock=fake_clock.monotonic, sleep=sleep)
+    for done in range(5):
+        fake_clock.sleep(0.4)
+        report("forward", done, 4)
+    assert rested == pytest.approx([1.2] * 4)
+    assert [message["progress"][1] for message in said] == [0, 1, 2, 3, 4]
+
+
+def test_stray_output_of_a_library_stays_out_of_the_protocol(tmp_path):
+    code = (
+        "import os, sys; from dse_monitor.watch import worker; from watch_fakes import FakeEvaluate\n"
+        "def make(probe):\n    print('hello'); os.write(1, b'world\\n'); return FakeEvaluate(probe)\n"
+        "worker.main(make)"
+    )
+    path = write_checkpoint(tmp_path / "c.pth", epoch=1.0)
+    worker = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{Path(PROGRAM).parent}:{Path(PROGRAM).parents[2]}"},
+    )
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write(json.dumps(_job(path)) + "\n")
+    worker.stdin.flush()
+    lines = [worker.stdout.readline() for _ in range(3)]
+    assert "evaluation" in json.loads(lines[-1])
+    rest, stray = worker.communicate(timeout=20)
+    assert rest == ""
+    assert "hello" in stray
+    assert "world" in stray
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_death_of_a_real_worker_is_noticed_and_named(tmp_path, number):
+    path = write_checkpoint(tmp_path / "c.pth", epoch=1.0, die=int(number))
+    worker = WorkerProcess([sys.executable, PROGRAM, "worker"])
+    worker.send(_job(path))
+    _wait_until(lambda: worker.ended() is not None)
+    assert number.name in (worker.ended() or "")
+    worker.stop()
+    worker.send(_job(path))  # a dead worker takes jobs silently
+
+
+def test_worker_answers_through_pipes_and_ends_with_its_input(tmp_path):
+    path = write_checkpoint(tmp_path / "c.pth", epoch=1.0)
+    worker = WorkerProcess([sys.executable, PROGRAM, "worker"])
+    worker.send(_job(path))
+    answers = []
+    _wait_until(lambda: answers.extend(worker.receive()) or any("evaluation" in answer for answer in answers))
+    worker.stop()
+    assert worker.ended() == "the worker ended with code 0"
+
+
+def test_worker_dies_with_its_parent(tmp_path):
+    path = write_checkpoint(tmp_path / "c.pth", epoch=1.0, die=int(signal.SIGSTOP))
+    code = (
+        "import sys, json, time; from dse_monitor.watch.child import WorkerProcess\n"
+        f"w = WorkerProcess([sys.executable, {PROGRAM!r}, 'worker']); w.send(json.loads(sys.argv[1]))\n"
+        "print(w.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(_job(path))], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    _wait_until(lambda: _state(pid) in "TZ?")  # it stopped itself in the middle of a job
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    _wait_until(lambda: _state(pid) in "Z?")
+
+
+def _state(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "?"
+
+
+def test_exit_codes_are_told_in_words():
+    assert (
+        describe_exit(1, b"Traceback\nValueError: bad\n") == "the worker ended with code 1: ValueError: bad"
+    )
+    assert describe_exit(-9, b"") == "the worker was ended by SIGKILL (out of memory?)"
+    assert describe_exit(-200, b"") == "the worker was ended by signal 200"
+
+
+def test_worker_command_carries_its_manners():
+    *program, manners = command(Manners(threads=3, gpu_share=0.5))
+    assert program == [sys.executable, "-m", "dse_monitor.watch.worker"]
+    assert json.loads(manners)["gpu_share"] == 0.5
+    assert Manners(threads=3).environment()["OMP_NUM_THREADS"] == "3"
+    assert Manners.default(nice=5).threads >= 1
+
+
+def _start(run, *options):
+    return subprocess.Popen(
+        [sys.executable, PROGRAM, "watch", str(run), *options], stdout=subprocess.PIPE, text=True
+    )
+
+
+def _scored(run):
+    try:
+        return [e.source.path for e in ledger.read(run / "dse").evaluations]
+    except Exception:
+        return []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_supervisor_ends_cleanly_when_asked_while_a_worker_hangs(tmp_path, number):
+    run = tmp_path / "exp1"
+    write_checkpoint(run / "checkpoint0000.pth", epoch=1.0, value=1)
+    watcher = _start(run)
+    _wait_until(lambda: len(_scored(run)) == 1)
+    write_checkpoint(run / "checkpoint0001.pth", epoch=2.0, value=2, die=int(signal.SIGSTOP))
+    beat = run / "dse" / "watcher.json"
+    _wait_until(lambda: "checkpoint0001.pth" in beat.read_text(), seconds=30)
+    watcher.send_signal(number)
+    output, _ = watcher.communicate(timeout=5)
+    assert watcher.returncode == 0
+    assert "● best" in output
+    assert json.loads(beat.read_text())["state"] == "ended"
+    assert _scored(run) == ["checkpoint0000.pth"]
+
+
+def test_supervisor_killed_again_and_again_scores_each_checkpoint_once(tmp_path):
+    run = tmp_path / "exp1"
+    for number in range(6):
+        write_checkpoint(run / f"checkpoint{number:04d}.pth", epoch=number + 1.0, value=number)
+    kills = 0
+    while len(_scored(run)) < 6:
+        before = len(_scored(run))
+        watcher = _start(run)
+        _wait_until(lambda before=before: len(_scored(run)) > before)
+        watcher.kill()
+        watcher.communicate()
+        kills += 1
+    done = _start(run, "once=true")
+    done.communicate(timeout=30)
+    assert done.returncode == 0
+    assert kills >= 1
+    assert sorted(_scored(run)) == [f"checkpoint{number:04d}.pth" for number in range(6)]
+
+
+def test_supervisor_is_small_and_knows_no_torch(tmp_path):
+    code = (
+        "import sys; from dse_monitor.watch.monitor import watch; from dse_monitor.watch.parts import Parts\n"
+        "Parts.real()\n"
+        "assert 'torch' not in sys.modules\n"
+        "pages = int(open('/proc/self/statm').read().split()[1]); print(pages * 4096 / 2**20)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 60
+
+
+def test_events_make_a_new_checkpoint_known_before_the_next_scan(tmp_path):
+    from dse_monitor.watch.hints import Hints
+
+    (tmp_path / "sub").mkdir()
+    woken = threading.Event()
+    hints = Hints(tmp_path, woken.set, ignore=tmp_path / "dse")
+    hints.start()
+    try:
+        (tmp_path / "sub" / "a.pth").write_text("x")
+        assert woken.wait(10)
+        assert "sub/a.pth" in (hints.take() or set())
+        (tmp_path / "b.tmp").write_text("x")
+        (tmp_path / "b.tmp").rename(tmp_path / "b.pth")
+        seen = set()
+        _wait_until(lambda: seen.update(hints.take() or set()) or "b.pth" in seen)
+    finally:
+        hints.stop()
+
+
+GPUS = """0, GPU-aaa, 70000, 81920, Default
+1, GPU-bbb, 3000, 81920, Default
+2, GPU-ccc, 80000, 81920, Exclusive_Process
+3, GPU-ddd, [N/A], [N/A], Default
+"""
+APPS = "GPU-aaa, 11\nGPU-bbb, 12\nGPU-ccc, 13\n"
+
+
+def _ask(*arguments):
+    return APPS if "compute-apps" in arguments[0] else GPUS
+
+
+def test_gpus_are_numbered_as_torch_sees_them():
+    assert [g.index for g in gpu.gpus(_ask, visible="") or []] == []
+    assert [(g.index, g.free_mib) for g in gpu.gpus(_ask, visible="1,0") or []] == [(0, 3000), (1, 70000)]
+    assert [g.free_mib for g in gpu.gpus(_ask, visible="GPU-ccc") or []] == [80000]
+    assert gpu.gpus(lambda *_: None) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "fallback", "expected"),
+    [
+        ("cpu", [Gpu(0, 1, 80000)], False, "cpu"),
+        ("auto", None, False, "auto"),
+        ("auto", [], False, "auto"),
+        ("auto", [Gpu(0, 70000, 80000, guests=1), Gpu(1, 60000, 80000)], False, "cuda:1"),
+        ("auto", [Gpu(0, 70000, 80000, guests=1), Gpu(1, 60000, 80000, guests=1)], False, "cuda:0"),
+        ("auto", [Gpu(0, 9000, 80000, guests=1)], False, ""),
+        ("auto", [Gpu(0, 9000, 80000, guests=1)], True, "cpu"),
+        ("cuda:0", [Gpu(0, 9000, 80000)], False, "cuda:0"),
+        ("cuda", [Gpu(0, 79000, 80000, guests=1, exclusive=True)], False, ""),
+        ("cuda:7", [Gpu(0, 79000, 80000)], False, "cuda:7"),
+    ],
+)
+def test_evaluation_goes_where_there_is_room_beside_the_training(device, gpus, fallback, expected):
+    chosen = gpu.place(device, gpus, cpu_fallback=fallback)
+    assert isinstance(chosen, Place)
+    assert chosen.device == expected
+    assert chosen.words

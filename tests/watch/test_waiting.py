@@ -1,0 +1,151 @@
+"""Which checkpoint is next, which runs there are, and what the options mean."""
+
+from pathlib import Path
+
+import pytest
+
+from dse_monitor.checkpoints.names import NameFacts, from_name, is_candidate, is_rolling
+from dse_monitor.watch.discovery import find_runs
+from dse_monitor.watch.identity import Stamp
+from dse_monitor.watch.options import WatchOptions, since_rule
+from dse_monitor.watch.waiting import Candidate, Queue
+
+
+def _candidate(path, *, inode=0, key=None, appeared=0.0, mtime=0):
+    mark = Stamp(inode or abs(hash(path)) % 10**9, 1, mtime, mtime)
+    return Candidate(path, mark, key, from_name(path), is_rolling(path), appeared)
+
+
+def _order(queue, now=100.0):
+    taken = []
+    while (candidate := queue.take(now)) is not None:
+        taken.append(candidate.path)
+    return taken
+
+
+def test_backlog_is_taken_newest_first_and_new_files_before_it():
+    queue = Queue()
+    for number in (1, 3, 2):
+        queue.add(_candidate(f"checkpoint{number:04d}.pth"))
+    queue.add(_candidate("checkpoint0000.pth", appeared=50.0))
+    expected = ["checkpoint0000.pth", "checkpoint0003.pth", "checkpoint0002.pth", "checkpoint0001.pth"]
+    assert [candidate.path for candidate in queue.in_order(100.0)] == expected
+    assert _order(queue) == expected
+
+
+def test_finished_run_is_taken_in_training_order():
+    queue = Queue(once=True)
+    for name in ("checkpoint.pth", "checkpoint0003.pth", "checkpoint0001.pth"):
+        queue.add(_candidate(name))
+    assert _order(queue) == ["checkpoint0001.pth", "checkpoint0003.pth", "checkpoint.pth"]
+
+
+def test_files_about_to_be_rotated_away_go_first():
+    queue = Queue()
+    queue.appeared("checkpoint0000.pth", 0.0)
+    queue.vanished("checkpoint0000.pth", 60.0, rolling=False)  # files live for a minute in this run
+    queue.add(_candidate("checkpoint0001.pth", appeared=50.0))
+    queue.add(_candidate("checkpoint0002.pth", appeared=95.0))
+    queue.add(_candidate("checkpoint.pth", appeared=10.0))
+    assert _order(queue) == ["checkpoint0001.pth", "checkpoint.pth", "checkpoint0002.pth"]
+
+
+def test_of_equal_contents_the_name_that_stays_is_taken():
+    queue = Queue()
+    queue.add(_candidate("last.pth", inode=7, appeared=9.0))
+    queue.add(_candidate("checkpoint0001.pth", inode=7))
+    assert queue.take(0.0).path == "checkpoint0001.pth"
+    queue = Queue()
+    queue.add(_candidate("checkpoint.pth", key="k", appeared=9.0))
+    queue.add(_candidate("ckp-10.pth", key="k"))
+    assert queue.take(0.0).path == "ckp-10.pth"
+
+
+@pytest.mark.parametrize(
+    ("text", "facts", "mtime", "passes"),
+    [
+        ("10", NameFacts(epoch_done=10.0), 0.0, True),
+        ("10", NameFacts(epoch_done=9.0), 0.0, False),
+        ("5000", NameFacts(step_done=4999), 0.0, False),
+        ("10", NameFacts(), 0.0, True),
+        ("2h", NameFacts(), 9_000.0, True),
+        ("2h", NameFacts(), 2_000.0, False),
+        ("1970-01-02", NameFacts(), 200_000.0, True),
+        ("1970-01-03T00:00", NameFacts(), 10_000.0, False),
+    ],
+)
+def test_since_takes_counts_dates_and_spans(text, facts, mtime, passes):
+    assert since_rule(text, now=10_000.0)(facts, mtime) == passes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"runs": ()}, {"since": "soon"}, {"every": 0}, {"devices": ()}, {"min_interval": -1.0}],
+)
+def test_options_that_make_no_sense_are_refused(changes):
+    with pytest.raises(ValueError, match=r"\w+"):
+        WatchOptions(**{"runs": (Path("r"),), "probe": {}, **changes})
+
+
+def test_request_changes_with_what_is_measured_and_not_with_where():
+    def request(**probe):
+        return WatchOptions(runs=(Path("r"),), probe={"images": "i", **probe}).request
+
+    assert request() == request(micro_batch=8) == request(device="cpu") == request(layout=None)
+    assert len({request(), request(seed=1), request(num_heads=6)}) == 3
+
+
+def test_output_folder_of_one_and_of_several_runs():
+    def options(*runs, out=None):
+        return WatchOptions(runs=tuple(map(Path, runs)), probe={}, out=out)
+
+    assert options("a").output(Path("a")) == Path("a/dse")
+    assert options("a", out=Path("o")).output(Path("a")) == Path("o")
+    assert options("a", "b", out=Path("o")).output(Path("a")) == Path("o/a")
+    assert options("runs", out=Path("o")).output(Path("runs/x/y"), Path("runs")) == Path("o/x/y")
+
+
+def _find(folder):
+    found = find_runs(folder, is_candidate, lambda name: bool(from_name(name).pattern))
+    return [path.relative_to(folder).as_posix() for path in found]
+
+
+def _touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def test_a_folder_with_checkpoints_is_one_run(tmp_path):
+    for name in ("checkpoint0001.pth", "other/checkpoint0002.pth"):
+        _touch(tmp_path / name)
+    assert _find(tmp_path) == ["."]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "checkpoints/c.pth",
+        "ckpt/199/x.pth",
+        "checkpoint-500/model.safetensors",
+        "version_0/checkpoints/last.ckpt",
+        "eval/training_1249/teacher_checkpoint.pth",
+        "dse/records.jsonl",
+    ],
+)
+def test_the_usual_sub_folders_belong_to_the_run(tmp_path, name):
+    _touch(tmp_path / "runs" / "exp1" / name)
+    assert _find(tmp_path / "runs" / "exp1") == ["."]
+    assert _find(tmp_path / "runs") == ["exp1"]
+
+
+def test_a_folder_of_runs_is_searched_two_levels_down(tmp_path):
+    for name in (
+        "a/c1.pth",
+        "group/b/c1.pth",
+        "group/c/checkpoints/c1.pth",
+        "1/2/3/c1.pth",
+        ".hidden/c1.pth",
+    ):
+        _touch(tmp_path / name)
+    assert _find(tmp_path) == ["a", "group/b", "group/c"]
+    assert _find(tmp_path / "nothing") == []
