@@ -48,7 +48,14 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     With DDP's averaging of parameter gradients, a loss on gathered rows gets exactly the global batch's
     gradient.
     """
-    return tensor if world_size() == 1 else torch.cat(_all_gather_with_gradient(tensor.contiguous()))
+    if world_size() == 1:
+        return tensor
+    parts = _all_gather_with_gradient(tensor.contiguous())
+    for part in parts:
+        if part.requires_grad:
+            # gloo sends the memory of a gradient as if it were contiguous, whatever its strides
+            part.register_hook(torch.Tensor.contiguous)
+    return torch.cat(parts)
 
 
 class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):

@@ -13,10 +13,25 @@ import torch
 
 from trainers import saving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]  # three interpreters load torch
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # three interpreters load torch
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
-EXACT = ("dino",)
+# The others differ, as their authors' code does: DenseCL normalises per process, MAE and I-JEPA draw masks per
+# process. SwAV's first gradient moves by a percent when pixels move by 1e-6, which says nothing either way.
+EXACT = (
+    "mocov3",
+    "byol",
+    "simsiam",
+    "dino",
+    "esvit",
+    "ibot",
+    "mugs",
+    "barlowtwins",
+    "vicreg",
+    "vicregl",
+    "mec",
+    "resa",
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +64,10 @@ def together(tmp_path_factory):
 def test_two_halves_of_a_batch_give_the_gradient_of_the_whole(name, alone, together, tmp_path):
     whole, halves = alone.first_gradients(name, tmp_path), together[0][name]
     assert whole.keys() == halves.keys()
+    size = torch.stack([value.norm() for value in whole.values()]).norm()
     for key, value in whole.items():
-        # float32 sums in another order; gradients of this size are clipped to norms up to 3
-        torch.testing.assert_close(
-            halves[key], value, rtol=1e-4, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}"
-        )
+        # float32 sums in another order; biases before a batch norm have no gradient but rounding
+        assert (halves[key] - value).norm() <= 1e-3 * value.norm() + 1e-5 * size, key
 
 
 def test_synchronised_batchnorm_equals_batchnorm_on_the_joined_rows(alone, together):

@@ -56,12 +56,13 @@ def synchronised_norm() -> dict[str, torch.Tensor]:
 
 
 def gathered_gradient() -> torch.Tensor:
-    """Gradient, averaged as DDP does, of a weight in a loss on gathered rows."""
-    rows = torch.arange(6.0).view(6, 1) + 1
+    """Averaged gradient of a weight in a loss whose gradient comes back transposed in memory."""
+    rows = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(0))
     part = 6 // distributed.world_size()
-    weight = torch.ones(1, 1, requires_grad=True)
+    weight = torch.eye(3, requires_grad=True)
     mine = rows[part * distributed.rank() : part * (distributed.rank() + 1)] @ weight
-    distributed.gather_with_gradient(mine).var().backward()
+    joined = distributed.gather_with_gradient(mine)
+    torch.einsum("npc,npd->pcd", joined, joined).square().sum().backward()
     assert weight.grad is not None
     return distributed.mean_over_processes(weight.grad)
 
