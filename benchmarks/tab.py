@@ -86,9 +86,8 @@ TIMED = """async (action) => {
   const actions = {
     zoom: async () => {
       const end = app.charts.scene.range[1];
-      app.set({zoom: [end * 0.2, end * 0.6]});
+      app.zoom([end * 0.2, end * 0.6]);
     },
-    reset: async () => { app.set({zoom: null}); },
     cursor: async () => {
       app.charts.hovered = app.charts.plots[0];
       app.charts.plots[0].u.setCursor({left: 100 + 500 * Math.random(), top: 60});
@@ -180,9 +179,8 @@ def main() -> None:
         browser.close()
     cores = len(os.sched_getaffinity(0))
     print(f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, headless Chromium")
-    print(
-        f"{options.checkpoints:,} checkpoints in one run; {options.runs} runs x {options.per_run:,}; medians, ms"
-    )
+    sizes = f"{options.checkpoints:,} checkpoints in one run; {options.runs} runs x {options.per_run:,}"
+    print(f"{sizes}; medians in ms")
     print(f"{'':34}{'limit':>8}" + "".join(f"{name:>18}" for name in columns))
     for name, limit in LIMITS.items():
         values = "".join(f"{column[name]:>18.0f}" for column in columns.values())

@@ -73,7 +73,7 @@ class App {
 
     this.charts = new Charts(this.chartRoot, {
       choose: (run, seq) => this.choose(run, seq),
-      zoom: (range) => this.set({ zoom: range }),
+      zoom: (range) => this.zoom(range),
     });
     this.list = new RunList(this.runRail, {
       toggle: (id) => this.toggleRun(id),
@@ -111,7 +111,7 @@ class App {
       onclick: () => this.set({ lambda: null }),
     });
     this.axisButtons = AXES.map((axis) => el('button', { type: 'button', text: AXIS_NAMES[axis], 'data-axis': axis, onclick: () => this.set({ axis, zoom: null }) }));
-    this.reset = el('button.quiet', { type: 'button', text: 'Reset zoom', title: 'Escape, or double-click a chart', onclick: () => this.set({ zoom: null }) });
+    this.reset = el('button.quiet', { type: 'button', text: 'Reset zoom', title: 'Escape, or double-click a chart', onclick: () => this.zoom(null) });
     this.panelMenu = el('div.menu-body', { role: 'group', 'aria-label': 'Panels' });
     const menu = (label, ...items) => el('details.menu', {}, el('summary', { text: label }), ...items);
     this.menus = [
@@ -346,6 +346,14 @@ class App {
     return this.loadAndDraw();
   }
 
+  /** Nothing but the charts depends on the zoom. */
+  zoom(range) {
+    this.view.zoom = range;
+    this.reset.hidden = range === null;
+    this.charts.zoom(range);
+    this.remember();
+  }
+
   async loadAndDraw() {
     this.chooseRuns();
     this.drawLists();
@@ -422,7 +430,7 @@ class App {
 
   key(event) {
     if (/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key === 'Escape') this.set({ zoom: null });
+    if (event.key === 'Escape') this.zoom(null);
     else if (event.key === 'b' || event.key === 'B') this.set({ chosen: null });
     else if (event.key === '/') {
       this.list.search.focus();

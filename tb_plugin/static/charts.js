@@ -53,14 +53,16 @@ export function thin(y, first, last, buckets) {
   return chosen;
 }
 
+const isThinned = (lines) => lines.reduce((sum, line) => sum + line.x.length, 0) > ROWS_DRAWN;
+
 /** uPlot's aligned table of a panel's lines: x, then y (and the band's edges) of each. */
 function tableOf(lines, zoom, width) {
-  const total = lines.reduce((sum, line) => sum + line.x.length, 0);
+  const thinned = isThinned(lines);
   const gap = (value) => (Number.isFinite(value) ? value : null);
   const tables = lines.map((line) => {
     const [low, high] = zoom ?? [-Infinity, Infinity];
     const [first, last] = visible(line.x, low, high);
-    const all = total > ROWS_DRAWN ? thin(line.y, first, last, width) : null;
+    const all = thinned ? thin(line.y, first, last, width) : null;
     const at = all ?? Array.from({ length: line.x.length }, (_, i) => i);
     const table = [at.map((i) => line.x[i]), at.map((i) => gap(line.y[i]))];
     if (line.error) {
@@ -165,6 +167,16 @@ export class Charts {
       plot.u.setData(tableOf(plot.panel.lines, this.scene.zoom, width), false);
       this.scale(plot.u);
     });
+  }
+
+  /** Another part of the same lines. */
+  zoom(range) {
+    this.scene.zoom = range;
+    const [width] = this.measure();
+    for (const plot of this.plots) {
+      if (isThinned(plot.panel.lines)) plot.u.setData(tableOf(plot.panel.lines, range, width), false);
+      this.scale(plot.u);
+    }
   }
 
   /** Colours changed, data did not. */

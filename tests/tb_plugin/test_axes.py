@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-CALL = """async ([script, data]) => {
+from dse_monitor.record import POINT_COLUMNS
+
+CALL = """async (data) => {
   const axes = await import('./static/axes.js');
   const series = await import('./static/series.js');
   const number = (values) => Float64Array.from(values, (value) => value ?? NaN);
@@ -11,8 +13,8 @@ CALL = """async ([script, data]) => {
     rows: Object.values(columns)[0].length,
     columns: Object.fromEntries(Object.entries(columns).map(([name, values]) => [name, number(values)])),
   };
-  return new Function('axes', 'series', 'points', 'loss', 'epochs', script)(
-    axes, series, table(data.points), table(data.loss), table(data.epochs));
+  const [points, loss, epochs] = [data.points, data.loss, data.epochs].map(table);
+  SCRIPT
 }"""
 
 START = 1_790_000_000.0
@@ -24,26 +26,14 @@ def call(servers, open_tab):
 
     def go(script, *, points, loss=None, epochs=None):
         count = len(points["mtime"])
-        every = {
-            name: [None] * count
-            for name in (
-                "epoch",
-                "step",
-                "wall_time",
-                "m_inter",
-                "m_intra_image",
-                "m_intra_batch",
-                "m_dim",
-                "settings",
-            )
-        }
+        every = {name: [None] * count for name in POINT_COLUMNS}
         every |= {"status": [0] * count, "seq": list(range(1, count + 1)), **points}
         clean = {
             key: table
             and {name: [None if v is None else float(v) for v in values] for name, values in table.items()}
             for key, table in (("points", every), ("loss", loss), ("epochs", epochs))
         }
-        return tab.frame.evaluate(CALL, [script, clean])
+        return tab.frame.evaluate(CALL.replace("SCRIPT", script), clean)
 
     return go
 
@@ -131,7 +121,8 @@ def test_a_line_is_accepted_within_one_percent_only(call):
 def test_missing_steps_are_estimated_and_marked(call):
     found = call(
         CLOCK
-        + "const {x, estimated} = axes.positions(points, rows, 'step', clock, 0); return [[...x], [...estimated]];",
+        + "const found = axes.positions(points, rows, 'step', clock, 0);"
+        + "return [[...found.x], [...found.estimated]];",
         points={"epoch": [1, 2, 3], "step": [100, None, 300], "mtime": [START + 1, START + 2, START + 3]},
     )
     assert found == [[100, 200, 300], [0, 1, 0]]
