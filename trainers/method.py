@@ -200,6 +200,8 @@ class Method(nn.Module):
             if they do.
         sync_batchnorm: whether batch norms share statistics over processes.
         rank_buffers: names of buffers that differ between processes and are saved for each.
+        differences: where the method departs from the authors' code, and why, in full sentences; goes to
+            docs/methods.md, which also reads the module's docstring and the ``Dense:`` of ``forward``'s.
     """
 
     recipe_type: ClassVar[type[Recipe]]
@@ -210,6 +212,7 @@ class Method(nn.Module):
     batch_coupled: str = ""
     sync_batchnorm: ClassVar[bool] = True
     rank_buffers: ClassVar[tuple[str, ...]] = ()
+    differences: ClassVar[str]
 
     backbone_spec: Backbone
 

@@ -88,6 +88,11 @@ class BarlowTwins(Method):
 
     recipe_type = BarlowTwinsRecipe
     batch_coupled = "batch norm, and a correlation over the batch"
+    differences = (
+        "Over several processes the gradient is that of the joined batch. The released sum over processes "
+        "has no gradient, which divides it by their number; LARS hides that for weights, not for biases and "
+        "norms. The correlation is computed in float32."
+    )
 
     def __init__(self, recipe: BarlowTwinsRecipe) -> None:
         super().__init__(recipe)
@@ -104,7 +109,7 @@ class BarlowTwins(Method):
         return views.MultiCrop(views.byol_pair(self.recipe.image_size))
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:
-        """One pass per view, so batch statistics are per view. Dense: both views, [2B, N, D]."""
+        """One pass per view: batch statistics are per view. Dense: the tokens of both views, [2B, N, D]."""
         (z1, dense1), (z2, dense2) = (self.student(images) for images in views.images)
         with torch.autocast(z1.device.type, enabled=False):
             rows = len(z1) * world_size()

@@ -96,6 +96,12 @@ class BYOL(Method):
     evaluated = "teacher.backbone."
     teachers = ("teacher",)
     batch_coupled = "batch norm"
+    differences = (
+        "The reference is a third-party port to PyTorch, the code the DSE paper used; the authors' own is in "
+        "JAX. Schedules count images as it does, but those of the given folder rather than ImageNet's "
+        "1,281,167. The stem's norm weight is decayed and adapted, because its exemption by name misses it; "
+        "kept, so that trajectories agree."
+    )
 
     def __init__(self, recipe: BYOLRecipe) -> None:
         super().__init__(recipe)
@@ -116,7 +122,7 @@ class BYOL(Method):
         teacher.ema_update(self.teacher, self.student, progress.values["teacher_momentum"])
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:
-        """Both views in one pass, so batch statistics are joint. Dense: the online network's, [2B, N, D]."""
+        """Both views in one pass, so batch statistics are joint. Dense: the online tokens, [2B, N, D]."""
         projections, dense = self.student(torch.cat(views.images))
         with torch.no_grad():
             targets, _ = self.teacher(torch.cat(views.images[::-1]))

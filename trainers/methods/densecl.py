@@ -156,6 +156,11 @@ class DenseCL(Method):
     teachers = ("teacher",)
     batch_coupled = "batch norm, and queues that advance by the batch"
     sync_batchnorm = False  # keys see other images' statistics by shuffling instead
+    differences = (
+        "Queues move after the optimiser step instead of after the loss: the same numbers, and negatives are "
+        "those of the step in every micro-batch. The 1x1 convolutions of the dense head are linear layers on "
+        "positions: the same map. One process has nothing to shuffle for its batch norms, as there."
+    )
 
     def __init__(self, recipe: DenseCLRecipe) -> None:
         super().__init__(recipe)

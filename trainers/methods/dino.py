@@ -160,6 +160,11 @@ class DINO(Method):
     recipe_type = DINORecipe
     evaluated = "teacher.backbone."
     teachers = ("teacher",)
+    differences = (
+        "The centre moves after the step instead of after the loss: the same numbers, and micro-batches add "
+        "up to the large batch. Weight normalisation of the prototypes is written out under its released "
+        "names, since torch has deprecated that hook."
+    )
 
     def __init__(self, recipe: DINORecipe) -> None:
         super().__init__(recipe)
@@ -194,7 +199,7 @@ class DINO(Method):
         )
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:
-        """Dense tokens: the student's, after the final norm, of both global crops, [2B, N, D] crop-major."""
+        """Dense: the student's tokens of both global crops, after the final norm, [2B, N, D] crop-major."""
         logits, dense = self.student(views.images)
         with torch.no_grad():
             teacher_logits, _ = self.teacher(views.images[:2])

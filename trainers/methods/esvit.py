@@ -192,6 +192,12 @@ class EsViT(Method):
     recipe_type = EsViTRecipe
     evaluated = "teacher.backbone."
     teachers = ("teacher",)
+    differences = (
+        "Works without local crops, where the released region loss fails, and clips in every precision, "
+        "where the released float32 path refers to a name that does not exist. Centres move after the step "
+        "instead of after the loss: the same numbers, and micro-batches add up. Images are mixed within the "
+        "batch by timm."
+    )
 
     def __init__(self, recipe: EsViTRecipe) -> None:
         super().__init__(recipe)

@@ -263,6 +263,11 @@ class IBOT(Method):
     recipe_type = IBOTRecipe
     evaluated = "teacher.backbone."
     teachers = ("teacher",)
+    differences = (
+        "Masks are drawn for global crops only; the released loader draws them for local crops as well, "
+        "where nothing reads them. Only block masks, from the first epoch on, as in the recipe. Centres move "
+        "after the step instead of after the loss: the same numbers, and micro-batches add up."
+    )
 
     def __init__(self, recipe: IBOTRecipe) -> None:
         super().__init__(recipe)

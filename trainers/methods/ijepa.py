@@ -180,6 +180,12 @@ class IJEPA(Method):
 
     recipe_type = IJEPARecipe
     teachers = ("teacher",)
+    differences = (
+        "The network is ViT-B/16, as the DSE paper trains it, with the numbers of the ViT-H/14 "
+        "configuration, since none was released for it. A block that can never show more than min_keep "
+        "patches is refused with a message; released, the search for its place does not end. Block sizes "
+        "follow the number of the micro-batch, so that workers and interruptions change nothing."
+    )
 
     def __init__(self, recipe: IJEPARecipe) -> None:
         super().__init__(recipe)

@@ -171,6 +171,10 @@ class MAE(Method):
     """Masked autoencoding."""
 
     recipe_type = MAERecipe
+    differences = (
+        "The network is ViT-S/16, as the DSE paper trains it; the authors' default is ViT-L/16. Nothing else "
+        "is known to differ."
+    )
 
     def __init__(self, recipe: MAERecipe) -> None:
         super().__init__(recipe)

@@ -110,6 +110,10 @@ class MEC(Method):
     recipe_type = MECRecipe
     teachers = ("teacher",)
     batch_coupled = "batch norm, and a coding length over the batch"
+    differences = (
+        "The projector is a module beside the network instead of in place of its last layer: the same "
+        "numbers under other names. Nothing else is known to differ."
+    )
 
     def __init__(self, recipe: MECRecipe) -> None:
         super().__init__(recipe)
@@ -130,7 +134,7 @@ class MEC(Method):
         return views.MultiCrop(pair)
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:
-        """One pass per view and network. Dense: the student's, both views, [2B, N, D]."""
+        """One pass per view and network. Dense: the student's tokens, both views, [2B, N, D]."""
         (y1, dense1), (y2, dense2) = (self.student(images) for images in views.images)
         z1, z2 = self.predictor(y1), self.predictor(y2)
         with torch.no_grad():

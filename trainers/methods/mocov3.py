@@ -112,6 +112,11 @@ class MoCoV3(Method):
     evaluated = "teacher.backbone."
     teachers = ("teacher",)
     batch_coupled = "batch norm in the heads, and negatives from the batch"
+    differences = (
+        "Only the ViT recipe is built in: a ResNet-50 gets the authors' shorter heads, but their LARS recipe "
+        "for it, which leaves one-dimensional parameters alone, is not here. One process is enough; the "
+        "released script wants several."
+    )
 
     def __init__(self, recipe: MoCoV3Recipe) -> None:
         super().__init__(recipe)

@@ -342,6 +342,14 @@ class Mugs(Method):
     evaluated = "teacher.backbone."
     teachers = ("teacher",)
     batch_coupled = "queues and memories that advance by the batch"
+    differences = (
+        "The memory's pointer moves twice as far as it should, as released, so that every second chunk keeps "
+        "its random start; kept, so that runs agree. Its third buffer, which is never read, is left out. "
+        "Without local crops the large ones count in full; released, this divides by zero. RandAugment's "
+        "magnitude stops just below 10, where posterising would keep no bit, which Pillow refuses. The "
+        "tighter clipping of ViT-L after epoch 100 is not built in. Centre, queues and memories move after "
+        "the step: the same numbers."
+    )
 
     def __init__(self, recipe: MugsRecipe) -> None:
         super().__init__(recipe)

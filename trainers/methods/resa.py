@@ -108,6 +108,10 @@ class ReSA(Method):
     recipe_type = ReSARecipe
     teachers = ("teacher",)
     batch_coupled = "batch norm, and an assignment over the batch"
+    differences = (
+        "Two views, one weak and one strong; the further views that the released lists allow are not built "
+        "in."
+    )
 
     def __init__(self, recipe: ReSARecipe) -> None:
         super().__init__(recipe)
@@ -131,7 +135,7 @@ class ReSA(Method):
         teacher.ema_update(self.teacher, self.student, progress.values["teacher_momentum"])
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:
-        """One pass per view and network. Dense: the online encoder's, both views, [2B, N, D]."""
+        """One pass per view and network. Dense: the online tokens, both views, [2B, N, D]."""
         online = [backbones.features(self.student.backbone, images) for images in views.images]
         predictions = [self.predictor(self.student.projector(f.pooled)) for f in online]
         with torch.no_grad():

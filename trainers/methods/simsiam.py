@@ -73,6 +73,10 @@ class SimSiam(Method):
 
     recipe_type = SimSiamRecipe
     batch_coupled = "batch norm"
+    differences = (
+        "The projector is a module beside the network instead of in place of its last layer: the same "
+        "numbers under other names."
+    )
 
     def __init__(self, recipe: SimSiamRecipe) -> None:
         super().__init__(recipe)
@@ -91,7 +95,7 @@ class SimSiam(Method):
         return views.MultiCrop([views.moco_v2_crop(self.recipe.image_size)] * 2)
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:
-        """One pass per view, so batch statistics are per view. Dense: both views, [2B, N, D]."""
+        """One pass per view: batch statistics are per view. Dense: the tokens of both views, [2B, N, D]."""
         (z1, dense1), (z2, dense2) = (self.student(images) for images in views.images)
         loss = simsiam_loss(self.predictor(z1), self.predictor(z2), z1, z2)
         spread = (

@@ -168,6 +168,11 @@ class SwAV(Method):
     std = (0.228, 0.224, 0.225)  # multicropdataset.py
     batch_coupled = "batch norm, and an assignment over the batch"
     rank_buffers = ("queue",)
+    differences = (
+        "Batch norms share statistics over all processes; the released large-batch script shares them among "
+        "eight. Embeddings enter the queue after the step instead of after the loss: the same numbers. "
+        "apex's LARC is written anew, so that apex is not needed."
+    )
 
     queue: Tensor
 

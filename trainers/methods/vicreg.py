@@ -85,6 +85,9 @@ class VICReg(Method):
 
     recipe_type = VICRegRecipe
     batch_coupled = "batch norm, and statistics over the batch"
+    differences = (
+        "Trained for the paper's 1000 epochs; the released default is 100. Nothing else is known to differ."
+    )
 
     def __init__(self, recipe: VICRegRecipe) -> None:
         super().__init__(recipe)
@@ -98,7 +101,7 @@ class VICReg(Method):
         return views.MultiCrop(views.byol_pair(self.recipe.image_size))
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:
-        """One pass per view, so batch statistics are per view. Dense: both views, [2B, N, D]."""
+        """One pass per view: batch statistics are per view. Dense: the tokens of both views, [2B, N, D]."""
         (x, dense1), (y, dense2) = (self.student(images) for images in views.images)
         r = self.recipe
         with torch.autocast(x.device.type, enabled=False):

@@ -279,6 +279,12 @@ class VICRegL(Method):
     recipe_type = VICRegLRecipe
     std = (0.228, 0.224, 0.225)  # transforms.py
     batch_coupled = "batch norm, and statistics over the batch"
+    differences = (
+        "Without the online classifier, which needs labels and sends no gradient to the network. Only the "
+        "ResNet-50 recipe is built in; other networks get batch norm in the expanders, where the authors "
+        "give ConvNeXt layer norm. The released fast form of the statistics, off by default, overwrites a "
+        "sum and is left out."
+    )
 
     def __init__(self, recipe: VICRegLRecipe) -> None:
         super().__init__(recipe)
@@ -300,7 +306,7 @@ class VICRegL(Method):
         return LocatedCrops(crops, tuple(math.ceil(crop.size / self.stride) for crop in crops), r.flip_grid)
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:
-        """One pass per view, so batch statistics are per view. Dense: both large crops' maps, [2B, N, D]."""
+        """One pass per view: batch statistics are per view. Dense: maps of the large crops, [2B, N, D]."""
         outputs = [self.student(images) for images in views.images]
         places = [views.extra[f"places_{v}"].flatten(1, 2) for v in range(len(outputs))]
         r = self.recipe
