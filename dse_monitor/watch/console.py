@@ -202,7 +202,7 @@ class Console:
         text = problem.reason if named else f"{problem.path}: {problem.reason}"
         times = f"{count} times now; the last: " if count > 1 else ""
         text = f"▲ {self._tagged(problem.run)}{times}{text}"
-        first, *rest = _wrapped(text, WIDTH)
+        first, *rest = _wrapped(text, WIDTH - 2)
         self._line(first, "yellow")
         for part in rest:
             self._line("  " + part, "yellow")
