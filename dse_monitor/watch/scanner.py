@@ -79,7 +79,8 @@ class Scanner:
         self._is_rolling = is_rolling
         self._skip = os.path.abspath(skip) if skip is not None else None
         self._limit = entry_limit
-        self._known: dict[str, tuple[int, int]] = {}  # path -> (inode in the listing, hash of the stamp)
+        # path -> inode in the listing, hash of the stamp, whether the name rolls
+        self._known: dict[str, tuple[int, int, bool]] = {}
         self._ignored: set[str] = set()
         self._identity: tuple[int, int] | None = None
 
@@ -135,7 +136,7 @@ class Scanner:
     def _enter(self, folder: str, relative: str, depth: int, walk: _Walk) -> None:
         try:
             with os.scandir(folder) as listing:
-                entries = sorted(listing, key=_links_last)
+                entries = sorted(listing, key=os.DirEntry.is_symlink)  # real names before links to them
         except FileNotFoundError:
             return
         except OSError:
@@ -171,8 +172,13 @@ class Scanner:
     def _take(self, entry: os.DirEntry[str], path: str, walk: _Walk) -> None:
         known = self._known.get(path)
         inode = entry.inode()
-        quiet = known is not None and known[0] == inode and not walk.deep
-        if quiet and not entry.is_symlink() and not self._is_rolling(path):
+        if (
+            known is not None
+            and not walk.deep
+            and known[0] == inode
+            and not known[2]
+            and not entry.is_symlink()
+        ):
             walk.present.add(path)
             return
         try:
@@ -195,15 +201,11 @@ class Scanner:
 
     def _report(self, path: str, inode: int, mark: Stamp, walk: _Walk) -> None:
         walk.present.add(path)
-        state = (inode, hash(mark))
-        if self._known.get(path) != state:
-            self._known[path] = state
+        known, state = self._known.get(path), hash(mark)
+        if known is None or known[:2] != (inode, state):
+            rolling = self._is_rolling(path) if known is None else known[2]
+            self._known[path] = (inode, state, rolling)
             walk.changed[path] = mark
-
-
-def _links_last(entry: os.DirEntry[str]) -> tuple[bool, str]:
-    """Real names before links to them, so that a file reached twice is found under its own name."""
-    return entry.is_symlink(), entry.name
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
