@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
+
+# Read when torch loads: waiting threads sleep, since spinning ones starve a watcher on the same cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from trainers.methods import METHODS, load
 from trainers.settings import Settings, TrainingError

@@ -16,8 +16,8 @@ from trainers import saving
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # three interpreters load torch
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
-# The others differ, as their authors' code does: DenseCL normalises per process, MAE and I-JEPA draw masks per
-# process. SwAV's first gradient moves by a percent when pixels move by 1e-6, which says nothing either way.
+# The others differ, as their authors' code does: DenseCL normalises, MAE and I-JEPA draw masks per process.
+# SwAV's first gradient moves by a percent when pixels move by 1e-6, which says nothing either way.
 EXACT = (
     "mocov3",
     "byol",
