@@ -45,7 +45,22 @@ export async function runs() {
   return { now: (Number.isFinite(told) ? told : Date.now()) / 1000, ...(await reply.json()) };
 }
 
-export const points = (run, since) => packed('points', { run, since });
+/** All points of a run; those known already are not asked for again. */
+export async function points(run, known = null) {
+  const since = known?.rows ? known.columns.seq[known.rows - 1] : 0;
+  const fresh = await packed('points', { run, since });
+  if (!since) return fresh;
+  if (fresh.header.total !== known.rows + fresh.rows) return packed('points', { run, since: 0 }); // the past has changed
+  if (!fresh.rows) return { ...known, header: fresh.header };
+  const columns = {};
+  for (const name of fresh.header.columns) {
+    columns[name] = new Float64Array(fresh.header.total);
+    columns[name].set(known.columns[name]);
+    columns[name].set(fresh.columns[name], known.rows);
+  }
+  return { header: fresh.header, columns, rows: fresh.header.total };
+}
+
 export const companions = (run) => packed('companions', { run });
 export const alerts = (run) => json('alerts', { run });
 export const scalars = (run) => json('scalars', { run });

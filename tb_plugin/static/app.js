@@ -242,7 +242,7 @@ class App {
     const { view } = this;
     for (const run of this.runs.values()) run.colour = view.colours[run.id];
     if (view.shown) view.shown = new Set([...view.shown].filter((id) => this.runs.has(id)));
-    if (!view.shown?.size && !this.emptied) {
+    if (!this.ownChoice || (!view.shown?.size && !this.emptied)) {
       const newest = this.listed().sort((a, b) => (b.start ?? 0) - (a.start ?? 0)).slice(0, SHOWN_AT_FIRST);
       view.shown = new Set(newest.map((run) => run.id));
       this.ownChoice = false;
@@ -268,9 +268,10 @@ class App {
     const started = performance.now();
     const before = run.points?.rows ?? 0;
     try {
-      const [points, alerts] = await Promise.all([api.points(run.id, 0), api.alerts(run.id)]);
+      const [points, alerts] = await Promise.all([api.points(run.id, run.points), run.state?.n_alerts === 0 ? [] : api.alerts(run.id)]);
       this.timings.points = performance.now() - started;
       run.points = points;
+      for (const [seq, meta] of run.details) if (meta === null) run.details.delete(seq); // may be there by now
       run.alerts = alerts.filter((alert) => alert.kind !== 'test');
       run.stuck = missing && points.rows === before;
       run.version = version;

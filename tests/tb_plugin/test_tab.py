@@ -613,6 +613,16 @@ def test_empty_folder_shows_the_command_to_start(serve, synthetic, tmp_path_fact
         f"dse-monitor watch '{folder}/exp1' --images IMAGES",
         f"dse-monitor watch '{folder}/RUN' --images IMAGES",
     )
+    synthetic.write_run(folder / "exp1", checkpoints=5, degraded=False, loss=False)
+    server.wait_for_rows("exp1/dse", 5)
+    tab.do("await app.refresh()")
+    assert tab.summary()["drawn"] == ["exp1/dse"]
+    synthetic.write_run(
+        folder / "exp2", checkpoints=5, degraded=False, loss=False, clock=synthetic.START + 60
+    )
+    server.wait_for_rows("exp2/dse", 5)
+    tab.do("await app.refresh()")
+    assert set(tab.summary()["drawn"]) == {"exp1/dse", "exp2/dse"}  # nobody has chosen: the newest are shown
 
 
 def test_a_sample_of_the_checkpoints_is_not_drawn_silently(serve, synthetic, tmp_path_factory, open_tab):
