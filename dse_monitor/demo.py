@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from dse_monitor import scenes
 from dse_monitor.errors import RunError
@@ -40,6 +41,7 @@ def run(out: Path, *, serve: bool, port: int | None, epochs: int = EPOCHS) -> in
     scenes.write_folder(held_out, count=HELD_OUT_SCENES, size=SIZE, seed=1)
 
     run_folder.mkdir(parents=True)
+    signal.signal(signal.SIGTERM, _interrupt)  # a polite kill ends the children too
     log = out / "training.log"
     children: list[subprocess.Popen[bytes]] = []
     try:
@@ -130,6 +132,10 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _free_port() -> int:

@@ -13,8 +13,8 @@ DSEError
 ├── RunError                 the run's folder, ledger or lock stands in the way
 └── OutputError              results cannot be written
 
-Wrong arguments from a programmer are ValueError and TypeError, as everywhere. The metric can be lifted into other
-projects and therefore has an error of its own, `NonFiniteFeatures` (a ValueError), which is also found here.
+Wrong arguments from a programmer are ValueError and TypeError, as everywhere. The metric can be lifted into
+other projects and therefore has an error of its own, `NonFiniteFeatures` (a ValueError), also found here.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("dse_monitor", "tb_plugin", "trainers")
 
-# Loaded by the supervisor, the command line or TensorBoard: torch would cost each half a gigabyte and seconds.
+# Loaded by the supervisor, the command line or TensorBoard: torch would cost each of them half a gigabyte.
 TORCH_FREE = (
     "dse_monitor",
     "dse_monitor.alerts.outbox",

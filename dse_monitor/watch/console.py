@@ -276,8 +276,8 @@ class Console:
 
 
 def heading(axis: str) -> str:
-    """Titles of the columns."""
-    return f"{axis:>8}{'DSE':>9}{'± err':>7}{'Δ best':>10}{'separability':>15}{'dim':>9}{'s':>7}"
+    """Titles of the columns; λ moves as a run grows, and the DSE of earlier rows with it."""
+    return f"{axis:>8}{'DSE':>9}{'± err':>7}{'Δ best':>10}{'separability':>15}{'dim':>9}{'λ':>8}{'s':>7}"
 
 
 def numbers(row: Row) -> str:
@@ -285,7 +285,7 @@ def numbers(row: Row) -> str:
     delta = "" if row.delta is None else _short(row.delta, signed=True)
     return (
         f"{_position(row.x):>8}{row.dse:>9.3f}{_short(row.dse_se):>7}{delta:>10}"
-        f"{row.separability:>15.3f}{row.m_dim:>9.3f}{row.seconds:>7.1f}"
+        f"{row.separability:>15.3f}{row.m_dim:>9.3f}{row.lam:>8.3g}{row.seconds:>7.1f}"
     )
 
 

@@ -43,10 +43,10 @@ def test_checkpoints_stand_in_columns_under_their_titles(said):
     assert said.lines == [
         "run       runs/exp1                        9 already scored",
         "",
-        "   epoch      DSE  ± err    Δ best   separability      dim      s",
-        "      90   -0.214   .004     +.012         -0.861    0.647    6.1   ● best",
-        "     100   -0.221   .004     -.007         -0.861    0.647    6.1",
-        "     110   -0.243   .004     -.029         -0.861    0.647    6.1   ▲ pending since 110",
+        "   epoch      DSE  ± err    Δ best   separability      dim       λ      s",
+        "      90   -0.214   .004     +.012         -0.861    0.647       1    6.1   ● best",
+        "     100   -0.221   .004     -.007         -0.861    0.647       1    6.1",
+        "     110   -0.243   .004     -.029         -0.861    0.647       1    6.1   ▲ pending since 110",
     ]
 
 

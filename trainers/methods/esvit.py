@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from timm.data import Mixup
+from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
 

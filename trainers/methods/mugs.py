@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from timm.layers import LayerNorm
+from timm.layers.norm import LayerNorm
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F

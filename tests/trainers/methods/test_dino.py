@@ -144,6 +144,6 @@ def test_first_epoch_leaves_prototypes_out_of_the_step():
     method.after_backward(Progress(plan, 4))
     assert method.student.head.last_layer.weight_v.grad is None
     assert method.student.head.mlp[0].weight.grad.norm().item() == pytest.approx(3.0, rel=1e-5)
-    method.student.head.last_layer.weight_v.grad = torch.ones(1024, 64)
+    method.student.head.last_layer.weight_v.grad = torch.ones_like(method.student.head.last_layer.weight_v)
     method.after_backward(Progress(plan, 5))
     assert method.student.head.last_layer.weight_v.grad.norm().item() == pytest.approx(3.0, rel=1e-5)
