@@ -151,6 +151,7 @@ def test_an_archive_with_another_hash_is_refused(hook, plugin_folder, monkeypatc
     try:
         monkeypatch.setenv("npm_config_registry", f"http://127.0.0.1:{registry.server_port}/")
         monkeypatch.setenv("npm_config_cache", str(tmp_path / "cache"))
+        monkeypatch.setenv("npm_config_fetch_retries", "0")
         with pytest.raises(SystemExit, match="EINTEGRITY"):
             hook.fetch(plugin_folder)
     finally:

@@ -3,16 +3,12 @@
 import gc
 import os
 import threading
+import tracemalloc
 
 import pytest
 from watch_fakes import FakeClock, Watching, write_checkpoint
 
 from dse_monitor.watch.history import History
-
-
-def _resident():
-    with open("/proc/self/statm") as pages:
-        return int(pages.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _descriptors():
@@ -36,26 +32,32 @@ def test_hundreds_of_rotated_checkpoints_leave_no_descriptors_threads_or_workers
             watch.workers[:] = watch.workers[-2:]
             if number == 100:
                 gc.collect()
-                before = (_descriptors(), threading.active_count(), _resident())
+                before = (_descriptors(), threading.active_count())
+                tracemalloc.start()
         gc.collect()
         assert before is not None
-        descriptors, threads, resident = before
+        descriptors, threads = before
+        grown, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
         assert _descriptors() <= descriptors
         assert threading.active_count() <= threads
-        assert _resident() - resident < 10 << 20
+        assert grown < 10 << 20
         assert len(watch.monitor.runs[run].history) == 250
 
 
 def test_ten_thousand_evaluations_take_less_than_ten_megabytes(evaluation):
     history = History()
-    gc.collect()
-    before = _resident()
-    for number in range(1, 10_001):
-        path = f"checkpoints/checkpoint{number:06d}.pth"
-        content = f"{number:064x}"
-        history.append(
-            evaluation(path, epoch=float(number), content=content, seq=number, wall_time=1e9 + number)
-        )
-    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(1, 10_001):
+            path = f"checkpoints/checkpoint{number:06d}.pth"
+            content = f"{number:064x}"
+            history.append(
+                evaluation(path, epoch=float(number), content=content, seq=number, wall_time=1e9 + number)
+            )
+        gc.collect()
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     assert len(history) == 10_000
-    assert _resident() - before < 10 << 20
+    assert taken < 10 << 20
