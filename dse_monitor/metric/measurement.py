@@ -391,10 +391,9 @@ def _components(
     )  # the last images may be fewer than a block and never left out
     separability_se = uncertainty.standard_error(separability_parts)
     m_dim_se = uncertainty.standard_error_over_positions(dim_parts, dimensions.numel()) / math.sqrt(covered)
-    covariance = uncertainty.covariance_of_blocks(
-        separability_parts, dim_parts.mean(0), images=images, group=group, block=block
+    correlation = uncertainty.correlation_of_blocks(
+        separability_parts, dim_parts.mean(0), group=group, block=block
     )
-    most = separability_se * m_dim_se  # both are estimates: keep the correlation they imply within one
     return Components(
         m_inter=m_inter,
         m_intra_image=m_intra_image,
@@ -405,7 +404,7 @@ def _components(
         m_intra_batch_se=uncertainty.standard_error(batch_parts),
         m_dim_se=m_dim_se,
         separability_se=separability_se,
-        separability_dim_cov=covariance if math.isnan(covariance) else min(max(covariance, -most), most),
+        separability_dim_cov=correlation * separability_se * m_dim_se,
         images=images,
         tokens=dimensions.numel(),
         width=width,

@@ -42,32 +42,35 @@ def standard_error(parts: Tensor) -> float:
     return math.sqrt(_variance(parts))
 
 
-def covariance_of_blocks(
-    group_parts: Tensor, block_parts: Tensor, *, images: int, group: int, block: int
-) -> float:
-    """Covariance of a sum over groups and a sum over blocks of images; nan for fewer than two groups.
+def correlation_of_blocks(group_parts: Tensor, block_parts: Tensor, *, group: int, block: int) -> float:
+    """Correlation of a sum over groups with a sum over blocks of images, from the scatter of their parts.
+
+    A correlation rather than a covariance: both scatters come from the same units, so it lies within one,
+    whatever is done to either error afterwards. It is shrunk a little, since few units look more alike than
+    they are, and an error of exactly zero would follow from a correlation of one.
 
     Args:
         group_parts: contributions of the groups [G], ``group`` images each, the last perhaps fewer.
         block_parts: contributions of the blocks [J], ``block`` images each, a divisor or multiple of
             ``group``.
-        images: B; those of the last groups that fill no block are taken to vary like the others.
         group: images in a group.
         block: images in a block.
+
+    Returns:
+        In (-1, 1); 0 for two units, which always seem alike, and where one sum does not vary; nan for one.
     """
-    covered = len(block_parts) * block
     if block > group:
-        units = len(block_parts)
-        first = group_parts[: covered // group].view(units, -1).sum(1)
-        second = block_parts
+        units, second = len(block_parts), block_parts
+        first = group_parts[: units * block // group].view(units, -1).sum(1)
     else:
         units, first = len(group_parts), group_parts
         group_of_block = torch.arange(len(block_parts)) * block // group
         second = block_parts.new_zeros(units).index_add_(0, group_of_block, block_parts)
     if units < 2:
         return math.nan
-    products = (first - first.mean()) @ (second - second.mean())
-    return float(products * (units / (units - 1)) * (images / covered))
+    first, second = first - first.mean(), second - second.mean()
+    size = float(first.norm() * second.norm())
+    return float(first @ second) / size * (units - 2) / (units - 1) if size > 0 else 0.0
 
 
 def left_out_block(images: int, group: int) -> int:

@@ -1,5 +1,7 @@
 """Standard errors against the scatter of the numbers over independent images."""
 
+import math
+
 import pytest
 import torch
 
@@ -60,12 +62,20 @@ def test_few_positions_predict_the_error_over_all():
 
 
 @pytest.mark.parametrize(("group", "block"), [(8, 2), (8, 8), (8, 24)])
-def test_covariance_over_groups_and_blocks_equals_that_over_images(group, block):
+def test_correlation_over_groups_and_blocks_equals_that_over_images(group, block):
     images = 24 * 400
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(images, dtype=torch.float64, generator=generator)
     second = 0.6 * first + torch.randn(images, dtype=torch.float64, generator=generator)
-    measured = uncertainty.covariance_of_blocks(
-        first.view(-1, group).sum(1), second.view(-1, block).sum(1), images=images, group=group, block=block
+    measured = uncertainty.correlation_of_blocks(
+        first.view(-1, group).sum(1), second.view(-1, block).sum(1), group=group, block=block
     )
-    assert measured == pytest.approx(0.6 * images, rel=0.15)
+    assert measured == pytest.approx(0.6 / math.hypot(0.6, 1), abs=0.1)
+
+
+def test_correlation_of_opposite_parts_leaves_an_error():
+    parts = torch.randn(8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert -1 < uncertainty.correlation_of_blocks(parts, -parts, group=8, block=8) < -0.8
+    assert uncertainty.correlation_of_blocks(parts, torch.zeros_like(parts), group=8, block=8) == 0
+    assert uncertainty.correlation_of_blocks(parts[:2], parts[:2], group=8, block=8) == 0
+    assert math.isnan(uncertainty.correlation_of_blocks(parts[:1], parts[:1], group=8, block=8))
