@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dse_monitor.alerts.rules import Rules
+from dse_monitor.alerts.parameters import Rules
 from dse_monitor.alerts.trace import Trace
 from dse_monitor.metric.components import Components
 from dse_monitor.record import Evaluation, Source

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from dse_monitor.alerts.rules import Rules
+from dse_monitor.alerts.parameters import Rules
 from dse_monitor.errors import DSEError, RunError
 from dse_monitor.record import OUTPUT_FOLDER, finite
 

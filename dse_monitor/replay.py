@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dse_monitor.alerts.message import WIDTH
-from dse_monitor.alerts.rules import Rules
+from dse_monitor.alerts.parameters import Rules
 from dse_monitor.alerts.state import AlertBook
 from dse_monitor.alerts.trace import lineage
 from dse_monitor.errors import RunError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dse_monitor.alerts.rules import Rules
+from dse_monitor.alerts.parameters import Rules
 from dse_monitor.alerts.trace import Trace
 from dse_monitor.series import Series, candidates
 

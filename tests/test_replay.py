@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dse_monitor import record
-from dse_monitor.alerts.rules import Rules
+from dse_monitor.alerts.parameters import Rules
 from dse_monitor.errors import RunError
 from dse_monitor.metric.components import Components
 from dse_monitor.record import Evaluation, Settings, Source

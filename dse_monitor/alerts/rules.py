@@ -20,6 +20,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from dse_monitor.alerts.parameters import Rules
+
 Floats = NDArray[np.float64]
 
 # checkpoints per stretch searched for the best level; ours, see benchmarks/alerts.py
@@ -28,61 +30,6 @@ TAIL_LENGTHS = (3, 5)  # recent checkpoints compared with it, the newest weighin
 _KEPT = 0.8  # share of the smallest residuals that the noise is estimated from
 _FEW = 1.5  # relative sampling error of the noise of n checkpoints, times sqrt(n - 2); ours, by simulation
 _ROUNDING = 1e-9  # of the range: differences below it are arithmetic
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """When to speak. Every number trades early warnings against false ones.
-
-    Attributes:
-        margin: smallest drop that matters, as a share of the run's range of DSE so far. On the published runs
-            healthy ones stay below 0.09, degraded ones exceed 0.6. Smaller: earlier, and noisier.
-        threshold: how many standard errors the drop must be worth. Larger: fewer false alarms, later.
-        sustain: checkpoints in a row that must lie beyond the margin; also how many bring the all-clear.
-        recovered: share of ``margin`` below which the drop counts as made good.
-        warmup: checkpoints before anything is judged.
-        early_best: checkpoints before a run is judged that was at its best from the start (a dip during
-            warm-up looks like that).
-        worsened: factor by which the drop must grow after an alarm to be told once more, as critical.
-        plateau: checkpoints without progress that make a plateau (information only); 0 switches it off.
-        failures: failed checkpoints in a row that make a health alert.
-        stale_seconds: silence of the training that makes a health alert, s, unless four times the usual gap
-            between checkpoints is longer; 0 switches it off.
-        remind_seconds: time between reminders of an alert that goes on, s.
-        per_hour: most messages about one run within an hour; what is held back is told later, if still true.
-        lam: a fixed lambda; None for the adaptive one of the checkpoints known at the time.
-    """
-
-    margin: float = 0.2
-    threshold: float = 3.7
-    sustain: int = 2
-    recovered: float = 0.5
-    warmup: int = 5
-    early_best: int = 8
-    worsened: float = 2.0
-    plateau: int = 20
-    failures: int = 3
-    stale_seconds: float = 7200.0
-    remind_seconds: float = 86400.0
-    per_hour: int = 6
-    lam: float | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.margin < 1:
-            raise ValueError(
-                f"margin is a share of the run's range of DSE, between 0 and 1, found {self.margin}"
-            )
-        if not 0 <= self.recovered <= 1:
-            raise ValueError(f"recovered is a share of the margin, from 0 to 1, found {self.recovered}")
-        for name in ("threshold", "worsened"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
-        for name in ("sustain", "warmup", "early_best", "failures", "per_hour"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        for name in ("plateau", "stale_seconds", "remind_seconds"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 
 from dse_monitor.alerts import message
-from dse_monitor.alerts.rules import Rules, errors, shares
+from dse_monitor.alerts.parameters import Rules
+from dse_monitor.alerts.rules import errors, shares
 from dse_monitor.alerts.trace import Trace
 from dse_monitor.record import Alert, Evaluation
 from dse_monitor.series import Series, position

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dse_monitor.alerts.rules import Judgement, Rules, judge
+from dse_monitor.alerts.parameters import Rules
+from dse_monitor.alerts.rules import Judgement, judge
 from dse_monitor.record import Evaluation
 from dse_monitor.series import adaptive_lambda, in_training_order, is_measured, position
 

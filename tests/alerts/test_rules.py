@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from dse_monitor.alerts.rules import Rules, errors, judge, noise, shares
+from dse_monitor.alerts.parameters import Rules
+from dse_monitor.alerts.rules import errors, judge, noise, shares
 
 RULES = Rules()
 

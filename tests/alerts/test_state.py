@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dse_monitor.alerts import state
-from dse_monitor.alerts.rules import Rules
+from dse_monitor.alerts.parameters import Rules
 from dse_monitor.alerts.state import AlertBook, silence_fact
 from dse_monitor.record import alert_from_json, to_json
 
