@@ -149,7 +149,7 @@ def test_new_run_refuses_a_folder_with_checkpoints(finished):
 
 
 def test_resuming_with_another_recipe_names_what_changed(finished):
-    with pytest.raises(TrainingError, match=r"lr 0\.004 -> 0\.005"):
+    with pytest.raises(TrainingError, match=r"lr 0\.012 -> 0\.005"):
         run(finished, recipe=dataclasses.replace(RECIPE, lr=0.005), resume=True, dse_weight=1e-3)
 
 
