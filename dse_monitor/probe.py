@@ -44,8 +44,8 @@ Progress = Callable[[str, int, int], None]  # (stage, done, total); stages: "ima
 
 IGNORED = -1  # label of a token that belongs to no class
 MAJORITY = 0.5  # share of a patch its class must fill; ours
-PENALTY = 1e-4  # L2, on standardised tokens and the mean loss; ours, flat between 1e-5 and 1e-3
-ITERATIONS = 100  # of L-BFGS; ours, the held-out score is stable from about 50
+PENALTY = 1e-4  # L2, on standardised tokens and the mean loss; ours, not tuned
+ITERATIONS = 100  # of L-BFGS; ours, not tuned
 TEMPERATURE = 0.07  # of the votes; Caron et al. 2021, arXiv 2104.14294, eval_knn.py
 BANK = 8192  # tokens a neighbour is searched among, drawn at random from a larger training half; ours
 STANDARD_FLOOR = 1e-3  # of the mean deviation; a dimension that varies less is noise and is not blown up
