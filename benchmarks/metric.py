@@ -95,7 +95,7 @@ def main() -> None:
                 network.forward_features(pixels)
 
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, 196 tokens of width 384")
-    print(print(" images  metric s  forward s   ratio  released s  times  extra MB"))
+    print(" images  metric s  forward s   ratio  released s  times  extra MB")
     for images in options.images:
         features = features_of(images, device=device)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
