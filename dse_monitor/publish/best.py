@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dse_monitor.record import OUTPUT_FOLDER, Evaluation
+from dse_monitor.record import OUTPUT_FOLDER, Evaluation, finite
 from dse_monitor.series import Series
 
 NAME = "best.json"
@@ -180,8 +180,8 @@ def describe(
             "path": evaluation.source.path,
             "epoch": evaluation.source.epoch,
             "step": evaluation.source.step,
-            "dse": _number(line.dse[index]),
-            "dse_se": _number(line.dse_se[index]),
+            "dse": finite(float(line.dse[index])),
+            "dse_se": finite(float(line.dse_se[index])),
             "seq": evaluation.seq,
             "exists": file is not None,
             "file": file,
@@ -198,7 +198,7 @@ def describe(
         "run": run.name,
         "folder": str(run.absolute()),
         "axis": line.axis,
-        "lam": _number(line.lam),
+        "lam": finite(float(line.lam)),
         "measured": len(line),
         "best": candidates[0] if candidates else None,
         "candidates": candidates,
@@ -332,7 +332,3 @@ def _remove(path: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

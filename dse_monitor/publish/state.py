@@ -5,11 +5,10 @@ Published as the last word of the event data (tag ``dse/state``); `tb_plugin/htt
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from dse_monitor.record import POINT_COLUMNS, SCHEMA, Alert, Evaluation, to_json
+from dse_monitor.record import POINT_COLUMNS, SCHEMA, Alert, Evaluation, finite, to_json
 from dse_monitor.series import Series
 
 STATUS_RANK = {"firing": 2, "pending": 1}
@@ -62,7 +61,7 @@ def run_state(
         "n_alerts": len(alerts),
         "last_seq": max(sequence, default=0),
         "axis": line.axis,
-        "lambda": _number(line.lam),
+        "lambda": finite(float(line.lam)),
         "points": size,
         "best": None if line.best is None else _place(line, line.best),
         "top3": [_place(line, index) for index in line.candidates[:3]],
@@ -105,14 +104,10 @@ def _place(line: Series, index: int) -> dict[str, Any]:
     evaluation = line.evaluations[index]
     return {
         "seq": evaluation.seq,
-        "x": _number(line.x[index]),
+        "x": finite(float(line.x[index])),
         "epoch": evaluation.source.epoch,
         "step": evaluation.source.step,
         "path": evaluation.source.path,
-        "dse": _number(line.dse[index]),
-        "dse_se": _number(line.dse_se[index]),
+        "dse": finite(float(line.dse[index])),
+        "dse_se": finite(float(line.dse_se[index])),
     }
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

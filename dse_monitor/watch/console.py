@@ -12,6 +12,8 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import IO, Any, Literal
 
+from dse_monitor.record import finite
+
 WIDTH = 100
 LABEL = 10  # columns of a header's label
 NAME = 14  # columns of a run's name where several are watched
@@ -264,12 +266,8 @@ class Console:
         self._stream.flush()
 
     def _object(self, kind: str, data: Any, **more: Any) -> None:
-        values = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in asdict(data).items()
-        }
-        name = "problem" if kind == "problem" else ""
-        if name:
+        values = finite(asdict(data))
+        if kind == "problem":  # its own kind would hide that of the line
             values["problem"] = values.pop("kind")
         self._stream.write(json.dumps({"kind": kind, **values, **more}) + "\n")
         self._stream.flush()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from trainers import optim
-from trainers.method import ParameterGroup, Recipe
+from trainers.method import Method, ParameterGroup, Plan, Recipe
 
 torch.set_num_threads(1)  # small tensors: threads only get in each other's way
 
@@ -49,5 +51,28 @@ def layerwise_steps() -> Callable[..., None]:
             for name, parameter in parameters.items():
                 expected = g[f"{prefix}.{name}_after"][step]
                 torch.testing.assert_close(parameter.data, expected, rtol=1e-5, atol=1e-7)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def distillation_schedules() -> Callable[..., None]:
+    """The three schedules of a method of DINO's family, made from its golden file's numbers, compared."""
+
+    def check(g: dict[str, Any], method_type: type[Method]) -> None:
+        recipe = dataclasses.replace(
+            method_type.recipe_type.tiny(),
+            lr=g["sched/base_lr"],
+            final_lr=g["sched/min_lr"],
+            warmup_epochs=g["sched/warmup_epochs"],
+            weight_decay=g["sched/wd_start"],
+            final_weight_decay=g["sched/wd_end"],
+            teacher_momentum=g["sched/momentum_start"],
+        )
+        batch = g["sched/batch_per_gpu"] * g["sched/world_size"]
+        plan = Plan(g["sched/epochs"], g["sched/iters_per_epoch"], batch, images=1)
+        schedules = method_type(recipe).schedules(plan)
+        for ours, theirs in (("lr", "lr"), ("weight_decay", "wd"), ("teacher_momentum", "momentum")):
+            np.testing.assert_allclose(schedules[ours], g[f"sched/{theirs}"].numpy(), atol=1e-12, rtol=0)
 
     return check

@@ -92,25 +92,8 @@ def test_teacher_update_equals_official(g):
     torch.testing.assert_close(averaged.w.data, g["ema/teacher_after"], rtol=1e-6, atol=1e-7)
 
 
-def test_schedules_equal_official(g):
-    recipe = DINORecipe(
-        backbone="vit_mini_patch8",
-        image_size=64,
-        prototypes=16,
-        head_hidden=8,
-        head_bottleneck=4,
-        lr=g["sched/base_lr"],
-        final_lr=g["sched/min_lr"],
-        warmup_epochs=g["sched/warmup_epochs"],
-        weight_decay=g["sched/wd_start"],
-        final_weight_decay=g["sched/wd_end"],
-        teacher_momentum=g["sched/momentum_start"],
-    )
-    batch = g["sched/batch_per_gpu"] * g["sched/world_size"]
-    plan = Plan(g["sched/epochs"], g["sched/iters_per_epoch"], batch, images=batch * 5)
-    schedules = DINO(recipe).schedules(plan)
-    for ours, theirs in (("lr", "lr"), ("weight_decay", "wd"), ("teacher_momentum", "momentum")):
-        np.testing.assert_allclose(schedules[ours], g[f"sched/{theirs}"].numpy(), atol=1e-12, rtol=0)
+def test_schedules_equal_official(g, distillation_schedules):
+    distillation_schedules(g, DINO)
 
 
 def test_position_interpolation_equals_official(g):

@@ -115,21 +115,8 @@ def test_swin_equals_official_on_both_crop_sizes(g):
             torch.testing.assert_close(features.pooled, g[f"swin/{kind}_pooled"], **SWIN)
 
 
-def test_schedules_equal_official(g):
-    recipe = dataclasses.replace(
-        EsViTRecipe.tiny(),
-        lr=g["sched/base_lr"],
-        final_lr=g["sched/min_lr"],
-        warmup_epochs=g["sched/warmup_epochs"],
-        weight_decay=g["sched/wd_start"],
-        final_weight_decay=g["sched/wd_end"],
-        teacher_momentum=g["sched/momentum_start"],
-    )
-    batch = g["sched/batch_per_gpu"] * g["sched/world_size"]
-    plan = Plan(g["sched/epochs"], g["sched/iters_per_epoch"], batch, images=1)
-    schedules = EsViT(recipe).schedules(plan)
-    for ours, theirs in (("lr", "lr"), ("weight_decay", "wd"), ("teacher_momentum", "momentum")):
-        np.testing.assert_allclose(schedules[ours], g[f"sched/{theirs}"].numpy(), atol=1e-12, rtol=0)
+def test_schedules_equal_official(g, distillation_schedules):
+    distillation_schedules(g, EsViT)
 
 
 def test_position_bias_tables_are_decayed():

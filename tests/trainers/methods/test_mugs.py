@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -166,21 +165,8 @@ def test_group_head_equals_official(g):
     torch.testing.assert_close(head(g["head_group/in"]).detach(), g["head_group/out"], **OUTPUT)
 
 
-def test_schedules_equal_official(g):
-    recipe = dataclasses.replace(
-        MugsRecipe.tiny(),
-        lr=g["sched/base_lr"],
-        final_lr=g["sched/min_lr"],
-        warmup_epochs=g["sched/warmup_epochs"],
-        weight_decay=g["sched/wd_start"],
-        final_weight_decay=g["sched/wd_end"],
-        teacher_momentum=g["sched/momentum_start"],
-    )
-    batch = g["sched/batch_per_gpu"] * g["sched/world_size"]
-    plan = Plan(g["sched/epochs"], g["sched/iters_per_epoch"], batch, images=1)
-    schedules = Mugs(recipe).schedules(plan)
-    for ours, theirs in (("lr", "lr"), ("weight_decay", "wd"), ("teacher_momentum", "momentum")):
-        np.testing.assert_allclose(schedules[ours], g[f"sched/{theirs}"].numpy(), atol=1e-12, rtol=0)
+def test_schedules_equal_official(g, distillation_schedules):
+    distillation_schedules(g, Mugs)
     assert MugsRecipe().patch_lr_scale == g["sched/patch_embed_lr_mult"]
 
 
