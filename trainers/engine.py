@@ -83,8 +83,10 @@ class Trainer:
         self.schedules = self.method.schedules(self.plan)
         beta = settings.dse_weight
         self.regularizer = DSERegularizer(beta, seed=settings.seed + self.plan.rank) if beta else None
-        self.step = 0
+        self.step = self.first_step = 0
         origin = self._start()
+        begin = settings.dse_from
+        self._dse_from = self.first_step / self.plan.steps_per_epoch if begin == "best" else begin
         self.report = Report(settings.out, self.step, silent=self.plan.rank > 0)
         self.order = data.Order(self.plan, settings.seed, settings.accumulate)
         self.loader = data.loader(
@@ -101,15 +103,19 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the end, or until told to stop."""
-        total = self.plan.total_steps
-        if self.settings.max_steps:
-            total = min(total, self.settings.max_steps)
+        total = self._total_steps()
         with self._signals():
             while self.step < total and not self._told_to_stop:
                 self._epoch(total)
         if self.step % self.plan.steps_per_epoch:
             self._save(saving.LAST)
             self.report.say(f"stopped after step {self.step} of {self.plan.total_steps}; --resume goes on")
+
+    def _total_steps(self) -> int:
+        """Optimiser steps after which to stop, those of the run that this one goes on from included."""
+        more, limit = self.settings.more_epochs * self.plan.steps_per_epoch, self.settings.max_steps
+        total = self.first_step + more if more else self.plan.total_steps
+        return min(total, limit) if limit else total
 
     # One epoch, one step ----------------------------------------------------------------------------------
 
@@ -140,7 +146,7 @@ class Trainer:
         self.report.end_epoch(title, (self.step - epoch * plan.steps_per_epoch - first) * plan.batch_size)
         if self.step == (epoch + 1) * plan.steps_per_epoch:
             done = epoch + 1
-            if done % self.settings.save_every == 0 or done == plan.epochs:
+            if done % self.settings.save_every == 0 or self.step == self._total_steps():
                 self._save(f"checkpoint_{done:04d}.pth")
 
     def _optimise(self, batches: Iterator[data.Batch], progress: Progress) -> dict[str, Tensor]:
@@ -179,7 +185,7 @@ class Trainer:
         terms = {"loss": out.loss.detach(), **out.logs}
         if (
             self.regularizer is None
-            or progress.fraction < settings.dse_from
+            or progress.fraction < self._dse_from
             or progress.step % settings.dse_every
         ):
             return out.loss, terms
@@ -192,7 +198,7 @@ class Trainer:
         return out.loss + term, terms
 
     def _progress(self) -> Progress:
-        values = {name: float(schedule[self.step]) for name, schedule in self.schedules.items()}
+        values = {name: float(s[min(self.step, len(s) - 1)]) for name, s in self.schedules.items()}
         return Progress(self.plan, self.step, values)
 
     def _received(self, batch: data.Batch) -> Views:
@@ -276,8 +282,14 @@ class Trainer:
         """Resume or take over weights; returns what was done, in words."""
         settings = self.settings
         if settings.init_from:
-            epochs = saving.start_from(settings.init_from, self.name, self.method)
-            return f"weights of {settings.init_from} ({epochs} epochs)"
+            path = saving.best(settings.init_from) if settings.init_from.is_dir() else settings.init_from
+            if not settings.more_epochs:
+                epochs = saving.start_from(path, self.name, self.method)
+                return f"weights of {path} ({epochs} epochs)"
+            self.step = self.first_step = saving.go_on_from(
+                path, self.name, self.method, self.optimizer, self.scaler, self.plan.steps_per_epoch
+            )
+            return f"{path}, step {self.step}, {settings.more_epochs} epochs more"
         if not settings.resume:
             if saving.numbered(settings.out) or (settings.out / saving.LAST).exists():
                 raise TrainingError(
@@ -292,7 +304,7 @@ class Trainer:
         saving.restore(content, path, self.name, self.method, self.optimizer, self.scaler, self._facts())
         if self.regularizer is not None and content["regularizer"] is not None:
             self.regularizer.set_extra_state(content["regularizer"][self.plan.rank])
-        self.step = content["step"]
+        self.step, self.first_step = content["step"], content.get("first_step", 0)
         return f"{path.name}, step {self.step}"
 
     def _save(self, file: str) -> None:
@@ -309,6 +321,7 @@ class Trainer:
             step=self.step,
             regularizer=states if self.regularizer is not None else None,
             run=self._facts(),
+            first_step=self.first_step,
         )
         if self.plan.rank == 0:
             out = self.settings.out

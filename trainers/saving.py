@@ -8,6 +8,7 @@ between two.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pickle
 import random
@@ -40,6 +41,7 @@ def contents(
     step: int,
     regularizer: torch.Tensor | None,
     run: dict[str, Any],
+    first_step: int = 0,
 ) -> dict[str, Any]:
     """Everything a resumed run needs; every process must call it, for random states are gathered.
 
@@ -52,10 +54,11 @@ def contents(
         step: optimiser steps done.
         regularizer: extra state of the DSE term, or None.
         run: plain facts a resumed run must agree on (seed, data, processes, steps per epoch).
+        first_step: optimiser steps that were done when the run began, by another run.
 
     Returns:
-        Keys ``format, schema, method, epoch, step, backbone, evaluated, model, optimizer, scaler, rng,
-        recipe, regularizer, run``; ``rng`` is a list by process and holds the buffers that differ between
+        Keys ``format, schema, method, epoch, step, first_step, backbone, evaluated, model, optimizer, scaler,
+        rng, recipe, regularizer, run``; ``rng`` is a list by process and holds the buffers that differ between
         processes.
     """
     return {
@@ -64,6 +67,7 @@ def contents(
         "method": name,
         "epoch": epoch,
         "step": step,
+        "first_step": first_step,
         "backbone": _described(method.backbone_spec),
         "evaluated": method.evaluated,
         "model": dict(method.state_dict()),
@@ -165,19 +169,8 @@ def restore(
         differs.
     """
     _check_method(content, path, name)
-    ours = {**dataclasses.asdict(method.recipe), **run}
-    theirs = {**content["recipe"], **content["run"]}
-    changed = [key for key, value in ours.items() if theirs.get(key) != value]
-    if changed:
-        differences = ", ".join(f"{key} {theirs.get(key)} -> {ours[key]}" for key in changed)
-        raise TrainingError(
-            f"{path} cannot go on with other settings ({differences}): give --resume the same ones, "
-            "or start a new run with --init-from"
-        )
-    method.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
-    if scaler.is_enabled() and content["scaler"]:
-        scaler.load_state_dict(content["scaler"])
+    _check_settings(content, path, {**dataclasses.asdict(method.recipe), **run})
+    _load(content, method, optimizer, scaler)
     state = content["rng"][distributed.rank()]
     buffers = dict(method.named_buffers())
     for key, value in state["buffers"].items():
@@ -189,6 +182,49 @@ def restore(
     random.setstate((version, tuple(words), gauss))
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+
+
+def best(run: Path) -> Path:
+    """The best checkpoint by DSE that is left of a run: what ``dse-monitor watch`` wrote to dse/best.json.
+
+    Raises:
+        TrainingError: nobody has measured the run, or nothing that was measured is left.
+    """
+    listing = run / "dse" / "best.json"
+    try:
+        found = json.loads(listing.read_text(encoding="utf-8"))
+        surviving = found["surviving"]
+    except FileNotFoundError:
+        raise TrainingError(
+            f"{listing} does not exist: score the run first (dse-monitor watch {run} --images DIR), "
+            "or give --init-from one checkpoint"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{listing} cannot be read ({error}); give --init-from one checkpoint") from error
+    if not surviving:
+        raise TrainingError(f"{listing} names no checkpoint that is left; give --init-from one checkpoint")
+    return run / surviving["file"]
+
+
+def go_on_from(
+    path: Path,
+    name: str,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    steps_per_epoch: int,
+) -> int:
+    """Take over another run's weights, optimiser and scaler, not its random states; returns its steps done.
+
+    Raises:
+        TrainingError: another method or recipe, or epochs of another length.
+    """
+    content = read(path)
+    _check_method(content, path, name)
+    ours = {**dataclasses.asdict(method.recipe), "steps_per_epoch": steps_per_epoch}
+    _check_settings(content, path, ours)
+    _load(content, method, optimizer, scaler)
+    return content["step"]
 
 
 def start_from(path: Path, name: str, method: Method) -> int:
@@ -213,6 +249,29 @@ def start_from(path: Path, name: str, method: Method) -> int:
 def _check_method(content: dict[str, Any], path: Path, name: str) -> None:
     if content["method"] != name:
         raise TrainingError(f"{path} was trained with {content['method']}, not with {name}")
+
+
+def _check_settings(content: dict[str, Any], path: Path, ours: dict[str, Any]) -> None:
+    theirs = {**content["recipe"], **content["run"]}
+    changed = [key for key, value in ours.items() if theirs.get(key) != value]
+    if changed:
+        differences = ", ".join(f"{key} {theirs.get(key)} -> {ours[key]}" for key in changed)
+        raise TrainingError(
+            f"{path} cannot go on with other settings ({differences}): give the same ones, or start a new "
+            "run with --init-from and without --more-epochs"
+        )
+
+
+def _load(
+    content: dict[str, Any],
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> None:
+    method.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    if scaler.is_enabled() and content["scaler"]:
+        scaler.load_state_dict(content["scaler"])
 
 
 def _described(spec: Backbone) -> dict[str, Any]:

@@ -29,10 +29,13 @@ class Settings:
         max_steps: stop after so many optimiser steps; 0 runs the recipe's epochs.
         log_every: optimiser steps between log entries.
         resume: go on from the newest checkpoint in ``out``.
-        init_from: start from the weights of this checkpoint (optimiser, schedules and counters start anew).
+        init_from: start from the weights of this checkpoint, or of the best one by DSE of this run's folder
+            (optimiser, schedules and counters start anew).
+        more_epochs: with ``init_from``: also take over optimiser, schedules and counters, and train so many
+            epochs more; schedules that end before keep their last values. 0 starts anew.
         dse_weight: beta of the DSE term; 0 is off.
         dse_every: optimiser steps between two DSE terms.
-        dse_from: epochs done before the DSE term begins.
+        dse_from: epochs done before the DSE term begins; ``best``: at the checkpoint of ``init_from``.
     """
 
     data: str
@@ -53,9 +56,10 @@ class Settings:
     log_every: int = 10
     resume: bool = False
     init_from: Path | None = None
+    more_epochs: int = 0
     dse_weight: float = 0.0
     dse_every: int = 1
-    dse_from: float = 0.0
+    dse_from: float | Literal["best"] = 0.0
 
     def __post_init__(self) -> None:
         for name in ("scenes", "accumulate", "save_every", "log_every", "dse_every"):
@@ -64,6 +68,11 @@ class Settings:
         if self.resume and self.init_from:
             raise TrainingError(
                 "--resume goes on with the run in --out, --init-from starts a new one: give only one of them"
+            )
+        if not (self.init_from or self.resume) and (self.more_epochs or self.dse_from == "best"):
+            flag = "--more-epochs" if self.more_epochs else "--dse-from best"
+            raise TrainingError(
+                f"{flag} needs --init-from: the checkpoint, or the watched run, to go on from"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 
@@ -159,6 +160,46 @@ def test_init_from_takes_weights_and_starts_counting_anew(finished, tmp_path):
     started.report.close()
     assert started.step == 0
     assert equal(saving.read(source)["model"], dict(started.method.state_dict()))
+
+
+@pytest.fixture
+def judged(finished):
+    """The finished run as the watcher leaves it: its first checkpoint is the best that is left."""
+    listing = finished / "dse" / "best.json"
+    listing.parent.mkdir(exist_ok=True)
+    listing.write_text(json.dumps({"surviving": {"file": "checkpoint_0001.pth"}}))
+    yield finished
+    listing.unlink()
+
+
+def test_run_goes_on_from_the_best_checkpoint_of_another_with_the_term(judged, tmp_path):
+    more = {"init_from": judged, "more_epochs": 2, "dse_from": "best", "dse_weight": 1e-3, "log_every": 1}
+    run(tmp_path / "dse", **more)
+    events = scalars(tmp_path / "dse")
+    assert [event.step for event in events.Scalars("train/dse")] == [4, 5, 6, 7, 8, 9]
+    rates = [event.value for event in events.Scalars("schedule/lr")]
+    theirs = [event.value for event in scalars(judged).Scalars("schedule/lr")]
+    assert rates == theirs[3:] + theirs[-1:] * 3  # beyond their end, schedules keep the last value
+    content = saving.read(tmp_path / "dse" / "checkpoint_0003.pth")
+    assert (content["epoch"], content["step"], content["first_step"]) == (3, 9, 3)
+
+
+def test_such_a_run_resumes_to_the_same_end(judged, tmp_path):
+    more = {"more_epochs": 1, "dse_from": "best", "dse_weight": 1e-3}
+    run(tmp_path / "whole", init_from=judged, **more)
+    run(tmp_path / "parts", init_from=judged, max_steps=4, **more)
+    run(tmp_path / "parts", resume=True, **more)
+    whole, parts = (saving.read(tmp_path / name / "checkpoint_0002.pth") for name in ("whole", "parts"))
+    assert equal(whole, parts)
+
+
+def test_going_on_from_an_unwatched_run_or_from_nothing_is_refused(finished, tmp_path):
+    with pytest.raises(TrainingError, match=r"best\.json does not exist: score the run first"):
+        run(tmp_path, init_from=finished, more_epochs=1)
+    with pytest.raises(TrainingError, match="--dse-from best needs --init-from"):
+        settings(tmp_path, dse_from="best")
+    with pytest.raises(TrainingError, match="--more-epochs needs --init-from"):
+        settings(tmp_path, more_epochs=1)
 
 
 def test_dse_term_begins_at_its_epoch_and_skips_steps(tmp_path):
