@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather as _all_gather_with_gradient
 from torch.distributed.nn.functional import all_reduce as _all_reduce_with_gradient
+from torch.distributed.tensor import DTensor
 
 
 def world_size() -> int:
@@ -30,6 +31,11 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
 def mean_over_processes(tensor: Tensor) -> Tensor:
     """Mean over processes, without gradient; the input is left alone."""
     return sum_over_processes(tensor) / world_size()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that FSDP spreads, sharing its memory; any other tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gather(tensor: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dse_monitor.metric import DSERegularizer
-from trainers import backbones, data, distributed, optim, saving
-from trainers.method import Method, Plan, Progress, Recipe, Views, normalise
+from trainers import backbones, data, distributed, optim, saving, sharding
+from trainers.method import Method, Plan, Progress, Recipe, StepOutput, Views, normalise
 from trainers.reporting import Means, Report
 from trainers.settings import Settings, TrainingError
 
@@ -170,7 +170,7 @@ class Trainer:
         measured = means.take()
         if (self.step + 1) % self.settings.log_every == 0:
             gradients = [p.grad for p in self.method.parameters() if p.grad is not None]
-            measured["grad_norm"] = nn.utils.get_total_norm(gradients)
+            measured["grad_norm"] = sharding.whole(nn.utils.get_total_norm(gradients))
         self.method.after_backward(progress)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -182,6 +182,8 @@ class Trainer:
         settings = self.settings
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
             out = self.module(views, progress)
+        if isinstance(self.module, sharding.Sharded):
+            out = StepOutput(*out)
         terms = {"loss": out.loss.detach(), **out.logs}
         if (
             self.regularizer is None
@@ -352,6 +354,9 @@ class Trainer:
             distributed.synchronise_batchnorm(method, device)
         if settings.compile:
             backbones.compile_blocks(method)
+        self._sharded = sharding.wanted(method, settings, self.precision, device)
+        if self._sharded:
+            return sharding.Sharded(method, device)
         if self.plan.world_size == 1:
             return method
         devices = [device.index] if device.type == "cuda" else None
@@ -370,7 +375,8 @@ class Trainer:
         steps = f"{plan.steps_per_epoch} steps of {plan.batch_size}"
         say(f"data      {self.settings.data}, {plan.images:,} images, {steps}")
         processes = f"{plan.world_size} process{'es' if plan.world_size > 1 else ''}"
-        say(f"device    {self.device}, {str(self.precision).removeprefix('torch.')}, {processes}")
+        shared = ", fsdp" if self._sharded else ""
+        say(f"device    {self.device}, {str(self.precision).removeprefix('torch.')}, {processes}{shared}")
         say(f"start     {origin}")
         say(f"output    {self.settings.out}")
         parts = self.settings.accumulate

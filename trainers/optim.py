@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from trainers.distributed import local, sum_over_processes
 from trainers.method import ParameterGroup, Plan, Recipe
 
 # Optimisers -------------------------------------------------------------------------------------------------
@@ -200,10 +202,13 @@ def clip_each(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
     """
     if not gradients:
         return torch.zeros(0)
-    norms = torch._foreach_norm(list(gradients))  # pyright: ignore[reportPrivateImportUsage]
-    scales = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
-    torch._foreach_mul_(list(gradients), scales)  # pyright: ignore[reportPrivateImportUsage]
-    return torch.stack(list(norms))
+    parts = [local(gradient) for gradient in gradients]
+    norms = torch.stack(torch._foreach_norm(parts))  # pyright: ignore
+    if isinstance(gradients[0], DTensor):  # one is spread, all are: squares of the parts' norms add up
+        norms = sum_over_processes(norms.square()).sqrt()
+    scales = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(parts, list(scales.unbind()))  # pyright: ignore[reportPrivateImportUsage]
+    return norms
 
 
 def clip_and_freeze(module: nn.Module, max_norm: float, frozen: str | None = None) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from trainers import distributed
+from trainers import distributed, sharding
 from trainers.backbones import Backbone
 from trainers.method import Method
 from trainers.settings import TrainingError
@@ -58,8 +58,8 @@ def contents(
 
     Returns:
         Keys ``format, schema, method, epoch, step, first_step, backbone, evaluated, model, optimizer, scaler,
-        rng, recipe, regularizer, run``; ``rng`` is a list by process and holds the buffers that differ between
-        processes.
+        rng, recipe, regularizer, run``; ``rng`` is a list by process and holds the
+        buffers that differ between processes.
     """
     return {
         "format": FORMAT,
@@ -70,8 +70,8 @@ def contents(
         "first_step": first_step,
         "backbone": _described(method.backbone_spec),
         "evaluated": method.evaluated,
-        "model": dict(method.state_dict()),
-        "optimizer": optimizer.state_dict(),
+        "model": sharding.whole(dict(method.state_dict())),
+        "optimizer": sharding.whole(optimizer.state_dict()),
         "scaler": scaler.state_dict() if scaler.is_enabled() else None,
         "rng": _gather(_process_state(method)),
         "recipe": dataclasses.asdict(method.recipe),
@@ -236,7 +236,7 @@ def start_from(path: Path, name: str, method: Method) -> int:
     content = read(path)
     _check_method(content, path, name)
     try:
-        method.load_state_dict(content["model"])
+        sharding.load(method, content["model"])
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:300]
         raise TrainingError(
@@ -268,8 +268,8 @@ def _load(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> None:
-    method.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
+    sharding.load(method, content["model"])
+    sharding.load_optimizer(optimizer, content["optimizer"])
     if scaler.is_enabled() and content["scaler"]:
         scaler.load_state_dict(content["scaler"])
 

@@ -21,6 +21,8 @@ class Settings:
         accumulate: micro-batches per optimiser step.
         workers: loader processes per training process; ``-1`` chooses.
         compile: compile the networks' blocks with torch.compile.
+        parallel: how several processes share a network: ``ddp`` copies it, ``fsdp`` spreads it (transformers
+            only), ``auto`` spreads backbones of ViT-L's size and above on GPUs.
         channels_last: channels-last memory for convolutional networks.
         checkpointing: recompute activations in the backward pass to save memory.
         deterministic: only deterministic kernels, at some speed.
@@ -47,6 +49,7 @@ class Settings:
     accumulate: int = 1
     workers: int = -1
     compile: bool = False
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     channels_last: bool = True
     checkpointing: bool = False
     deterministic: bool = False

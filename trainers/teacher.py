@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from trainers.distributed import local
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -39,8 +41,8 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
         raise KeyError(
             f"the student has no parameter {missing[0]!r} ({len(missing)} of {len(names)} missing)"
         )
-    averaged = [p.data for p in teacher.parameters()]
+    averaged = [local(p.data) for p in teacher.parameters()]  # spread as the student's, if they are
     # one kernel for all tensors; torch has no public name for these
     torch._foreach_mul_(averaged, momentum)  # pyright: ignore[reportPrivateImportUsage]
-    current = [online[name].data for name in names]
+    current = [local(online[name].data) for name in names]
     torch._foreach_add_(averaged, current, alpha=1 - momentum)  # pyright: ignore[reportPrivateImportUsage]
