@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    del sys.path[0]  # as a script, this file would hide the package of the same name
+    # as a script, this file would hide the package of the same name
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dse_monitor import scenes
-from trainers import backbones, engine
+from benchmarks.lightly_loops import LOOPS
+from trainers import engine
 from trainers.methods import load
 from trainers.settings import Settings
 
@@ -50,65 +50,6 @@ def ours(name: str, recipe: Any, batch: int) -> tuple[Callable[[], None], list[T
     return step, trainer._received(drawn).images, views_per_second
 
 
-def lightly_dino(recipe: Any, images: list[Tensor]) -> Callable[[], None]:
-    """One step as in lightly's DINO example: one forward per view, lightly's head, loss and EMA, AdamW."""
-    from lightly.loss import DINOLoss
-    from lightly.models.modules import DINOProjectionHead
-    from lightly.models.utils import update_momentum
-
-    spec = backbones.describe(recipe.backbone, recipe.image_size)
-    widths = (spec.width, recipe.head_hidden, recipe.head_bottleneck, recipe.prototypes)
-
-    class Student(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.backbone = backbones.build(spec)
-            self.head = DINOProjectionHead(*widths)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(backbones.features(self.backbone, x).pooled)
-
-    student, momentum = Student(), Student().requires_grad_(False)
-    momentum.load_state_dict(student.state_dict())
-    criterion = DINOLoss(output_dim=recipe.prototypes, warmup_teacher_temp_epochs=5)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
-
-    def step() -> None:
-        update_momentum(student.backbone, momentum.backbone, m=0.99)
-        update_momentum(student.head, momentum.head, m=0.99)
-        with torch.no_grad():
-            targets = [momentum(view) for view in images[:2]]
-        loss = criterion(targets, [student(view) for view in images], epoch=0)
-        loss.backward()
-        student.head.cancel_last_layer_gradients(current_epoch=0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def lightly_views_per_second(recipe: Any, batch: int) -> float:
-    """Images per second of lightly's DINO transform with the same crops."""
-    from lightly.transforms.dino_transform import DINOTransform
-
-    transform = DINOTransform(
-        global_crop_size=recipe.image_size,
-        global_crop_scale=recipe.global_scale,
-        local_crop_size=recipe.local_size,
-        local_crop_scale=recipe.local_scale,
-        n_local_views=recipe.local_crops,
-    )
-    images = [Image.fromarray(scenes.generate(i, recipe.image_size)[0]) for i in range(batch)]
-    then = time.perf_counter()
-    for image in images:
-        transform(image)
-    return batch / (time.perf_counter() - then)
-
-
-# Methods both have: add a step function here and it is compared.
-LIGHTLY = {"dino": (lightly_dino, lightly_views_per_second)}
-
-
 def seconds(step: Callable[[], None]) -> float:
     then = time.perf_counter()
     step()
@@ -118,31 +59,23 @@ def seconds(step: Callable[[], None]) -> float:
 def compare(name: str, changes: dict[str, Any], batch: int, rounds: int) -> list[str]:
     recipe = load(name).recipe_type.tiny()
     recipe = dataclasses.replace(recipe, batch_size=batch, **changes)  # pyright: ignore[reportArgumentType]
-    build, views = LIGHTLY[name]
     mine, images, drawn = ours(name, recipe, batch)
-    theirs = build(recipe, images)
+    theirs = LOOPS[name](recipe, images)
     for step in (mine, theirs):
         step()  # the first call allocates
     times = [(seconds(mine), seconds(theirs)) for _ in range(rounds)]
     us, them = (batch / statistics.median(column) for column in zip(*times, strict=True))
-    return [
-        name,
-        f"{us:.1f}",
-        f"{them:.1f}",
-        f"{us / them:.2f}",
-        f"{drawn:.0f}",
-        f"{views(recipe, batch):.0f}",
-    ]
+    return [name, f"{us:.1f}", f"{them:.1f}", f"{us / them:.2f}", f"{drawn:.0f}"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--methods", nargs="+", choices=sorted(LIGHTLY), default=sorted(LIGHTLY))
+    parser.add_argument("--methods", nargs="+", choices=sorted(LOOPS), default=sorted(LOOPS))
     parser.add_argument("--size", choices=sorted(SIZES), default="mini")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args()
-    heading = ("method", "ours img/s", "lightly img/s", "ratio", "our views/s", "lightly views/s")
+    heading = ("method", "ours img/s", "lightly img/s", "ratio", "our views/s")
     rows = [compare(name, SIZES[chosen.size], chosen.batch, chosen.rounds) for name in chosen.methods]
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {chosen.batch}, {chosen.size}"

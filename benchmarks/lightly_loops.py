@@ -1,0 +1,175 @@
+"""lightly's own example loops, one optimiser step each, from lightly's heads, losses and EMA.
+
+Each takes the method's recipe and views [B, 3, h, w], and gives a step to call; network and sizes are the
+recipe's. SGD or AdamW stand where the examples have them; no schedule, no logging, no checkpointing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightly.loss import (
+    BarlowTwinsLoss,
+    DINOLoss,
+    NegativeCosineSimilarity,
+    NTXentLoss,
+    SwaVLoss,
+    VICRegLoss,
+)
+from lightly.models import modules
+from lightly.models.utils import select_most_similar, update_momentum
+from torch import Tensor, nn
+
+from trainers import backbones
+
+Step = Callable[[], None]
+
+
+def backbone_of(recipe: Any) -> tuple[nn.Module, int]:
+    spec = backbones.describe(recipe.backbone, recipe.image_size)
+    return backbones.build(spec), spec.width
+
+
+class Branch(nn.Module):
+    """Backbone and head."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, h, w] -> [B, C]."""
+        return self.head(backbones.features(self.backbone, images).pooled)
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def dino(recipe: Any, images: list[Tensor]) -> Step:
+    def branch() -> Branch:
+        backbone, width = backbone_of(recipe)
+        widths = (width, recipe.head_hidden, recipe.head_bottleneck, recipe.prototypes)
+        return Branch(backbone, modules.DINOProjectionHead(*widths))
+
+    student, teacher = branch(), branch().requires_grad_(False)
+    teacher.load_state_dict(student.state_dict())
+    criterion = DINOLoss(output_dim=recipe.prototypes, warmup_teacher_temp_epochs=5)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
+
+    def step() -> None:
+        update_momentum(student, teacher, m=0.99)
+        with torch.no_grad():
+            targets = [teacher(view) for view in images[:2]]
+        loss = criterion(targets, [student(view) for view in images], epoch=0)
+        loss.backward()
+        student.head.cancel_last_layer_gradients(current_epoch=0)  # pyright: ignore[reportCallIssue]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def barlowtwins(recipe: Any, images: list[Tensor]) -> Step:
+    backbone, width = backbone_of(recipe)
+    w = recipe.projector_width
+    model = Branch(backbone, modules.BarlowTwinsProjectionHead(width, w, w))
+    criterion, optimizer = BarlowTwinsLoss(), torch.optim.SGD(model.parameters(), lr=0.06)
+    return lambda: descend(criterion(model(images[0]), model(images[1])), optimizer)
+
+
+def vicreg(recipe: Any, images: list[Tensor]) -> Step:
+    backbone, width = backbone_of(recipe)
+    w = recipe.expander_width
+    model = Branch(backbone, modules.VICRegProjectionHead(width, w, w, num_layers=3))
+    criterion, optimizer = VICRegLoss(), torch.optim.SGD(model.parameters(), lr=0.06)
+    return lambda: descend(criterion(model(images[0]), model(images[1])), optimizer)
+
+
+def simsiam(recipe: Any, images: list[Tensor]) -> Step:
+    backbone, width = backbone_of(recipe)
+    model = Branch(backbone, modules.SimSiamProjectionHead(width, width, recipe.projection))
+    predictor = modules.SimSiamPredictionHead(recipe.projection, recipe.predictor_hidden, recipe.projection)
+    criterion = NegativeCosineSimilarity()
+    optimizer = torch.optim.SGD([*model.parameters(), *predictor.parameters()], lr=0.06)
+
+    def step() -> None:
+        z0, z1 = model(images[0]), model(images[1])
+        p0, p1 = predictor(z0), predictor(z1)
+        descend((criterion(z0.detach(), p1) + criterion(z1.detach(), p0)) / 2, optimizer)
+
+    return step
+
+
+def byol(recipe: Any, images: list[Tensor]) -> Step:
+    backbone, width = backbone_of(recipe)
+    model = Branch(backbone, modules.BYOLProjectionHead(width, recipe.hidden, recipe.projection))
+    predictor = modules.BYOLPredictionHead(recipe.projection, recipe.hidden, recipe.projection)
+    target = copy.deepcopy(model).requires_grad_(False)
+    criterion = NegativeCosineSimilarity()
+    optimizer = torch.optim.SGD([*model.parameters(), *predictor.parameters()], lr=0.06)
+
+    def step() -> None:
+        update_momentum(model, target, m=0.99)
+        p0, p1 = predictor(model(images[0])), predictor(model(images[1]))
+        with torch.no_grad():
+            z0, z1 = target(images[0]), target(images[1])
+        descend((criterion(p0, z1) + criterion(p1, z0)) / 2, optimizer)
+
+    return step
+
+
+def swav(recipe: Any, images: list[Tensor]) -> Step:
+    backbone, width = backbone_of(recipe)
+    model = Branch(backbone, modules.SwaVProjectionHead(width, recipe.hidden, recipe.projection))
+    prototypes = modules.SwaVPrototypes(recipe.projection, recipe.prototypes)
+    criterion = SwaVLoss()
+    optimizer = torch.optim.Adam([*model.parameters(), *prototypes.parameters()], lr=0.001)
+
+    def step() -> None:
+        prototypes.normalize()
+        scores = [prototypes(nn.functional.normalize(model(view), dim=1, p=2)) for view in images]
+        descend(criterion(scores[:2], scores[2:]), optimizer)
+
+    return step
+
+
+def densecl(recipe: Any, images: list[Tensor]) -> Step:
+    backbone, width = backbone_of(recipe)
+    heads = [modules.DenseCLProjectionHead(width, recipe.hidden, recipe.projection) for _ in range(2)]
+    model = nn.ModuleDict({"backbone": backbone, "image": heads[0], "grid": heads[1]})
+    keys = copy.deepcopy(model).requires_grad_(False)
+    memory = (recipe.queue_length, recipe.projection)
+    criteria = [NTXentLoss(temperature=0.2, memory_bank_size=memory) for _ in range(2)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.06)
+
+    def branch(network: nn.ModuleDict, view: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features = backbones.features(network["backbone"], view)
+        return features.dense, network["image"](features.pooled), network["grid"](features.dense)
+
+    def step() -> None:
+        update_momentum(model, keys, m=0.99)
+        features, image, grid = branch(model, images[0])
+        with torch.no_grad():
+            key_features, key_image, key_grid = branch(keys, images[1])
+            matched = select_most_similar(features, key_features, key_grid)
+        local = criteria[1](grid.flatten(0, 1), matched.flatten(0, 1))
+        descend((criteria[0](image, key_image) + local) / 2, optimizer)
+
+    return step
+
+
+LOOPS: dict[str, Callable[[Any, list[Tensor]], Step]] = {
+    "densecl": densecl,
+    "byol": byol,
+    "simsiam": simsiam,
+    "swav": swav,
+    "dino": dino,
+    "barlowtwins": barlowtwins,
+    "vicreg": vicreg,
+}
