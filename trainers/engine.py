@@ -78,7 +78,7 @@ class Trainer:
         torch.manual_seed(settings.seed + 1 + self.plan.rank)  # then chance of its own
         self.module = self._prepare(self.method)
         self.groups = self.method.parameter_groups()
-        self.optimizer = optim.build(recipe, self.groups, fused=device.type == "cuda")
+        self.optimizer = optim.build(recipe, self.groups, fused=not self._sharded)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.schedules = self.method.schedules(self.plan)
         beta = settings.dse_weight
