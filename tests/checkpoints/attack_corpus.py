@@ -197,7 +197,7 @@ def pickles() -> Iterator[tuple[str, bytes]]:
         name("builtins", "list") + b"h" + bytes([k]) + b"\x85Rq" + bytes([k + 1]) + b"h" + bytes([k]) + b"a"
         for k in range(100)
     ) + b"."  # fmt: skip
-    yield "many opcodes", P2 + b"N0" * 10_500_000 + b"N."
+    yield "many opcodes", P2 + b"N0" * 5_250_000 + b"N."
     yield "many marks", P2 + b"(" * 3_000_000 + b"."
     yield "deep stack", P2 + b"N" * 3_000_000 + b"."
     yield "many empty sets", P4 + b"]" + (b"(" + b"\x8f" * 100_000 + b"e") * 30 + b"."
