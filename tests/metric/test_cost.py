@@ -46,6 +46,28 @@ def test_products_stay_within_their_count(scenes):
     assert counter.get_total_flops() < 1.1 * (lloyd + seeding + separation + spectra + left_out)
 
 
+def test_regularizer_products_stay_within_their_count(scenes):
+    images, positions, width, clusters = 16, 49, 64, 24
+    features = scenes(images, positions, width).requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        DSERegularizer()(features).backward()
+    tokens = images * positions
+    kmeans = 2 * tokens * width * (clusters + 3) * (20 + 1 + 1)  # iterations, seeding, last assignment
+    separation = 2 * tokens * width * clusters
+    dimension = 2 * (2 * tokens * width**2 + width**3)  # Gram matrix; slope of its spectrum
+    # Local clusters at worst as large as an image, global ones several times as large as their mean.
+    radii = 2 * (2 * tokens * width * positions + 2 * tokens * width * width)
+    assert counter.get_total_flops() < 1.1 * (kmeans + separation + dimension + radii)
+
+
+def test_regularizer_calls_do_not_grow_with_images(scenes):
+    def step(features):
+        DSERegularizer()(features.requires_grad_()).backward()
+
+    few, many = scenes(64, 9, 8), scenes(512, 9, 8)
+    assert _calls(lambda: step(many)) < 1.5 * _calls(lambda: step(few))
+
+
 def _peak_bytes(work):
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=False) as recorded:
         result = work()
