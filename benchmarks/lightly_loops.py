@@ -20,6 +20,7 @@ from lightly.loss import (
     VICRegLoss,
 )
 from lightly.models import modules
+from lightly.models.modules import heads
 from lightly.models.utils import select_most_similar, update_momentum
 from torch import Tensor, nn
 
@@ -86,7 +87,7 @@ def barlowtwins(recipe: Any, images: list[Tensor]) -> Step:
 def vicreg(recipe: Any, images: list[Tensor]) -> Step:
     backbone, width = backbone_of(recipe)
     w = recipe.expander_width
-    model = Branch(backbone, modules.VICRegProjectionHead(width, w, w, num_layers=3))
+    model = Branch(backbone, heads.VICRegProjectionHead(width, w, w, num_layers=3))
     criterion, optimizer = VICRegLoss(), torch.optim.SGD(model.parameters(), lr=0.06)
     return lambda: descend(criterion(model(images[0]), model(images[1])), optimizer)
 
@@ -141,8 +142,8 @@ def swav(recipe: Any, images: list[Tensor]) -> Step:
 
 def densecl(recipe: Any, images: list[Tensor]) -> Step:
     backbone, width = backbone_of(recipe)
-    heads = [modules.DenseCLProjectionHead(width, recipe.hidden, recipe.projection) for _ in range(2)]
-    model = nn.ModuleDict({"backbone": backbone, "image": heads[0], "grid": heads[1]})
+    pair = [modules.DenseCLProjectionHead(width, recipe.hidden, recipe.projection) for _ in range(2)]
+    model = nn.ModuleDict({"backbone": backbone, "image": pair[0], "grid": pair[1]})
     keys = copy.deepcopy(model).requires_grad_(False)
     memory = (recipe.queue_length, recipe.projection)
     criteria = [NTXentLoss(temperature=0.2, memory_bank_size=memory) for _ in range(2)]

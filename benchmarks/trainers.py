@@ -76,12 +76,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args()
     heading = ("method", "ours img/s", "lightly img/s", "ratio", "our views/s")
-    rows = [compare(name, SIZES[chosen.size], chosen.batch, chosen.rounds) for name in chosen.methods]
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {chosen.batch}, {chosen.size}"
     )
-    for row in [heading, *rows]:
-        print("  ".join(f"{cell:>15}" for cell in row))
+    for name in ("", *chosen.methods):
+        row = compare(name, SIZES[chosen.size], chosen.batch, chosen.rounds) if name else heading
+        print("  ".join(f"{cell:>15}" for cell in row), flush=True)
 
 
 if __name__ == "__main__":
