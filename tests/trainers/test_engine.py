@@ -235,3 +235,17 @@ def test_bfloat16_keeps_the_objective_in_float32(tmp_path):
     half.report.close()
     assert loss.dtype == torch.float32
     assert loss.isfinite()
+
+
+def test_float16_step_is_skipped_when_its_gradient_overflows(tmp_path):
+    half = trainer(tmp_path, precision="float16")
+    half.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
+    before = {name: p.detach().clone() for name, p in half.method.student.named_parameters()}
+    half._optimise(iter(half.loader), half._progress())
+    assert half.scaler.get_scale() == 2.0**119
+    assert all(torch.equal(p, before[name]) for name, p in half.method.student.named_parameters())
+    half.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
+    half.step = 1  # lr is 0 at step 0
+    half._optimise(iter(half.loader), half._progress())
+    half.report.close()
+    assert not all(torch.equal(p, before[name]) for name, p in half.method.student.named_parameters())
