@@ -26,9 +26,12 @@ Floats = NDArray[np.float64]
 
 # checkpoints per stretch searched for the best level; ours, see benchmarks/alerts.py
 BASE_LENGTHS = (2, 8, 32)
-TAIL_LENGTHS = (3, 5)  # recent checkpoints compared with it, the newest weighing most; ours, likewise
+TAIL_LENGTHS = (4, 6)  # recent checkpoints compared with it, the newest weighing most; ours, likewise
+RECENT = 3  # checkpoints that make the recent level, the newest weighing most; ours: quicker to rise again
 _KEPT = 0.8  # share of the smallest residuals that the noise is estimated from
 _FEW = 1.5  # relative sampling error of the noise of n checkpoints, times sqrt(n - 2); ours, by simulation
+_CHANCE = 2.0  # sampling errors by which that noise must exceed given errors to replace them; ours
+_SHORT_RUN = 40  # checkpoints up to which the threshold stands as it is; ours, see benchmarks/alerts.py
 _ROUNDING = 1e-9  # of the range: differences below it are arithmetic
 
 
@@ -41,8 +44,9 @@ class Judgement:
         level_drop: level of the best stretch less the recent level (weighted mean of the last checkpoints).
         scale: range of DSE so far.
         z: the drop of the recent level in standard errors, corrected for the search.
-        beyond: the newest checkpoint lies beyond the margin, and the run is old enough to be judged.
-        significant: ``z`` exceeds the threshold.
+        beyond: the newest checkpoint lies beyond the margin, or beyond half of it where the recent level lies
+            beyond all of it, and the run is old enough to be judged.
+        significant: ``z`` exceeds the :func:`threshold`.
         recovered: the recent level is back within the hysteresis.
         plateau: no progress worth mentioning for ``Rules.plateau`` checkpoints, and no drop either.
     """
@@ -89,12 +93,12 @@ def errors(x: Floats, dse: Floats, dse_se: Floats) -> Floats:
     So the noise of the series replaces them where it is larger beyond chance. Where no errors are given, it
     stands in for them, raised by its own sampling error.
     """
-    seen, uncertain = noise(x, dse), 1 + _FEW / math.sqrt(max(len(dse) - 2, 1))
+    seen, uncertain = noise(x, dse), _FEW / math.sqrt(max(len(dse) - 2, 1))
     known = np.isfinite(dse_se) & (dse_se >= 0)
     if not known.any():
-        return np.full(len(dse), seen * uncertain)
+        return np.full(len(dse), seen * (1 + uncertain))
     given = np.where(known, dse_se, np.median(dse_se[known]))
-    return np.maximum(given, seen / uncertain if math.isfinite(seen) else 0.0)
+    return np.maximum(given, seen / (1 + _CHANCE * uncertain) if math.isfinite(seen) else 0.0)
 
 
 def judge(x: Floats, dse: Floats, dse_se: Floats, rules: Rules) -> Judgement:
@@ -124,21 +128,29 @@ def judge(x: Floats, dse: Floats, dse_se: Floats, rules: Rules) -> Judgement:
     if not np.isfinite(sigma).all():
         return quiet
     z, best, end = _compare(dse, sigma**2)
-    weights = _tail_weights(TAIL_LENGTHS[0])
-    recent = float(weights @ dse[-TAIL_LENGTHS[0] :])
-    margin = rules.margin * scale
+    recent = float(_tail_weights(RECENT) @ dse[-RECENT:])
+    drop, margin = best - float(dse[-1]), rules.margin * scale
     rise = best - float(dse[: end + 1].min())
     judged = n >= (rules.warmup if rise >= margin else max(rules.warmup, rules.early_best))
     return Judgement(
-        drop=best - float(dse[-1]),
+        drop=drop,
         level_drop=best - recent,
         scale=scale,
         z=z,
-        beyond=judged and best - float(dse[-1]) > margin,
-        significant=judged and z > rules.threshold,
+        beyond=judged and drop > margin / 2 and max(drop, best - recent) > margin,
+        significant=judged and z > threshold(n, rules),
         recovered=best - recent < rules.recovered * margin,
         plateau=best - recent < margin and _on_plateau(dse, float(np.median(sigma)), rules),
     )
+
+
+def threshold(n: int, rules: Rules) -> float:
+    """Standard errors that a drop must be worth at the n-th checkpoint.
+
+    A long run has more chances of a false alarm. Chance exceeds z about as often as exp(-z^2 / 2), so adding
+    2 log(n / 40) to the square makes every doubling of a long run as likely to alarm falsely as the last.
+    """
+    return math.sqrt(rules.threshold**2 + 2 * math.log(max(n / _SHORT_RUN, 1.0)))
 
 
 def _compare(dse: Floats, variance: Floats) -> tuple[float, float, int]:
