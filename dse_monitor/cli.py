@@ -1,7 +1,8 @@
 """The command line: one page of typed functions. tyro makes the flags; a body builds, calls and prints.
 
 Bodies import what they need, so `dse-monitor --help` answers without loading torch. Exit codes: 0 done,
-1 nothing to show, 2 an error that one line explains, 3 a checkpoint could not be measured, 130 interrupted.
+1 nothing to show, 2 an error that one line explains, 3 a checkpoint could not be measured (or a test alert
+not be delivered), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dse_monitor.errors import DSEError, RunError
 from dse_monitor.record import OUTPUT_FOLDER, finite
 
 if TYPE_CHECKING:
+    from dse_monitor.alerts.delivery import Sink
     from dse_monitor.record import Evaluation
     from dse_monitor.watch.console import Form
 
@@ -92,6 +94,7 @@ def watch(
     threads: int | None = None,
     maps: bool = True,
     alert: tuple[str, ...] = (),
+    test_alert: bool = False,
     link: str = "",
     rules: Rules = Rules(),  # noqa: B008  frozen
     plain: bool = False,
@@ -120,6 +123,7 @@ def watch(
         threads: CPU threads; a quarter of the cores if not given, at most four.
         maps: Paint feature maps for the tab.
         alert: Where alerts go as well: log, command:PROGRAM, webhook:env:NAME, email:file:PATH.
+        test_alert: Only send a test alert to each of them, say how that went, and end.
         link: Address of the charts, added to alerts.
         rules: When to speak.
         plain: Plain lines, also on a terminal.
@@ -131,6 +135,9 @@ def watch(
     from dse_monitor.watch.options import WatchOptions
     from dse_monitor.watch.worker import Manners
 
+    sinks = [from_spec(spec, link) for spec in alert]
+    if test_alert:
+        return _try_sinks(run[0] if run else Path(), sinks)
     manners: dict[str, Any] = {"gpu_share": gpu_share, "cpu_fallback": cpu_fallback}
     options = WatchOptions(
         runs=run,
@@ -151,10 +158,22 @@ def watch(
         copy_aside=copy_aside,
         maps=maps,
         rules=rules,
-        sinks=[from_spec(spec, link) for spec in alert],
+        sinks=sinks,
     )
     form: Form = "json" if json else "plain" if plain else "auto"
     return follow(options, Console(form=form, several=len(run) > 1))
+
+
+def _try_sinks(run: Path, sinks: list[Sink]) -> int:
+    from dse_monitor.alerts.state import test_alert
+    from dse_monitor.alerts.trial import try_sinks
+
+    if not sinks:
+        raise RunError("--test-alert has nothing to try; name sinks with --alert, such as webhook:env:NAME")
+    outcome = try_sinks(test_alert(run.resolve().name, now=time.time()), sinks)
+    for name, reason in outcome.items():
+        print(f"✗ {name}: {reason}" if reason else f"✓ {name}: taken")
+    return FAILED if any(outcome.values()) else 0
 
 
 @app.command

@@ -184,6 +184,7 @@ class Alert:
         axis: ``epoch``, ``step`` or ``order``: the unit of ``since`` and ``best_at``.
         best_at: position of the best checkpoint.
         best_path: its path relative to the run.
+        layout: name of the training code's layout it was written in.
         drop: DSE of the best less DSE now, at ``lam``.
         drop_se: standard error of ``drop``.
         lam: the lambda both were computed with.
@@ -205,6 +206,7 @@ class Alert:
     axis: str = "epoch"
     best_at: float | None = None
     best_path: str = ""
+    layout: str = ""
     drop: float = math.nan
     drop_se: float = math.nan
     lam: float = 1.0

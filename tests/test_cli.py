@@ -45,17 +45,18 @@ OPTIONS["score"] = f"checkpoint device cache json {MEASURING}"
 OPTIONS["replay"] = "path json " + " ".join(f"rules.{name}" for name in RULES.split())
 OPTIONS["watch"] = (
     "run out device once until-epoch until-step exit-after-idle every since min-interval keep-best "
-    "copy-aside poll-seconds settle-seconds gpu-share cpu-fallback threads no-maps alert link plain json "
+    "copy-aside poll-seconds settle-seconds gpu-share cpu-fallback threads no-maps alert test-alert link "
+    "plain json "
     f"{MEASURING} " + " ".join(f"rules.{name}" for name in RULES.split())
 )
 
 
-def run(*arguments, cwd=None):
+def run(*arguments, cwd=None, columns=300):
     command = [sys.executable, "-m", "dse_monitor", *map(str, arguments)]
     environment = {
         "PYTHONPATH": str(ROOT),
         "PATH": "/usr/bin:/bin",
-        "COLUMNS": "300",
+        "COLUMNS": str(columns),
         "HOME": str(cwd or ROOT),
     }
     return subprocess.run(
@@ -131,7 +132,7 @@ def test_commands_and_options_are_these():
     for name, options in OPTIONS.items():
         positional = POSITIONAL.get(name)
         expected = {f"--{option}" for option in options.split() if option != positional}
-        shown = run(name, "--help").stdout.splitlines()
+        shown = run(name, "--help", columns=110).stdout.splitlines()  # wider, boxes stand side by side
         starts = [line.strip("│ ").split()[0] for line in shown if line.strip("│ ").startswith("--")]
         assert set(starts) == expected, name
 
@@ -184,6 +185,17 @@ def test_tables_and_status_come_from_the_ledger(watched):
     assert "3 scored" in run("status", "run", cwd=workplace).stdout
     replayed = json.loads(run("replay", "run", "--json", cwd=workplace).stdout)
     assert set(replayed) >= {"alerts", "best", "candidates"}
+
+
+def test_a_test_alert_tries_every_sink_and_says_how_it_went(workplace):
+    heard = workplace / "heard.json"
+    keep = f"command:sh -c 'cat > {heard}'"
+    done = run("watch", workplace / "run", "--images", workplace / "images", "--test-alert", "--alert", keep)
+    assert (done.returncode, done.stdout.count("taken")) == (0, 1)
+    assert json.loads(heard.read_text())["kind"] == "test"
+    done = run("watch", workplace / "run", "--images", ".", "--test-alert", "--alert", keep, "command:false")
+    assert done.returncode == 3
+    assert "✗ command:false#fcbcf1: ended with code 1" in done.stdout
 
 
 def test_score_prints_one_object_per_checkpoint(workplace):

@@ -8,6 +8,11 @@ import shlex
 from dse_monitor.record import Alert
 
 WIDTH = 100  # columns a terminal line may take
+# Layouts whose training code has a bundled trainer of the same name.
+TRAINERS = frozenset(
+    "barlowtwins byol densecl dino esvit ibot ijepa mae mec mocov3 mugs resa simsiam swav vicreg "
+    "vicregl".split()
+)
 
 _CAUSE = {
     "separability": "loss of separability (clusters move together or widen)",
@@ -71,12 +76,15 @@ def advice(alert: Alert) -> list[str]:
     if alert.status != "firing" or not alert.best_path or alert.kind not in ("degradation", "non-finite"):
         return []
     path = shlex.quote(alert.best_path)
+    method = alert.layout if alert.layout in TRAINERS else "METHOD"
+    # Its own checkpoints hold the optimiser and the schedules too; of others only the weights are taken.
+    epochs = "--more-epochs" if alert.layout == "dse-train" else "--epochs"
     return [
         f"Keep the best checkpoint: {alert.best_path}",
         "Lower the learning rate or shorten the schedule; image-level accuracy may still improve while "
         "dense features get worse.",
         "Or continue from the best checkpoint with the DSE term: "
-        f"dse-train METHOD --init-from {path} --dse-weight 0.001 --epochs 10",
+        f"dse-train {method} --data IMAGES --out NEW_RUN --init-from {path} --dse-weight 0.001 {epochs} 10",
     ]
 
 

@@ -14,7 +14,8 @@ class Rules:
             healthy ones stay below 0.09, degraded ones exceed 0.6. Smaller: earlier, and noisier.
         threshold: how many standard errors the drop must be worth in a run of up to 40 checkpoints; slightly
             more in longer ones (rules.threshold). Larger: fewer false alarms, later.
-        sustain: checkpoints in a row at which it must lie beyond the margin; also how many bring the all-clear.
+        sustain: checkpoints in a row at which it must lie beyond the margin; also how many bring the
+            all-clear.
         recovered: share of ``margin`` below which the drop counts as made good.
         warmup: checkpoints before anything is judged.
         early_best: checkpoints before a run is judged that was at its best from the start (a dip during

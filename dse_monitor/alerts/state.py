@@ -288,7 +288,7 @@ class AlertBook:
         key = f"{self.run}/{rule}/{episode}/{mark}"
         series = Series.from_evaluations(self._trace.evaluations, lam=self.rules.lam)
         newest = next(reversed(self._line(rule)), None)
-        best = series.evaluations[series.best].source.path if series.best is not None else ""
+        best = series.evaluations[series.best].source if series.best is not None else None
         alert = Alert(
             kind=KINDS[rule],
             status=mark.split("-")[0],
@@ -299,7 +299,8 @@ class AlertBook:
             since=status.since,
             axis=series.axis,
             best_at=float(series.x[series.best]) if series.best is not None else None,
-            best_path=best,
+            best_path=best.path if best else "",
+            layout=best.layout if best else "",
             lam=series.lam,
             key=key,
             wall_time=now,

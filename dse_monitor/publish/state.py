@@ -84,7 +84,7 @@ def alert_state(alerts: Sequence[Alert]) -> dict[str, Any]:
     last: dict[str, Alert] = {}
     for alert in sorted(alerts, key=lambda record: record.seq):
         if alert.kind != "test":
-            last[alert.kind] = alert
+            last[_topic(alert)] = alert
     active = [alert for alert in last.values() if alert.status in STATUS_RANK and alert.severity != "info"]
     if not active:
         return {"status": "none"}
@@ -98,6 +98,12 @@ def alert_state(alerts: Sequence[Alert]) -> dict[str, Any]:
         ),
     )
     return to_json(gravest)
+
+
+def _topic(alert: Alert) -> str:
+    """What the firing and the resolving of one rule have in common: a kind may hold several rules."""
+    parts = alert.key.rsplit("/", 2)  # RUN/RULE, EPISODE, MARK
+    return parts[0] if len(parts) == 3 else alert.kind
 
 
 def _place(line: Series, index: int) -> dict[str, Any]:

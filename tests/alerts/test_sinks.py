@@ -107,8 +107,8 @@ def test_a_chat_room_gets_the_text_and_the_whole_alert(server):
     [body] = server.bodies
     assert "exp1: dense features are degrading" in body["text"]
     assert (
-        "dse-train METHOD --init-from 'runs/exp 1/checkpoint0089.pth' --dse-weight 0.001 --epochs 10"
-        in body["text"]
+        "dse-train METHOD --data IMAGES --out NEW_RUN --init-from 'runs/exp 1/checkpoint0089.pth' "
+        "--dse-weight 0.001 --epochs 10" in body["text"]
     )
     assert "http://tb/#dse" in body["text"]
     assert alert_from_json(body["dse"]) == ALERT

@@ -34,7 +34,8 @@ RUN = [
 
 
 def change(seq, status, kind="degradation", severity="warning", **facts):
-    return Alert(kind=kind, status=status, severity=severity, seq=seq, key=f"{kind}{seq}", **facts)
+    facts = {"key": f"exp/{kind}/1/{status}", **facts}
+    return Alert(kind=kind, status=status, severity=severity, seq=seq, **facts)
 
 
 def test_empty_run_has_a_state():
@@ -89,6 +90,15 @@ def test_firing_outranks_pending_and_critical_outranks_warning():
     assert alert_state(both)["kind"] == "non-finite"
     both = [change(1, "firing", "degradation"), change(2, "firing", "health", "critical")]
     assert alert_state(both)["kind"] == "degradation"
+
+
+def test_two_rules_of_one_kind_do_not_hide_each_other():
+    failures = change(1, "firing", "health", message="three files", key="exp/1/failures/1/firing")
+    stale = [
+        change(k, status, "health", key=f"exp/1/stale/1/{status}")
+        for k, status in ((2, "firing"), (3, "resolved"))
+    ]
+    assert alert_state([failures, *stale])["message"] == "three files"
 
 
 def test_a_plateau_is_news_and_no_alarm():
