@@ -332,6 +332,39 @@ def status(run: Positional[Path | None] = None, json: bool = False) -> int:
 
 
 @app.command
+def silence(
+    run: Positional[Path],
+    rule: Literal["all", "degradation", "non-finite", "failures", "stale", "plateau"] = "all",
+    during: str | None = None,
+    off: bool = False,
+) -> None:
+    """Mute the alerts of a watched run; what is still true when the silence ends is told then.
+
+    Args:
+        run: A watched run or its output folder; a watcher at work hears of it at its next look.
+        rule: Which alerts.
+        during: How long (30min, 6h, 2d); until the alert is resolved if not given.
+        off: Take back what was muted before.
+    """
+    from dse_monitor.watch.options import span_seconds
+    from dse_monitor.watch.requests import ask_silence
+
+    seconds = 0.0 if off else None
+    if during is not None:
+        if off:
+            raise RunError("--off takes a silence back, so it goes without --during")
+        seconds = span_seconds(during)
+        if not seconds:
+            raise RunError(f"--during {during!r} is no time; expected such as 30min, 6h or 2d")
+    ask_silence(_output_folder(run), rule, now=time.time(), seconds=seconds)
+    alerts = "alerts" if rule == "all" else f"{rule} alerts"
+    length = (
+        "are told again" if off else f"are silent for {during}" if during else "are silent until resolved"
+    )
+    print(f"{run}: {alerts} {length}")
+
+
+@app.command
 def export(
     run: Positional[Path], csv: Path | None = None, json: Path | None = None, events: bool = False
 ) -> None:

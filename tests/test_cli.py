@@ -20,6 +20,7 @@ OPTIONS = {
     "layouts": "json",
     "probe": "checkpoint images masks device json",
     "scenes": "folder count size seed masks",
+    "silence": "run rule during off",
     "status": "run json",
 }
 POSITIONAL = {
@@ -30,6 +31,7 @@ POSITIONAL = {
     "replay": "path",
     "scenes": "folder",
     "score": "checkpoint",
+    "silence": "run",
     "status": "run",
     "watch": "run",
 }
@@ -196,6 +198,18 @@ def test_a_test_alert_tries_every_sink_and_says_how_it_went(workplace):
     done = run("watch", workplace / "run", "--images", ".", "--test-alert", "--alert", keep, "command:false")
     assert done.returncode == 3
     assert "✗ command:false#fcbcf1: ended with code 1" in done.stdout
+
+
+def test_a_silence_is_left_for_the_watcher(watched, workplace):
+    home = workplace / "run" / "dse"
+    done = run("silence", workplace / "run", "--rule", "degradation", "--during", "6h")
+    assert (done.returncode, done.stderr) == (0, "")
+    [left] = (home / "requests").iterdir()
+    asked = json.loads(left.read_text())
+    assert (asked["rule"], asked["until"] - asked["since"]) == ("degradation", 6 * 3600)
+    done = run("silence", workplace / "run", "--during", "soon")
+    assert (done.returncode, "soon" in done.stderr, "6h" in done.stderr) == (2, True, True)
+    left.unlink()
 
 
 def test_score_prints_one_object_per_checkpoint(workplace):

@@ -138,8 +138,11 @@ class AlertBook:
 
     def silence(self, fact: Mapping[str, Any]) -> None:
         """Say nothing about a rule for a time or until it is resolved (see :func:`silence_fact`)."""
-        until = fact.get("until")
-        self._silences.append(_Silence(str(fact["rule"]), None if until is None else float(until)))
+        rule, until = str(fact["rule"]), fact.get("until")
+        if until is not None and float(until) <= float(fact.get("since", 0.0)):
+            self._silences = [s for s in self._silences if rule not in (s.rule, "all")]
+        else:
+            self._silences.append(_Silence(rule, None if until is None else float(until)))
 
     def advance(self, evaluations: Sequence[Evaluation], *, now: float) -> list[Alert]:
         """Take in evaluations and return what is worth saying about it.
@@ -370,15 +373,15 @@ def silence_fact(rule: str, *, now: float, seconds: float | None = None) -> dict
     Args:
         rule: a rule's name, or ``all``.
         now: seconds since 1970.
-        seconds: how long; None until the alert is resolved.
+        seconds: how long; None until the alert is resolved, 0 to take back silences of this rule.
 
     Raises:
-        ValueError: there is no such rule, or the time is not positive.
+        ValueError: there is no such rule, or the time is negative.
     """
     if rule not in (*KINDS, "all"):
         raise ValueError(f"there is no rule {rule!r}; there are {', '.join(KINDS)} and all")
-    if seconds is not None and not seconds > 0:
-        raise ValueError(f"a silence lasts a positive time, found {seconds} s")
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise ValueError(f"a silence lasts a time that is not negative, found {seconds} s")
     return {"rule": rule, "since": now, "until": None if seconds is None else now + seconds}
 
 

@@ -99,6 +99,12 @@ class WatchOptions:
         return self.out / run.name if len(self.runs) > 1 else self.out
 
 
+def span_seconds(text: str) -> float | None:
+    """Seconds of a time span such as ``30min``, ``6h`` or ``2d``; None if it is none."""
+    span = _SPAN.fullmatch(text.strip())
+    return float(span[1]) * _SECONDS[span[2]] if span else None
+
+
 def since_rule(text: str, now: float) -> Callable[[NameFacts, float], bool]:
     """What `since` lets through, as a function of a name's facts and a file time (seconds since 1970).
 
@@ -108,7 +114,7 @@ def since_rule(text: str, now: float) -> Callable[[NameFacts, float], bool]:
     Raises:
         ValueError: it is none of these.
     """
-    span = _SPAN.fullmatch(text.strip())
+    span = span_seconds(text)
     if re.fullmatch(r"\d+(\.\d+)?", text.strip()):
         least = float(text)
 
@@ -117,8 +123,8 @@ def since_rule(text: str, now: float) -> Callable[[NameFacts, float], bool]:
             return done is None or done >= least
 
         return counted
-    if span:
-        start = now - float(span[1]) * _SECONDS[span[2]]
+    if span is not None:
+        start = now - span
     else:
         try:
             start = datetime.fromisoformat(text.strip()).timestamp()

@@ -16,7 +16,7 @@ from typing import Any
 import dse_monitor
 from dse_monitor import errors
 from dse_monitor.record import Alert, Evaluation, Source, alert_from_json, evaluation_from_json
-from dse_monitor.watch import heartbeat, mounts
+from dse_monitor.watch import heartbeat, mounts, requests
 from dse_monitor.watch.aside import Aside
 from dse_monitor.watch.console import Console
 from dse_monitor.watch.hints import Hints
@@ -301,6 +301,18 @@ class WatchedRun:
         else:
             self._report.over("unreachable")
             self._take(scan, now)
+            self._hear_requests()
+
+    def _hear_requests(self) -> None:
+        """Take what people asked for into the ledger."""
+        for path, silence in requests.waiting(self.out):
+            if silence is None:
+                self._report.problem("", f"{path} is no request; it was removed", f"request {path.name}")
+            else:
+                self._ledger.append("silence", silence)
+                self.publication.silence(silence)
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def _pause(self, listening: bool) -> float:
         if self._options.poll_seconds is not None:

@@ -259,6 +259,21 @@ def test_silences_survive_a_restart_until_their_alert_is_resolved(run_of):
     assert [a.status for a in feed(later, run[19:], start=5 * DAY)] == ["firing"]
 
 
+@pytest.mark.parametrize("rule", ["degradation", "all"])
+def test_a_silence_can_be_taken_back(rule, run_of):
+    book = AlertBook("r")
+    book.silence(silence_fact("degradation", now=0.0, seconds=DAY))
+    book.silence(silence_fact(rule, now=1.0, seconds=0))
+    assert story(feed(book, run_of(RISE + FALL, se=0.005), start=2.0))[:1] == [FIRED]
+
+
+def test_taking_back_one_silence_leaves_the_others(run_of):
+    book = AlertBook("r")
+    book.silence(silence_fact("degradation", now=0.0, seconds=DAY))
+    book.silence(silence_fact("stale", now=1.0, seconds=0))
+    assert feed(book, run_of(RISE + FALL, se=0.005), start=2.0) == []
+
+
 def test_an_unknown_rule_cannot_be_silenced():
     with pytest.raises(ValueError, match="there is no rule 'degraded'"):
         silence_fact("degraded", now=0.0)
