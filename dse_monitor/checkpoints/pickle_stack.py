@@ -30,7 +30,7 @@ class Limits(NamedTuple):
             may use ``growth`` bytes more for each byte.
     """
 
-    opcodes: int = 10_000_000
+    opcodes: int = 3_000_000
     stack: int = 1_000_000
     memo: int = 4_000_000
     text: int = 64 * MEGABYTE

@@ -197,7 +197,9 @@ def pickles() -> Iterator[tuple[str, bytes]]:
         name("builtins", "list") + b"h" + bytes([k]) + b"\x85Rq" + bytes([k + 1]) + b"h" + bytes([k]) + b"a"
         for k in range(100)
     ) + b"."  # fmt: skip
-    yield "many opcodes", P2 + b"N0" * 5_250_000 + b"N."
+    yield "many opcodes", P2 + b"N0" * 1_750_000 + b"N."
+    yield "many names", P2 + b"ca\nb\n0" * 1_750_000 + b"N."
+    yield "many items one by one", P2 + b"}" + b"K\x01Ns" * 1_250_000 + b"."
     yield "many marks", P2 + b"(" * 3_000_000 + b"."
     yield "deep stack", P2 + b"N" * 3_000_000 + b"."
     yield "many empty sets", P4 + b"]" + (b"(" + b"\x8f" * 100_000 + b"e") * 30 + b"."

@@ -81,6 +81,8 @@ REFUSED = {
     "zip: a million nested tuples as key": "UnsafeCheckpoint",
     "zip: doubled lists": "UnsafeCheckpoint",
     "zip: many opcodes": "UnsafeCheckpoint",
+    "zip: many names": "UnsafeCheckpoint",
+    "zip: many items one by one": "UnsafeCheckpoint",
     "zip: many empty sets": "UnsafeCheckpoint",
     "zip: integer keys with equal hashes": "UnsafeCheckpoint",
     "zip: item stored in a tensor": "UnsafeCheckpoint",
