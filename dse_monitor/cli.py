@@ -411,8 +411,10 @@ def probe(
     masks: Path,
     device: str = "auto",
     json: bool = False,
-) -> None:
+) -> int:
     """Measure dense quality with labels (linear and nearest-neighbour mIoU), to compare DSE with.
+
+    A checkpoint that cannot be probed is named on stderr, the others go on, and the exit code is 3.
 
     Args:
         checkpoint: Files or checkpoint folders.
@@ -421,18 +423,26 @@ def probe(
         device: auto, cpu, cuda, cuda:INDEX or mps.
         json: One JSON object per line.
     """
+    from dse_monitor.errors import CheckpointError, FeatureError, NonFiniteFeatures
     from dse_monitor.probe import Labelled, Prober
 
     prober = Prober(Labelled(images=images, masks=masks, device=device))
+    failed = False
     for path in checkpoint:
-        with _progress(path.name) as progress:
-            result = prober(path, progress)
+        try:
+            with _progress(path.name) as progress:
+                result = prober(path, progress)
+        except (CheckpointError, FeatureError, NonFiniteFeatures, OSError) as error:
+            print(f"{path}: not probed: {error}", file=sys.stderr, flush=True)
+            failed = True
+            continue
         if json:
             _print_json(result.to_json())
         else:
             print(
                 f"{path}  linear mIoU {result.linear.miou:.4f}  k-NN mIoU {result.knn.miou:.4f}", flush=True
             )
+    return FAILED if failed else 0
 
 
 @app.command

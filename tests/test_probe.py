@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dse_monitor import probe, scenes
+from dse_monitor import cli, probe, scenes
 from dse_monitor.errors import CheckpointError, ImagesError, NonFiniteFeatures
 
 from_seed = torch.Generator().manual_seed
@@ -269,3 +269,16 @@ def test_checkpoints_that_cannot_be_probed_are_errors(pairs, tmp_path, write_che
     )
     with pytest.raises(NonFiniteFeatures, match="tokens"):
         prober(overflowing)
+
+
+def test_bad_checkpoints_do_not_stop_the_others(pairs, tmp_path, write_checkpoint, capsys):
+    garbage, missing = tmp_path / "garbage.pth", tmp_path / "missing.pth"
+    garbage.write_bytes(b"no checkpoint")
+    spoiled = write_checkpoint(tmp_path / "nan.pth", change=lambda net: net.norm.weight.fill_(math.nan))
+    good = write_checkpoint(tmp_path / "checkpoint_0004.pth")
+    folders = {"images": pairs.images, "masks": pairs.masks, "device": "cpu", "json": True}
+    assert cli.probe((garbage, missing, spoiled, good), **folders) == cli.FAILED
+    said = capsys.readouterr()
+    assert [json.loads(line)["path"] for line in said.out.splitlines()] == [good.as_posix()]
+    assert all(f"{path}: not probed: " in said.err for path in (garbage, missing, spoiled))
+    assert cli.probe((good,), **folders) == 0
