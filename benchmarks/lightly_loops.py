@@ -1,13 +1,14 @@
 """lightly's own example loops, one optimiser step each, from lightly's heads, losses and EMA.
 
 Each takes the method's recipe and views [B, 3, h, w], and gives a step to call; network and sizes are the
-recipe's. SGD or AdamW stand where the examples have them; no schedule, no logging, no checkpointing.
+recipe's. The optimiser is of the recipe's class, lightly's own LARS for ours and for LARC, so that the same
+update is timed on both sides; no schedule, no clipping, no logging, no checkpointing.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from lightly.loss import (
 from lightly.models import modules
 from lightly.models.modules import heads
 from lightly.models.utils import select_most_similar, update_momentum
+from lightly.utils.lars import LARS
 from torch import Tensor, nn
 
 from trainers import backbones
@@ -46,6 +48,14 @@ class Branch(nn.Module):
         return self.head(backbones.features(self.backbone, images).pooled)
 
 
+def optimiser(recipe: Any, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The recipe's class, from torch or lightly, with momentum and decay as there."""
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=1e-3)
+    kind = torch.optim.SGD if recipe.optimizer == "sgd" else LARS
+    return kind(parameters, lr=0.06, momentum=recipe.sgd_momentum, weight_decay=1e-6)
+
+
 def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
     loss.backward()
     optimizer.step()
@@ -61,7 +71,7 @@ def dino(recipe: Any, images: list[Tensor]) -> Step:
     student, teacher = branch(), branch().requires_grad_(False)
     teacher.load_state_dict(student.state_dict())
     criterion = DINOLoss(output_dim=recipe.prototypes, warmup_teacher_temp_epochs=5)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
+    optimizer = optimiser(recipe, student.parameters())
 
     def step() -> None:
         update_momentum(student, teacher, m=0.99)
@@ -80,7 +90,7 @@ def barlowtwins(recipe: Any, images: list[Tensor]) -> Step:
     backbone, width = backbone_of(recipe)
     w = recipe.projector_width
     model = Branch(backbone, modules.BarlowTwinsProjectionHead(width, w, w))
-    criterion, optimizer = BarlowTwinsLoss(), torch.optim.SGD(model.parameters(), lr=0.06)
+    criterion, optimizer = BarlowTwinsLoss(), optimiser(recipe, model.parameters())
     return lambda: descend(criterion(model(images[0]), model(images[1])), optimizer)
 
 
@@ -88,7 +98,7 @@ def vicreg(recipe: Any, images: list[Tensor]) -> Step:
     backbone, width = backbone_of(recipe)
     w = recipe.expander_width
     model = Branch(backbone, heads.VICRegProjectionHead(width, w, w, num_layers=3))
-    criterion, optimizer = VICRegLoss(), torch.optim.SGD(model.parameters(), lr=0.06)
+    criterion, optimizer = VICRegLoss(), optimiser(recipe, model.parameters())
     return lambda: descend(criterion(model(images[0]), model(images[1])), optimizer)
 
 
@@ -97,7 +107,7 @@ def simsiam(recipe: Any, images: list[Tensor]) -> Step:
     model = Branch(backbone, modules.SimSiamProjectionHead(width, width, recipe.projection))
     predictor = modules.SimSiamPredictionHead(recipe.projection, recipe.predictor_hidden, recipe.projection)
     criterion = NegativeCosineSimilarity()
-    optimizer = torch.optim.SGD([*model.parameters(), *predictor.parameters()], lr=0.06)
+    optimizer = optimiser(recipe, [*model.parameters(), *predictor.parameters()])
 
     def step() -> None:
         z0, z1 = model(images[0]), model(images[1])
@@ -113,7 +123,7 @@ def byol(recipe: Any, images: list[Tensor]) -> Step:
     predictor = modules.BYOLPredictionHead(recipe.projection, recipe.hidden, recipe.projection)
     target = copy.deepcopy(model).requires_grad_(False)
     criterion = NegativeCosineSimilarity()
-    optimizer = torch.optim.SGD([*model.parameters(), *predictor.parameters()], lr=0.06)
+    optimizer = optimiser(recipe, [*model.parameters(), *predictor.parameters()])
 
     def step() -> None:
         update_momentum(model, target, m=0.99)
@@ -130,7 +140,7 @@ def swav(recipe: Any, images: list[Tensor]) -> Step:
     model = Branch(backbone, modules.SwaVProjectionHead(width, recipe.hidden, recipe.projection))
     prototypes = modules.SwaVPrototypes(recipe.projection, recipe.prototypes)
     criterion = SwaVLoss()
-    optimizer = torch.optim.Adam([*model.parameters(), *prototypes.parameters()], lr=0.001)
+    optimizer = optimiser(recipe, [*model.parameters(), *prototypes.parameters()])
 
     def step() -> None:
         prototypes.normalize()
@@ -147,7 +157,7 @@ def densecl(recipe: Any, images: list[Tensor]) -> Step:
     keys = copy.deepcopy(model).requires_grad_(False)
     memory = (recipe.queue_length, recipe.projection)
     criteria = [NTXentLoss(temperature=0.2, memory_bank_size=memory) for _ in range(2)]
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.06)
+    optimizer = optimiser(recipe, model.parameters())
 
     def branch(network: nn.ModuleDict, view: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features = backbones.features(network["backbone"], view)

@@ -270,8 +270,9 @@ def normalise(views: Views, mean: Sequence[float], std: Sequence[float]) -> View
     """Images as the networks want them: uint8 to [0, 1], then (x - mean) / std per channel."""
 
     def one(image: Tensor) -> Tensor:
-        image = image.float() / 255 if image.dtype == torch.uint8 else image
-        shift = torch.tensor(mean, device=image.device, dtype=image.dtype).view(3, 1, 1)
-        return (image - shift) / torch.tensor(std, device=image.device, dtype=image.dtype).view(3, 1, 1)
+        shift, scale = (torch.tensor(v, device=image.device).view(3, 1, 1) for v in (mean, std))
+        if image.dtype == torch.uint8:
+            return image.float().div_(255).sub_(shift).div_(scale)
+        return image.sub(shift.to(image.dtype)).div_(scale.to(image.dtype))  # one new tensor, not two
 
     return Views([one(image) for image in views.images], views.extra)

@@ -41,15 +41,15 @@ class LARS(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore
         """One update of every parameter that has a gradient."""
         loss = None if closure is None else torch.enable_grad()(closure)()
-        for group, p, grad in _with_gradient(self):
-            update = grad.add(p, alpha=group["weight_decay"])
+        for group, params, grads, buffers in _with_gradient(self):
+            updates = torch._foreach_add(grads, params, alpha=group["weight_decay"])  # pyright: ignore
             if group["adapt"]:
-                weight_norm, update_norm = p.norm(), update.norm()
-                ratio = group["eta"] * weight_norm / update_norm
-                update = update * torch.where((weight_norm > 0) & (update_norm > 0), ratio, 1.0)
-            buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-            buffer.mul_(group["momentum"]).add_(update)
-            p.add_(buffer, alpha=-group["lr"])
+                weight_norms, update_norms = _norms(params), _norms(updates)
+                ratios = group["eta"] * weight_norms / update_norms
+                _scale(updates, torch.where((weight_norms > 0) & (update_norms > 0), ratios, 1.0))
+            torch._foreach_mul_(buffers, group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_add_(buffers, updates)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_add_(params, buffers, alpha=-group["lr"])  # pyright: ignore
         return loss
 
 
@@ -71,17 +71,17 @@ class InnerLARS(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore
         """One update of every parameter that has a gradient."""
         loss = None if closure is None else torch.enable_grad()(closure)()
-        for group, p, grad in _with_gradient(self):
+        for group, params, grads, buffers in _with_gradient(self):
             decay = group["weight_decay"]
-            update = grad.add(p, alpha=decay)
+            updates = torch._foreach_add(grads, params, alpha=decay)  # pyright: ignore
             if group["adapt"]:
-                weight_norm, grad_norm = p.norm(), grad.norm()
-                scale = grad_norm + decay * weight_norm
+                weight_norms = _norms(params)
+                totals = _norms(grads) + decay * weight_norms
                 # 0 / 0 where weight and gradient are both zero: nothing to move then
-                update = update * torch.where(scale > 0, group["eta"] * weight_norm / scale, 0.0)
-            buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-            buffer.mul_(group["momentum"]).add_(update, alpha=group["lr"])
-            p.sub_(buffer)
+                _scale(updates, torch.where(totals > 0, group["eta"] * weight_norms / totals, 0.0))
+            torch._foreach_mul_(buffers, group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_add_(buffers, updates, alpha=group["lr"])  # pyright: ignore
+            torch._foreach_sub_(params, buffers)  # pyright: ignore[reportPrivateImportUsage]
         return loss
 
 
@@ -109,22 +109,41 @@ class LARC(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore
         """One update of every parameter that has a gradient."""
         loss = None if closure is None else torch.enable_grad()(closure)()
-        for group, p, grad in _with_gradient(self):
-            decay, weight_norm, grad_norm = group["weight_decay"], p.norm(), grad.norm()
-            ratio = group["eta"] * weight_norm / (grad_norm + decay * weight_norm + group["eps"])
-            adapted = grad.add(p, alpha=decay) * ratio
-            update = torch.where((weight_norm > 0) & (grad_norm > 0), adapted, grad)
-            buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-            buffer.mul_(group["momentum"]).add_(update)
-            p.add_(buffer, alpha=-group["lr"])
+        for group, params, grads, buffers in _with_gradient(self):
+            decay, weight_norms, grad_norms = group["weight_decay"], _norms(params), _norms(grads)
+            ratios = group["eta"] * weight_norms / (grad_norms + decay * weight_norms + group["eps"])
+            adapted = (weight_norms > 0) & (grad_norms > 0)
+            updates = torch._foreach_add(grads, params, alpha=decay)  # pyright: ignore
+            # not adapted: the gradient, which is the sum for a zero weight and zero for a zero gradient
+            _scale(updates, torch.where(adapted, ratios, (grad_norms > 0).to(ratios.dtype)))
+            torch._foreach_mul_(buffers, group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_add_(buffers, updates)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_add_(params, buffers, alpha=-group["lr"])  # pyright: ignore
         return loss
 
 
-def _with_gradient(optimizer: torch.optim.Optimizer) -> Iterable[tuple[dict[str, Any], Tensor, Tensor]]:
+def _with_gradient(
+    optimizer: torch.optim.Optimizer,
+) -> Iterable[tuple[dict[str, Any], list[Tensor], list[Tensor], list[Tensor]]]:
+    """Each group with its parameters that have a gradient, these gradients, and their momentum buffers."""
     for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p.grad is not None:
-                yield group, p, p.grad
+        params = [p for p in group["params"] if p.grad is not None]
+        for p in params:
+            if "momentum_buffer" not in optimizer.state[p]:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        if params:
+            buffers = [optimizer.state[p]["momentum_buffer"] for p in params]
+            yield group, params, [p.grad for p in params], buffers
+
+
+def _norms(tensors: list[Tensor]) -> Tensor:
+    """The norm of each, [len(tensors)]."""
+    return torch.stack(torch._foreach_norm(tensors))  # pyright: ignore
+
+
+def _scale(tensors: list[Tensor], factors: Tensor) -> None:
+    """Multiply each in place by its entry of ``factors``."""
+    torch._foreach_mul_(tensors, list(factors.unbind()))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def build(recipe: Recipe, groups: Sequence[ParameterGroup], *, fused: bool = False) -> torch.optim.Optimizer:
