@@ -103,7 +103,7 @@ class Settings:
         return hashlib.sha256(_canonical(dataclasses.asdict(self))).hexdigest()[:12]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """Which file an evaluation belongs to and what was recognised in it.
 
@@ -136,7 +136,7 @@ class Source:
     arch: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """One checkpoint, measured or refused.
 

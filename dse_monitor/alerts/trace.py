@@ -21,7 +21,7 @@ from dse_monitor.record import Evaluation
 from dse_monitor.series import adaptive_lambda, in_training_order, is_measured, position
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
     """Where a run stands after a checkpoint.
 

@@ -10,7 +10,7 @@ class NonFiniteFeatures(ValueError):
     """NaN or infinity among the features: the message says how many, and in which images."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Components:
     """DSE of one network in parts; DSE itself needs a lambda, so it is a method.
 
