@@ -141,7 +141,7 @@ def _norms(tensors: list[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(tensors))  # pyright: ignore
 
 
-def _scale(tensors: list[Tensor], factors: Tensor) -> None:
+def _scale(tensors: Sequence[Tensor], factors: Tensor) -> None:
     """Multiply each in place by its entry of ``factors``."""
     torch._foreach_mul_(tensors, list(factors.unbind()))  # pyright: ignore[reportPrivateImportUsage]
 
