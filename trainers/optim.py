@@ -141,9 +141,9 @@ def _norms(tensors: list[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(tensors))  # pyright: ignore
 
 
-def _scale(tensors: Sequence[Tensor], factors: Tensor) -> None:
+def _scale(tensors: list[Tensor] | tuple[Tensor, ...], factors: Tensor) -> None:
     """Multiply each in place by its entry of ``factors``."""
-    torch._foreach_mul_(tensors, list(factors.unbind()))  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_mul_(tensors, list(factors.unbind()))  # pyright: ignore
 
 
 def build(recipe: Recipe, groups: Sequence[ParameterGroup], *, fused: bool = False) -> torch.optim.Optimizer:
