@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dse_monitor.checkpoints.network import NotThisNetwork, Piece
+from dse_monitor.checkpoints.network import POOLED_NORM, NotThisNetwork, Piece
 from dse_monitor.checkpoints.statedicts import Shape, StateDict
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def _huggingface_vit(pieces: Pieces) -> Pieces:
             [
                 (r"embeddings\.mask_token", ""),
                 (r"embeddings\.cls_token", "cls_token"),
-                (r"embeddings\.register_tokens", "reg_token"),
+                (r"embeddings\.(?:register_tokens|distillation_token)", "reg_token"),
                 (r"embeddings\.position_embeddings", "pos_embed"),
                 (r"embeddings\.patch_embeddings\.projection\.(.+)", r"patch_embed.proj.\1"),
                 (r"layernorm\.(.+)", r"norm.\1"),
@@ -277,6 +277,9 @@ def _dinov3(pieces: Pieces) -> Pieces:
 
 def _huggingface_dinov3(pieces: Pieces) -> Pieces:
     gated = any(".mlp.gate_proj." in name for name in pieces)
+    pieces = {
+        name: piece for name, piece in pieces.items() if 0 not in piece.shape
+    }  # no registers: [1, 0, D]
     block = r"layer\.(\d+)\."
     joined = _joined_qkv(
         renamed(
@@ -398,7 +401,7 @@ def _original_convnext(pieces: Pieces) -> Pieces:
     pieces = renamed(
         pieces,
         [
-            (r"norm\.(.+)", "") if "norm.weight" in pieces else (r"(?!)", ""),
+            (r"norm\.(.+)", rf"{POOLED_NORM}.\1"),
             (r"downsample_layers\.0\.(.+)", r"stem.\1"),
             (r"downsample_layers\.(\d+)\.(.+)", r"stages.\1.downsample.\2"),
             (rf"{block}dwconv\.(.+)", r"stages.\1.blocks.\2.conv_dw.\3"),
@@ -464,6 +467,13 @@ DIALECTS: tuple[Dialect, ...] = (
         _huggingface_dinov3,
     ),
     Dialect("timm ViT", "vit", "patch_embed.proj.weight", "blocks.0.norm1.weight", _timm_vit),
+    Dialect(
+        "ViT with a convolutional stem",
+        "vit",
+        "patch_embed.proj.12.weight",
+        "blocks.0.norm1.weight",
+        _timm_vit,
+    ),
     Dialect("DINOv2 in chunks", "vit", "patch_embed.proj.weight", "blocks.0.0.norm1.weight", _timm_vit),
     Dialect("torchvision ViT", "vit", "conv_proj.weight", "encoder.pos_embedding", _torchvision_vit),
     Dialect(

@@ -293,6 +293,7 @@ LAYOUTS: tuple[Layout, ...] = (
         evaluated=_TEACHER,
         drop=("masked_embed",),
         heads_by_width=_IBOT_VITS,
+        norm_eps=1e-6,  # its Swin too
         traps=(_COUNTS_FROM_ZERO, "There is no checkpoint0000.pth"),
         official=True,
     ),
@@ -449,7 +450,9 @@ LAYOUTS: tuple[Layout, ...] = (
         traps=(
             _OVERWRITTEN,
             "The classifier beside the backbone is a probe trained along, not its last layer",
+            "Its ConvNeXt norms every position before pooling, others norm the pooled vector",
         ),
+        details={"norm_before_pooling": True},
         official=True,
     ),
     # Other people's training codes and libraries.

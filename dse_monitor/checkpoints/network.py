@@ -17,6 +17,10 @@ IMAGENET_STD: ImageStatistics = (0.229, 0.224, 0.225)
 IMAGE_SIZE = 224  # side for networks that take any size: what ImageNet recipes evaluate at
 
 
+# What dialects call a norm that usually stands after pooling, so that it takes no part in dense tokens.
+POOLED_NORM = "pooled_norm"
+
+
 class NotThisNetwork(Exception):
     """The tensors are no network of this family, or one that cannot be built; says why."""
 
@@ -88,7 +92,8 @@ class Network:
         heads: attention heads as used, for records; empty for convolutional networks.
         mean: per-channel mean of its images.
         std: per-channel standard deviation of its images.
-        renamed: pieces that replace same-named ones (folding, splitting), by name in the network.
+        renamed: pieces that replace same-named ones (folding, splitting), by name in the network; their
+            sources are names in the network too.
         notes: what was assumed, in full sentences.
     """
 

@@ -14,12 +14,12 @@ from dse_monitor.checkpoints import architecture, configuration, layouts, progre
 from dse_monitor.checkpoints.dialects import DIALECTS, Found, Pieces, find
 from dse_monitor.checkpoints.layouts import Layout
 from dse_monitor.checkpoints.names import from_name
-from dse_monitor.checkpoints.network import Hints, Network, NotThisNetwork, Piece
+from dse_monitor.checkpoints.network import POOLED_NORM, Hints, Network, NotThisNetwork, Piece
 from dse_monitor.checkpoints.statedicts import Shape, StateDict, state_dicts, unwrapped
 from dse_monitor.errors import AmbiguousArchitecture, UnknownLayout
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from dse_monitor.checkpoints.archive import Archive
     from dse_monitor.checkpoints.contents import TensorRef
@@ -303,7 +303,8 @@ def _network(
         names = {name for name in module.state_dict() if name.split(".", 1)[0] not in HEADS}
         if names - pieces.keys():  # the file does not use this model's own names
             pieces = max(pieces, _backbone(found.pieces(), layout), key=lambda p: len(names & p.keys()))
-    pieces = {**pieces, **network.renamed}
+    pieces = {**pieces, **{name: _composed(piece, pieces) for name, piece in network.renamed.items()}}
+    pieces = {name: piece for name, piece in pieces.items() if not name.startswith(f"{POOLED_NORM}.")}
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     if arch is not None:  # a head of a named model reads pooled features: it may stay as it was made
         wanted = {name: shape for name, shape in wanted.items() if name.split(".", 1)[0] not in HEADS}
@@ -323,6 +324,21 @@ def _network(
             f"{list(pieces[odd[0]].shape)} instead of {list(wanted[odd[0]])}"
         )
     return network, module, pieces
+
+
+def _composed(piece: Piece, pieces: Pieces) -> Piece:
+    """A piece made from other pieces of the network, as one made from the file's tensors."""
+    parts = [pieces[name] for name in piece.sources]
+
+    def make(tensors: list[Tensor]) -> Tensor:
+        values: list[Tensor] = []
+        taken = 0
+        for part in parts:
+            values.append(part.make(tensors[taken : taken + len(part.sources)]))
+            taken += len(part.sources)
+        return piece.make(values)
+
+    return Piece(tuple(source for part in parts for source in part.sources), piece.shape, make)
 
 
 def _backbone(pieces: Pieces, layout: Layout) -> Pieces:

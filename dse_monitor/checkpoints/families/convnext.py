@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dse_monitor.checkpoints.network import IMAGE_SIZE, Hints, Network, NotThisNetwork, count_blocks
+from dse_monitor.checkpoints.network import (
+    IMAGE_SIZE,
+    POOLED_NORM,
+    Hints,
+    Network,
+    NotThisNetwork,
+    Piece,
+    count_blocks,
+)
 from dse_monitor.checkpoints.statedicts import Shape
 
 if TYPE_CHECKING:
@@ -54,6 +62,11 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         use_grn=second,
         ls_init_value=1e-6 if scaled else None,
     )
+    renamed: dict[str, Piece] = {}
+    if hints.details.get("norm_before_pooling") and f"{POOLED_NORM}.weight" in shapes:
+        options["head_norm_first"] = True
+        for part in ("weight", "bias"):
+            renamed[f"norm_pre.{part}"] = Piece((f"{POOLED_NORM}.{part}",), (widths[-1],))
     ratio = linear[0] / widths[0]
     if ratio != 4:
         raise NotThisNetwork(f"its blocks widen {ratio:g} times; timm's ConvNeXt widens 4 times")
@@ -74,6 +87,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         convolutional=True,
         mean=hints.mean,
         std=hints.std,
+        renamed=renamed,
     )
 
 
@@ -87,5 +101,8 @@ def _build(options: dict[str, Any], eps: float) -> nn.Module:
 
 
 def _tokens(model: Any, images: Tensor) -> Tensor:
-    """The last stage's map, row by row, [B, 3, H, W] -> [B, N, D]; ConvNeXt norms only after pooling."""
+    """The last stage's map, row by row, [B, 3, H, W] -> [B, N, D].
+
+    ConvNeXt norms only after pooling, but for VICRegL's, whose norm is part of `forward_features`.
+    """
     return model.forward_features(images).flatten(2).transpose(1, 2)

@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dse_monitor.checkpoints.families.vit import feed_forward, number_of_heads, patch_embedding, patch_tokens
+from dse_monitor.checkpoints.families.vit import (
+    check_activation,
+    feed_forward,
+    number_of_heads,
+    patch_embedding,
+    patch_tokens,
+)
 from dse_monitor.checkpoints.network import IMAGE_SIZE, Heads, Hints, Network, NotThisNetwork, count_blocks
 from dse_monitor.checkpoints.statedicts import Shape
 
@@ -34,6 +40,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
     heads = _heads(shapes, width, hints)
     mlp, mlp_words = feed_forward(shapes, width)
+    check_activation(hints, "gelu" if mlp.kind == "mlp" else "silu")
     options: dict[str, Any] = dict(
         patch_size=patch,
         embed_dim=width,

@@ -32,6 +32,8 @@ NORM_EPS = 1e-6  # LayerNorm epsilon of timm, torchvision, DINO, MAE, MoCo v3 an
 USUAL_HEADS = {
     192: 3, 256: 4, 320: 5, 384: 6, 512: 8, 640: 10, 768: 12, 832: 13, 896: 14, 1024: 16, 1408: 16, 1664: 16
 }  # fmt: skip
+CONV_STEM = "patch_embed.proj.12.weight"  # last layer of MoCo v3's convolutional stem
+CONV_STEM_PATCH = 16  # four convolutions of stride two
 STANDARD_WIDTHS = (
     192,
     384,
@@ -58,6 +60,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
     heads = number_of_heads(shapes, width, hints)
     mlp, mlp_words = feed_forward(shapes, width)
+    check_activation(hints, "gelu")
     if "pos_embed" not in shapes:
         raise NotThisNetwork("there is no pos_embed, and rotary positions cannot be read off the tensors")
 
@@ -94,6 +97,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         f"vit {width}x{depth}",
         f"{heads.count} heads",
         f"patch {patch}",
+        "convolutional stem" if CONV_STEM in shapes else "",
         mlp_words,
         f"{registers} registers" if registers else "",
         "" if class_token else "no class token",
@@ -116,6 +120,8 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
 
 def patch_embedding(shapes: Mapping[str, Shape]) -> tuple[int, int]:
     """Width and patch side, from ``patch_embed.proj.weight`` [D, 3, p, p]."""
+    if CONV_STEM in shapes:
+        return shapes[CONV_STEM][0], CONV_STEM_PATCH
     weight = shapes.get("patch_embed.proj.weight", ())
     if len(weight) != 4:
         raise NotThisNetwork(f"patch_embed.proj.weight is {list(weight)}, not [D, 3, p, p]")
@@ -195,6 +201,16 @@ def feed_forward(shapes: Mapping[str, Shape], width: int) -> tuple[FeedForward, 
     return FeedForward(kind, (hidden + 0.5) / width), words  # timm truncates width * ratio
 
 
+def check_activation(hints: Hints, usual: str) -> None:
+    """Refuse a recorded activation that is not the one the network is built with.
+
+    Activations have no tensors: another one would load silently and yield wrong features.
+    """
+    found = hints.details.get("hidden_act", usual)
+    if found != usual:
+        raise NotThisNetwork(f"its configuration asks for hidden_act {found!r} where {usual!r} is built")
+
+
 def _grid(position: Shape, class_token: bool, registers: int, renamed: dict[str, Piece]) -> tuple[int, bool]:
     """Patches per side, and whether prefix tokens have positions of their own.
 
@@ -232,7 +248,10 @@ def _build(
     from torch import nn
 
     def embed(*args: Any, bias: bool = True, **kwargs: Any) -> nn.Module:
-        return PatchEmbed(*args, bias="patch_embed.proj.bias" in shapes, **kwargs)
+        made = PatchEmbed(*args, bias="patch_embed.proj.bias" in shapes, **kwargs)
+        if CONV_STEM in shapes:
+            made.register_module("proj", _conv_stem(shapes))
+        return made
 
     extra: dict[str, Any] = {}
     if mlp.kind != "mlp":
@@ -259,6 +278,22 @@ def _build(
         weight_init="skip",
         **extra,
     )
+
+
+def _conv_stem(shapes: Mapping[str, Shape]) -> nn.Sequential:
+    """Four 3x3 convolutions of stride two with batch norm and ReLU, then a 1x1 one (arXiv 2106.14881)."""
+    from torch import nn
+
+    layers: list[nn.Module] = []
+    for place in range(0, 12, 3):
+        out, channels, *_ = shapes[f"patch_embed.proj.{place}.weight"]
+        layers += [
+            nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(out),
+            nn.ReLU(inplace=True),
+        ]
+    width, channels, *_ = shapes[CONV_STEM]
+    return nn.Sequential(*layers, nn.Conv2d(channels, width, 1))
 
 
 def patch_tokens(model: Any, images: Tensor) -> Tensor:
