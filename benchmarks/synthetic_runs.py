@@ -227,12 +227,15 @@ def write_loss(folder: Path, checkpoints: int, every: float, seed: int, clock: f
 
 
 def paint(output: Path, checkpoints: int, degraded: bool, seed: int, skip: Sequence[int] = ()) -> None:
-    """Originals and one strip of maps per checkpoint: regions sharpen, and blur again in a degraded run."""
+    """Originals and one strip of maps per checkpoint: regions sharpen, and blur again in a degraded run.
+
+    Clusters are the things of a scene, for each token the likelier to be another one the less clear it is.
+    """
     rng = np.random.default_rng(seed + 2)
     (output / "media").mkdir(parents=True, exist_ok=True)
     scenes = [_scene(rng) for _ in range(EXAMPLES)]
     originals = np.concatenate([_original(scene, rng) for scene in scenes], axis=1)
-    Image.fromarray(originals).save(output / "media" / "images.png")
+    Image.fromarray(originals).save(output / "media" / "images.webp", quality=90)
     palette = rng.uniform(40, 230, size=(8, 3))
     texture = rng.normal(size=(EXAMPLES, GRID, GRID, 3))
     for index in range(checkpoints):
@@ -242,12 +245,17 @@ def paint(output: Path, checkpoints: int, degraded: bool, seed: int, skip: Seque
         clear = 1 - math.exp(-8 * progress)
         if degraded:
             clear *= 1 - 0.9 * max(0.0, progress - 0.4) / 0.6
-        tiles = []
+        rows: list[list[np.ndarray]] = [[], [], []]  # features, clusters within an image, shared clusters
         for scene, pattern in zip(scenes, texture, strict=True):
             cells = _cells(scene, GRID)
             colour = clear * palette[cells] + (1 - clear) * 128 + (14 + 34 * (1 - clear)) * pattern
-            tiles.append(np.clip(colour, 0, 255).astype(np.uint8))
-        Image.fromarray(np.concatenate(tiles, axis=1)).save(output / "media" / f"map-{index:05d}.png")
+            rows[0].append(colour)
+            astray = pattern[..., 0] > 3.2 * clear - 0.4
+            for row, things in zip(rows[1:], (3, len(palette)), strict=True):
+                row.append(palette[np.where(astray, cells + 1, cells) % things])
+        strip = np.concatenate([np.concatenate(row, axis=1) for row in rows])
+        strip = np.clip(strip, 0, 255).astype(np.uint8)
+        Image.fromarray(strip).save(output / "media" / f"map-{index:05d}.png")
 
 
 def _scene(rng: np.random.Generator) -> list[tuple[float, float, float, float]]:

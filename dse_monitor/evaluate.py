@@ -30,7 +30,6 @@ from dse_monitor.record import Evaluation, Settings, Source
 
 if TYPE_CHECKING:
     import torch
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from dse_monitor.encoder import Encoder
@@ -264,13 +263,17 @@ class Evaluator:
     ) -> dict[str, Any]:
         """Fields of a ``scored`` Evaluation. The features of one batch are in memory at a time."""
         from dse_monitor.metric import average, companions, measure
+        from dse_monitor.metric.labels import first_labels
 
         probe = self.probe
         components: list[Components] = []
         others: list[dict[str, float]] = []
-        examples: list[NDArray[np.floating]] = []
+        examples = maps.Examples()
         parts = list(batches(len(held_out), probe.batch, probe.group))
         encoder.to(self.device)
+        how = {
+            name: getattr(probe, name) for name in ("group", "local_clusters", "global_clusters", "normalize")
+        }
         for index, part in enumerate(parts):
             with stopwatch("forward"):
                 tokens = encoder.encode(
@@ -286,28 +289,21 @@ class Evaluator:
             if collapsed:
                 raise _Invalid(_constant_reason(encoder, tokens), "ConstantFeatures")
             with stopwatch("metric"):
-                components.append(
-                    measure(
-                        tokens,
-                        group=probe.group,
-                        local_clusters=probe.local_clusters,
-                        global_clusters=probe.global_clusters,
-                        normalize=probe.normalize,
-                        seed=probe.seed + index,
-                    )
-                )
+                components.append(measure(tokens, **how, seed=probe.seed + index))
             with stopwatch("companions"):
                 others.append(companions.measure(tokens))
-            missing = maps.EXAMPLES - part.start
-            if probe.maps is not None and missing > 0:
-                examples.append(tokens[:missing].float().cpu().numpy())
+            if probe.maps is not None and examples.missing:
+                with stopwatch("maps"):
+                    labels = first_labels(tokens, examples.missing, **how, seed=probe.seed + index)
+                    first = tokens[: examples.missing].float().cpu().numpy()
+                    examples.add(first, *(own.numpy() for own in labels))
             del tokens  # before the next batch is made
             if progress:
                 progress("metric", index + 1, len(parts))
         map_file = ""
         if probe.maps is not None:
             with stopwatch("maps"):
-                map_file = self._paint(np.concatenate(examples), encoder.source, held_out, settings)
+                map_file = self._paint(examples, encoder.source, held_out, settings)
         return {
             "status": "scored",
             "components": average(components),
@@ -316,17 +312,18 @@ class Evaluator:
         }
 
     def _paint(
-        self, tokens: NDArray[np.floating], source: Source, held_out: images.ImageSet, settings: Settings
+        self, examples: maps.Examples, source: Source, held_out: images.ImageSet, settings: Settings
     ) -> str:
-        """Feature maps of the first images [E, N, D]; the file's name tells content and settings."""
+        """Maps of the first images; the file's name tells content and settings."""
         assert self.probe.maps is not None
+        tokens = examples.tokens()
         if self.probe.normalize:
             tokens = tokens / np.maximum(np.linalg.norm(tokens, axis=-1, keepdims=True), 1e-12)
         content = source.content or hashlib.sha256(os.fsencode(source.path)).hexdigest()
         folder = Path(self.probe.maps)
         maps.paint_images(folder, held_out.pixels[: len(tokens)])
         name = f"{content[:16]}-{settings.fingerprint[:6]}"
-        return maps.paint_tokens(folder, tokens, name=name, images=held_out.fingerprint)
+        return maps.paint_tokens(folder, tokens, examples.labels(), name=name, images=held_out.fingerprint)
 
 
 def batches(count: int, batch: int, group: int) -> Iterator[slice]:

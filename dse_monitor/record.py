@@ -26,6 +26,7 @@ TAG_POINT = "dse/point/"
 TAG_META = "dse/meta/"
 TAG_ALERT = "dse/alert/"
 TAG_STATE = "dse/state"
+TAG_MAP = "dse/map/"
 SCALAR_TAGS = (
     "dse/score",
     "dse/separability",

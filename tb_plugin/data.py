@@ -9,14 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
-import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,13 +21,15 @@ from dse_monitor.record import (
     OUTPUT_FOLDER,
     PLUGIN,
     PLUGIN_STATE,
-    POINT_COLUMNS,
-    SCHEMA,
     TAG_ALERT,
+    TAG_MAP,
     TAG_META,
     TAG_POINT,
     TAG_STATE,
 )
+from tb_plugin.pictures import picture
+from tb_plugin.points import SEQ, Floats, Points, Shard, decode_rows, join_shards
+from tb_plugin.training import loss_score, scalar_sources, trained_run
 
 ALL = 2**31 - 1  # a "downsample" larger than any series: the provider keeps everything
 LOSS_POINTS = 20_000  # events of one scalar sent at most; more than any screen shows
@@ -41,9 +38,6 @@ JSON_BYTES = 1 << 20  # a longer text is not one of ours
 COMPANIONS = 16  # companion metrics drawn at most
 NAME_CHARACTERS = 64  # of a companion metric's name
 RUNS_CACHED = 64  # runs whose points stay in memory; 10,000 checkpoints take 3 MB
-IMAGE_BYTES = 4 << 20  # a larger feature map is not one of ours
-
-Floats = np.ndarray
 
 
 class Provider(Protocol):
@@ -68,38 +62,6 @@ class Provider(Protocol):
     ) -> dict[str, dict[str, Sequence[Any]]]: ...
 
 
-@dataclass(frozen=True)
-class Points:
-    """All evaluations of a run.
-
-    Attributes:
-        table: float64 [n, len(POINT_COLUMNS)], sorted by sequence number, each once.
-        tags: tag that holds each row, without its prefix [n].
-        skipped: rows that could not be used.
-    """
-
-    table: Floats
-    tags: tuple[str, ...]
-    skipped: int
-
-    @property
-    def version(self) -> str:
-        """Changes whenever the points do."""
-        last = int(self.table[-1, _SEQ]) if len(self.table) else 0
-        return f"{last}-{len(self.table)}-{self.skipped}"
-
-
-@dataclass(frozen=True)
-class _Shard:
-    newest: tuple[int, float]
-    rows: Floats
-    skipped: int
-
-
-_SEQ = POINT_COLUMNS.index("seq")
-_EMPTY = np.empty((0, len(POINT_COLUMNS)))
-
-
 class Reader:
     """Reads one TensorBoard's DSE data; may be used by several threads.
 
@@ -109,7 +71,7 @@ class Reader:
 
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
-        self._shards: OrderedDict[tuple[str, str], dict[str, _Shard]] = OrderedDict()
+        self._shards: OrderedDict[tuple[str, str], dict[str, Shard]] = OrderedDict()
         self._lock = threading.Lock()
 
     def runs(self, ctx: Any, experiment: str) -> list[dict[str, Any]]:
@@ -170,7 +132,7 @@ class Reader:
         for tag, values in self._read(ctx, experiment, run, stale).items():
             series = listed[tag]
             rows, skipped = decode_rows([value.numpy for value in values])
-            fresh[tag] = _Shard((series.max_step, series.max_wall_time), rows, skipped)
+            fresh[tag] = Shard((series.max_step, series.max_wall_time), rows, skipped)
         with self._lock:
             self._shards[key] = fresh
             self._shards.move_to_end(key)
@@ -184,7 +146,7 @@ class Reader:
         """What is known besides the numbers of the evaluations with these sequence numbers."""
         points = points or self.points(ctx, experiment, run)
         wanted = {float(seq) for seq in seqs}
-        tags = {tag for seq, tag in zip(points.table[:, _SEQ], points.tags, strict=True) if seq in wanted}
+        tags = {tag for seq, tag in zip(points.table[:, SEQ], points.tags, strict=True) if seq in wanted}
         names = sorted(TAG_META + tag for tag in tags)
         found = {}
         for values in self._read(ctx, experiment, run, names).values():
@@ -212,7 +174,7 @@ class Reader:
                         names[name] = len(names)
                 values[data["seq"]] = numbers
         table = np.full((len(points.table), 1 + len(names)), np.nan)
-        for row, seq in enumerate(points.table[:, _SEQ]):
+        for row, seq in enumerate(points.table[:, SEQ]):
             table[row, 0] = seq
             for name, number in values.get(seq, {}).items():
                 if name in names:
@@ -229,6 +191,18 @@ class Reader:
                 if data and isinstance(data.get("seq"), int):
                     found[data["seq"], str(data.get("key", ""))] = data
         return [found[key] for key in sorted(found)]
+
+    def pictures(self, ctx: Any, experiment: str, run: str) -> set[str]:
+        """Names of the maps in the event data: sequence numbers of evaluations, and ``images``."""
+        return {tag.removeprefix(TAG_MAP) for tag in self._tags(ctx, experiment, run, TAG_MAP)}
+
+    def picture(self, ctx: Any, experiment: str, run: str, name: str) -> tuple[bytes, str] | None:
+        """A map of the event data and its media type, or None."""
+        for values in self._read(ctx, experiment, run, [TAG_MAP + name]).values():
+            tensor = values[-1].numpy if values else None
+            if isinstance(tensor, np.ndarray) and tensor.size == 1:
+                return picture(tensor.reshape(-1)[0])
+        return None
 
     def scalars(self, ctx: Any, experiment: str, run: str) -> list[dict[str, Any]]:
         """Scalars that may be drawn beside a run's DSE, the likeliest training loss first."""
@@ -293,190 +267,6 @@ class Reader:
 
 class _Malformed:
     numpy = None
-
-
-def decode_rows(values: Iterable[Any]) -> tuple[Floats, int]:
-    """Rows of points, and how many values were no such rows.
-
-    A row is float64 [C], C at least len(POINT_COLUMNS); more columns, of a newer minor version, are left out.
-    Unusable: a larger schema, or a sequence number that is no positive whole number below 2**53.
-    """
-    rows, skipped = [], 0
-    width = len(POINT_COLUMNS)
-    for value in values:
-        usable = isinstance(value, np.ndarray) and value.dtype == np.float64 and value.ndim == 1
-        if not usable or len(value) < width:
-            skipped += 1
-            continue
-        schema, seq = value[0], value[_SEQ]
-        if not (1 <= schema <= SCHEMA and 0 < seq < 2**53 and seq == math.floor(seq)):
-            skipped += 1
-            continue
-        rows.append(value[:width])
-    return (np.stack(rows) if rows else _EMPTY), skipped
-
-
-def join_shards(shards: dict[str, _Shard]) -> Points:
-    """All rows in order of their sequence number, each once."""
-    if not shards:
-        return Points(_EMPTY, (), 0)
-    table = np.concatenate([shard.rows for shard in shards.values()])
-    tags = [tag for tag, shard in shards.items() for _ in range(len(shard.rows))]
-    seq = table[:, _SEQ]
-    order = np.argsort(seq, kind="stable")
-    newest = np.append(seq[order][1:] != seq[order][:-1], True) if len(order) else np.zeros(0, bool)
-    chosen = order[newest]
-    skipped = sum(shard.skipped for shard in shards.values())
-    return Points(table[chosen], tuple(tags[index] for index in chosen), skipped)
-
-
-def pack(header: dict[str, Any], table: Floats) -> bytes:
-    """A header and float64 columns in one reply.
-
-    Layout: uint32 length of the header, the header as JSON padded with spaces so that the numbers start at a
-    multiple of eight bytes, then the columns one after the other, all little-endian.
-    """
-    text = json.dumps({**header, "rows": len(table)}, allow_nan=False).encode()
-    text += b" " * (-(4 + len(text)) % 8)
-    columns = np.ascontiguousarray(table.T, dtype="<f8")
-    return struct.pack("<I", len(text)) + text + columns.tobytes()
-
-
-def trained_run(run: str) -> str:
-    """The run that DSE data belongs to: ``exp1`` for ``exp1/dse``, ``.`` for ``dse``, else the name."""
-    if run == OUTPUT_FOLDER:
-        return "."
-    return run.removesuffix(f"/{OUTPUT_FOLDER}")
-
-
-def scalar_sources(run: str, every: Iterable[str]) -> list[list[str]]:
-    """Groups of runs in which a run's training scalars may lie, the likeliest first.
-
-    The run itself and then its ancestors one by one, the runs below it, and last the DSE data's own run.
-    """
-    trained = trained_run(run)
-    existing = set(every)
-    below = sorted(name for name in existing if trained == "." or name.startswith(f"{trained}/"))
-    below = [name for name in below if name != run and name.split("/")[-1] != OUTPUT_FOLDER]
-    groups = [[trained], below]
-    parts = trained.split("/")
-    groups += [["/".join(parts[:count])] for count in range(len(parts) - 1, 0, -1)]
-    groups += [["."], [run]]
-    seen: set[str] = set()
-    chosen = []
-    for group in groups:
-        names = [name for name in group if name in existing and name not in seen]
-        seen.update(names)
-        if names:
-            chosen.append(names)
-    return chosen
-
-
-LOSS_TAGS = (
-    "train/loss",
-    "train_loss",
-    "loss",
-    "loss/train",
-    "train_loss_step",
-    "train/loss_step",
-    "train_loss_epoch",
-    "train/loss_epoch",
-    "training_loss",
-    "total_loss",
-    "train/total_loss",
-)  # names under which common trainers log their loss, the likeliest first
-_HELD_OUT = re.compile(r"(^|[/_.\-\s])(val|valid|validation|eval|test|dev)([/_.\-\s]|$)", re.IGNORECASE)
-_LOSS = re.compile(r"loss|objective|nll", re.IGNORECASE)
-
-
-def loss_score(tag: str) -> int:
-    """How likely a scalar is the training loss: 100 downwards for known names, 60 or 50 for a telling one."""
-    if tag.lower() in LOSS_TAGS:
-        return 100 - LOSS_TAGS.index(tag.lower())
-    if _HELD_OUT.search(tag):
-        return 10 if _LOSS.search(tag) else 0
-    if not _LOSS.search(tag):
-        return 0
-    return 60 if _LOSS.search(tag.split("/")[-1]) else 50
-
-
-@dataclass(frozen=True)
-class Folders:
-    """Where runs lie on this machine; for feature maps, which are plain files.
-
-    Attributes:
-        roots: pairs of a run-name prefix (empty for none) and a folder.
-    """
-
-    roots: tuple[tuple[str, Path], ...]
-
-    @classmethod
-    def from_flags(cls, flags: Any) -> Folders:
-        """Read ``--logdir`` or ``--logdir_spec``; addresses such as gs:// are left out."""
-        logdir = getattr(flags, "logdir", None) or ""
-        spec = getattr(flags, "logdir_spec", None) or ""
-        parts = [("", logdir)] if logdir else [_named(part) for part in spec.split(",") if part]
-        return cls(tuple((name, Path(path).expanduser()) for name, path in parts if "://" not in path))
-
-    def image(self, run: str, map_file: str) -> tuple[bytes, str] | None:
-        """A feature map and its media type; None unless it is an image inside the run's media folder.
-
-        Args:
-            run: name of the run that holds the DSE data.
-            map_file: path relative to the run's output folder, as its metadata says.
-        """
-        path = self.image_path(run, map_file)
-        if path is None:
-            return None
-        try:
-            with open(path, "rb") as file:
-                content = file.read(IMAGE_BYTES + 1)
-        except OSError:
-            return None
-        for magic, media_type in _IMAGE_TYPES:
-            if len(content) <= IMAGE_BYTES and magic.match(content):
-                return content, media_type
-        return None
-
-    def image_path(self, run: str, map_file: str) -> str | None:
-        """The file of a feature map, symbolic links resolved; None if it is missing or lies elsewhere."""
-        if not _MAP_FILE.fullmatch(map_file):
-            return None
-        for prefix, root in self.roots:
-            folder = _below(root, prefix, run)
-            if folder is None:
-                continue
-            path = os.path.realpath(folder / map_file)
-            if os.path.dirname(path) == os.path.realpath(folder / "media") and os.path.isfile(path):
-                return path
-        return None
-
-
-IMAGES_FILE = "media/images.png"  # the original images, in the order of the tiles of every map
-_MAP_FILE = re.compile(r"media/(?!\.)[A-Za-z0-9._-]{1,128}\.(png|webp)")
-_IMAGE_TYPES = (
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), "image/png"),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), "image/webp"),
-)
-
-
-def _named(part: str) -> tuple[str, str]:
-    """One entry of --logdir_spec: ``name:path`` or a path, told apart as TensorBoard does."""
-    if ":" in part and not part.startswith("/") and "://" not in part:
-        name, _, path = part.partition(":")
-        return name, path
-    return "", part
-
-
-def _below(root: Path, prefix: str, run: str) -> Path | None:
-    """The folder of a run below a root, or None if it cannot lie there."""
-    if prefix:
-        if run != prefix and not run.startswith(f"{prefix}/"):
-            return None
-        run = run[len(prefix) + 1 :] or "."
-    if ".." in Path(run).parts or Path(run).is_absolute():
-        return None
-    return root / run
 
 
 def _json_object(value: Any) -> dict[str, Any] | None:

@@ -20,7 +20,9 @@ from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
 from dse_monitor.record import PLUGIN, PLUGIN_STATE, POINT_COLUMNS, SCHEMA
-from tb_plugin.data import IMAGES_FILE, Folders, Reader, pack
+from tb_plugin.data import Reader
+from tb_plugin.pictures import IMAGES_FILE, Folders
+from tb_plugin.points import pack
 
 STATIC = Path(__file__).parent / "static"
 MEDIA_TYPES = {
@@ -32,7 +34,8 @@ MEDIA_TYPES = {
 SEQS_AT_ONCE = 200  # sequence numbers asked for in one request at most
 DAY = 86_400  # seconds; a feature map never changes under its name
 
-_SEQS = re.compile(r"\d{1,16}(,\d{1,16})*")
+_SEQ = re.compile(r"[0-9]{1,16}")
+_SEQS = re.compile(r"[0-9]{1,16}(,[0-9]{1,16})*")
 
 
 class BadRequest(Exception):
@@ -146,11 +149,21 @@ class DSEPlugin(base_plugin.TBPlugin):
             raise BadRequest(f"seq: expected up to {SEQS_AT_ONCE} whole numbers separated by commas")
         run = _required(request, "run")
         found = self._reader.metadata(*_context(request), run, [int(seq) for seq in seqs.split(",")])
-        originals = self._folders.image_path(run, IMAGES_FILE) is not None
+        published = self._reader.pictures(*_context(request), run)
+        maps = sorted(int(name) for name in published if _SEQ.fullmatch(name))
+        originals = "images" in published or self._folders.image_path(run, IMAGES_FILE) is not None
         for item in found:
-            item["map"] = self._folders.image_path(run, str(item.get("map_file", ""))) is not None
+            item["map"] = self._nearest_map(run, item, maps)
             item["originals"] = originals
         return _json(request, found)
+
+    def _nearest_map(self, run: str, item: dict[str, Any], published: list[int]) -> int | None:
+        """The evaluation whose map shows this one: itself, else the nearest of those in the event data."""
+        if item.get("status") != "scored":
+            return None
+        if self._folders.image_path(run, str(item.get("map_file", ""))) is not None:
+            return item["seq"]
+        return min(published, key=lambda seq: abs(seq - item["seq"]), default=None)
 
     @read_only
     def _serve_companions(self, request: wrappers.Request) -> wrappers.Response:
@@ -181,10 +194,9 @@ class DSEPlugin(base_plugin.TBPlugin):
             known = [item["run"] for item in self._reader.runs(*_context(request))]
             map_file = IMAGES_FILE if run in known else ""
         else:
-            number = _whole(request, "seq", 0)
-            found = self._reader.metadata(*_context(request), run, [number])
+            found = self._reader.metadata(*_context(request), run, [_whole(request, "seq", 0)])
             map_file = str(found[0].get("map_file", "")) if found else ""
-        image = self._folders.image(run, map_file)
+        image = self._folders.image(run, map_file) or self._reader.picture(*_context(request), run, seq)
         if image is None:
             raise NotFound("no such feature map")
         content, media_type = image
@@ -225,7 +237,7 @@ def _required(request: wrappers.Request, name: str) -> str:
 
 def _whole(request: wrappers.Request, name: str, default: int) -> int:
     text = request.args.get(name, str(default))
-    if not re.fullmatch(r"[0-9]{1,16}", text):
+    if not _SEQ.fullmatch(text):
         raise BadRequest(f"{name}: expected a whole number")
     return int(text)
 

@@ -254,10 +254,13 @@ def test_maps_are_painted_beside_the_images_they_show(probe, checkpoint, tmp_pat
     second = evaluator(write_checkpoint(tmp_path / "other.pth", seed=1))
     assert first.map_file != second.map_file
     with Image.open(output / first.map_file) as strip:
-        assert strip.size == (6 * 4, 4)
-    with Image.open(output / "media" / "images.png") as strip:
+        assert strip.size == (6 * 4, 3 * 4)
+        local = np.asarray(strip)[4:8].reshape(4, 6, 4, 3).swapaxes(0, 1).reshape(6, 16, 3)
+    assert all(len(np.unique(tile, axis=0)) == 3 for tile in local)  # clusters within an image
+    with Image.open(output / "media" / "images.webp") as strip:
         assert strip.size == (6 * 32, 32)
-        np.testing.assert_array_equal(np.asarray(strip)[:, :32], evaluator.image_set(32).pixels[0])
+        first = np.asarray(strip)[:, :32].astype(int)
+    assert np.abs(first - evaluator.image_set(32).pixels[0]).mean() < 12  # a lossy format
     before = (output / second.map_file).read_bytes()
     assert evaluator(tmp_path / "other.pth").map_file == second.map_file
     assert (output / second.map_file).read_bytes() == before

@@ -9,6 +9,8 @@ tag                   plugin name     content
 ``dse/point/<k>``     ``dse``         float64 [POINT_COLUMNS], one event per evaluation
 ``dse/meta/<k>``      ``dse``         string [1], JSON: what the point's numbers do not say (`metadata`)
 ``dse/alert/<k>``     ``dse``         string [1], JSON of an Alert (`record.to_json`)
+``dse/map/<seq>``     ``dse``         string [1], PNG: the map of that evaluation; ``images`` for <seq>: the
+                                      example images, WebP; thinned on long runs, see publish/pictures.py
 ``dse/state``         ``dse_state``   string [1], JSON of `publish.state.run_state`; the last one counts
 ``dse/score`` ...     ``scalars``     float32, for TensorBoard's own Time Series tab; never read back
 ====================  ==============  ===================================================================
@@ -56,6 +58,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from dse_monitor import series
 from dse_monitor.errors import OutputError
 from dse_monitor.metric.components import Components
+from dse_monitor.publish import pictures
 from dse_monitor.record import (
     PLUGIN,
     PLUGIN_STATE,
@@ -64,6 +67,7 @@ from dse_monitor.record import (
     SCHEMA,
     STATUS_CODES,
     TAG_ALERT,
+    TAG_MAP,
     TAG_META,
     TAG_POINT,
     TAG_STATE,
@@ -147,9 +151,12 @@ class EventWriter:
         self._state_step = 0
         self._described: set[str] = set()
         self._known: dict[str, _Growing] = {}
+        self._painted = 0
+        self._pictures: set[str] = set()
+        self._images = b""
 
     def add_evaluation(self, evaluation: Evaluation) -> None:
-        """Queue the point, its metadata and, if scored, the plain scalars.
+        """Queue the point, its metadata and, if scored, the plain scalars and perhaps its map.
 
         Raises:
             ValueError: the evaluation has no sequence number yet: the ledger gives it one.
@@ -160,6 +167,7 @@ class EventWriter:
         values = [_doubles(point(evaluation)), _string(metadata(evaluation))]
         self._queue(self._points, evaluation, values)
         self._queue_scalars(evaluation)
+        self._queue_map(evaluation)
 
     def add_alert(self, alert: Alert) -> None:
         """Queue one change of an alert's state.
@@ -191,10 +199,12 @@ class EventWriter:
         found = published(self.folder)
         self._points.continue_after(found.last_step)
         self._alerts.continue_after(found.last_step)
+        self._pictures |= found.pictures
         missing = 0
         for evaluation in sorted(evaluations, key=lambda record: record.seq):
             if evaluation.seq in found.evaluations:
                 self._remember(evaluation)
+                self._queue_map(evaluation)
             else:
                 missing += 1
                 self.add_evaluation(evaluation)
@@ -306,6 +316,27 @@ class EventWriter:
         step = len(known) if position is None else round(position)
         self._append(Event(wall_time=_time(evaluation), step=step, summary=Summary(value=values)))
 
+    def _queue_map(self, evaluation: Evaluation) -> None:
+        """Queue the map of an evaluation if it is one of those published, and the images it shows if new."""
+        if not evaluation.map_file:
+            return
+        self._painted += 1
+        if not pictures.is_published(self._painted - 1) or str(evaluation.seq) in self._pictures:
+            return
+        content = pictures.read_picture(self.folder, evaluation.map_file)
+        if content:
+            self._pictures.add(str(evaluation.seq))
+            self._queue_picture(str(evaluation.seq), content, evaluation.seq)
+        images = pictures.read_picture(self.folder, pictures.ORIGINALS)
+        if images and images != self._images:
+            self._images = images
+            self._queue_picture(pictures.IMAGES, images, int(self._clock() * 1e6))
+
+    def _queue_picture(self, name: str, content: bytes, step: int) -> None:
+        value = Summary.Value(tag=TAG_MAP + name, tensor=_bytes(content))
+        value.metadata.CopyFrom(_describe(PLUGIN, "See tb_plugin/http_api.md."))
+        self._append(Event(wall_time=self._clock(), step=step, summary=Summary(value=[value])))
+
 
 _SCALAR_TEXT = {
     SCALAR_TAGS[0]: "DSE with the lambda known when the checkpoint was measured. The DSE tab uses one lambda "
@@ -321,11 +352,13 @@ class Published:
         evaluations: sequence numbers of the points.
         alerts: sequence number and key of each alert.
         last_step: largest step of a point or an alert; what follows must lie above it.
+        pictures: names of the maps: the sequence number of the evaluation, or ``images``.
     """
 
     evaluations: set[int] = field(default_factory=set)
     alerts: set[tuple[int, str]] = field(default_factory=set)
     last_step: int = 0
+    pictures: set[str] = field(default_factory=set)
 
 
 def published(folder: Path) -> Published:
@@ -339,6 +372,8 @@ def published(folder: Path) -> Published:
                     if math.isfinite(row.get("seq", math.nan)):
                         found.evaluations.add(int(row["seq"]))
                         found.last_step = max(found.last_step, event.step)
+                elif value.tag.startswith(TAG_MAP):
+                    found.pictures.add(value.tag.removeprefix(TAG_MAP))
                 elif value.tag.startswith(TAG_ALERT):
                     with contextlib.suppress(ValueError, LookupError, TypeError):  # not one of ours
                         alert = json.loads(value.tensor.string_val[0])
@@ -489,8 +524,12 @@ def _unpack_doubles(tensor: TensorProto) -> tuple[float, ...]:
 
 def _string(data: dict[str, Any]) -> TensorProto:
     text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return _bytes(text.encode("utf-8", "replace"))
+
+
+def _bytes(content: bytes) -> TensorProto:
     shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
-    return TensorProto(dtype=DT_STRING, tensor_shape=shape, string_val=[text.encode("utf-8", "replace")])
+    return TensorProto(dtype=DT_STRING, tensor_shape=shape, string_val=[content])
 
 
 _files_opened = itertools.count()

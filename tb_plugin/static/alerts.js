@@ -20,11 +20,14 @@ const KINDS = {
   test: 'test alert',
 };
 
+/** What the changes of one alert have in common: its key is RUN/RULE/EPISODE/CHANGE. */
+const topicOf = (alert) => String(alert.key).split('/').slice(0, -2).join('/') || alert.kind;
+
 /** Alerts without reminders, and without the pending ones that the next change of the same alert confirmed. */
 export function confirmed(alerts) {
   return alerts.filter((alert, i) => {
     if (String(alert.key).split('/').pop().includes('reminder')) return false;
-    const next = alerts.slice(i + 1).find((later) => later.kind === alert.kind);
+    const next = alerts.slice(i + 1).find((later) => topicOf(later) === topicOf(alert));
     return !(alert.status === 'pending' && next?.status === 'firing');
   });
 }

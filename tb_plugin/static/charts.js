@@ -9,8 +9,9 @@
 import uPlot from './vendor/uPlot.esm.js';
 import { el, moment, number, position } from './dom.js';
 import { drawOver, drawUnder, markTexts } from './marks.js';
+import { isThinned, nearestIndex, tableOf } from './thinning.js';
+import { tickTexts, timeTexts, yRange } from './ticks.js';
 
-const ROWS_DRAWN = 20000; // above it a line is thinned to two points per pixel, for display only
 const AXIS_WIDTH = 58; // px, equal in all panels so that they align
 const CLICK_PIXELS = 4; // a mouse that moved further has dragged
 const REACH = 40; // px around the pointer in which a point can be chosen
@@ -23,92 +24,6 @@ const isEmpty = (panel) => panel.lines.length === 0 && panel.key !== 'dse';
 const lastDrawn = (panels) => panels.findLastIndex((panel) => !isEmpty(panel));
 
 const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-
-/** Indices of x inside [low, high] and one more on either side. */
-function visible(x, low, high) {
-  let first = 0;
-  let last = x.length;
-  while (first + 1 < x.length && x[first + 1] < low) first++;
-  while (last > first + 1 && x[last - 2] > high) last--;
-  return [first, last];
-}
-
-/** Indices of the smallest and largest y in each of some buckets: what a line through all points would show. */
-export function thin(y, first, last, buckets) {
-  if (last - first <= 2 * buckets) return Array.from({ length: last - first }, (_, i) => first + i);
-  const chosen = [];
-  const size = (last - first) / buckets;
-  for (let b = 0; b < buckets; b++) {
-    const from = Math.floor(first + b * size);
-    const to = Math.floor(first + (b + 1) * size);
-    let [low, high] = [from, from];
-    for (let i = from; i < to; i++) {
-      if (y[i] < y[low] || Number.isNaN(y[low])) low = i;
-      if (y[i] > y[high] || Number.isNaN(y[high])) high = i;
-    }
-    chosen.push(Math.min(low, high));
-    if (low !== high) chosen.push(Math.max(low, high));
-  }
-  if (chosen[chosen.length - 1] !== last - 1) chosen.push(last - 1);
-  return chosen;
-}
-
-const isThinned = (lines) => lines.reduce((sum, line) => sum + line.x.length, 0) > ROWS_DRAWN;
-
-/** uPlot's aligned table of a panel's lines: x, then y (and the band's edges) of each. */
-function tableOf(lines, zoom, width) {
-  const thinned = isThinned(lines);
-  const gap = (value) => (Number.isFinite(value) ? value : null);
-  const tables = lines.map((line) => {
-    const [low, high] = zoom ?? [-Infinity, Infinity];
-    const [first, last] = visible(line.x, low, high);
-    const all = thinned ? thin(line.y, first, last, width) : null;
-    const at = all ?? Array.from({ length: line.x.length }, (_, i) => i);
-    const table = [at.map((i) => line.x[i]), at.map((i) => gap(line.y[i]))];
-    if (line.error) {
-      table.push(at.map((i) => gap(line.y[i] + line.error[i])), at.map((i) => gap(line.y[i] - line.error[i])));
-    }
-    return table;
-  });
-  if (!tables.length) return [[], []];
-  return tables.length === 1 ? tables[0] : uPlot.join(tables);
-}
-
-function yRange(log) {
-  return (_, low, high) => {
-    if (!Number.isFinite(low) || !Number.isFinite(high)) return log ? [0.1, 1] : [0, 1];
-    if (log) return [low / 1.15, high * 1.15];
-    const pad = (high - low) * 0.12 || Math.abs(high) * 0.05 || 0.5;
-    return [low - pad, high + pad];
-  };
-}
-
-/** Tick labels as short as their distance allows. */
-function tickTexts(_, values) {
-  const step = values.length > 1 ? Math.abs(values[1] - values[0]) : 1;
-  let decimals = 0;
-  while (decimals < 6 && Math.abs(step * 10 ** decimals - Math.round(step * 10 ** decimals)) > 1e-6) decimals++;
-  return values.map((value) => (value === null ? '' : Math.abs(value) >= 1e4 ? shortNumber(value) : number(value, decimals)));
-}
-
-/** Dates for ticks of days and more, else times of day with the date wherever a new day begins. */
-function timeTexts(_, values, __, ___, step) {
-  let day = '';
-  return values.map((value) => {
-    const [date, time] = moment(value).split(' ');
-    const shown = date.slice(step >= 86400 * 28 ? 0 : 5, step >= 86400 * 28 ? 7 : 10);
-    if (step >= 86400) return shown;
-    const text = date === day ? time : `${time}\n${shown}`;
-    day = date;
-    return text;
-  });
-}
-
-function shortNumber(value) {
-  const power = Math.min(3, Math.floor(Math.log10(Math.abs(value)) / 3));
-  const scaled = value / 1000 ** power;
-  return `${Number(scaled.toFixed(2))}${['', 'k', 'M', 'G'][power]}`;
-}
 
 export class Charts {
   /**
@@ -416,18 +331,6 @@ export class Charts {
     }
     return new Promise((done) => canvas.toBlob(done, 'image/png'));
   }
-}
-
-/** Index of the element nearest to a value in ascending numbers; -1 for none. */
-function nearestIndex(ascending, value) {
-  if (!ascending.length) return -1;
-  let [low, high] = [0, ascending.length - 1];
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (ascending[middle] < value) low = middle + 1;
-    else high = middle;
-  }
-  return low > 0 && value - ascending[low - 1] < ascending[low] - value ? low - 1 : low;
 }
 
 function valueText(line, i, panel) {

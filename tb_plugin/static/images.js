@@ -1,8 +1,8 @@
 /**
  * Feature maps: original, best checkpoint and any other one, side by side.
  *
- * Every file is a strip of square tiles, one per held-out image. A map is shown only once it is loaded, together with the
- * position it belongs to, so that a caption never runs ahead of its picture.
+ * A map holds a column of square tiles per held-out image, and a row per kind (see KINDS). It is shown only once it is
+ * loaded, together with the position it belongs to, so that a caption never runs ahead of its picture.
  */
 
 import { mediaAddress } from './api.js';
@@ -11,19 +11,26 @@ import { el, position, short } from './dom.js';
 const FRAME_MS = 160; // pause between maps while playing
 const AHEAD = 3; // neighbours loaded before they are asked for
 const KEPT = 120; // decoded strips kept
-const REGIONS = 4; // colours of the region view
+
+/** What a map's rows show, from top to bottom. */
+export const KINDS = [
+  { key: 'features', title: 'Features', explanation: 'First three principal components of the tokens as red, green and blue, in the same basis for all checkpoints' },
+  { key: 'image', title: 'Clusters in image', explanation: 'K-means clusters within each image, whose radius is M_intra, image; each in the mean colour of its tokens' },
+  { key: 'shared', title: 'Shared clusters', explanation: 'K-means clusters shared by a group of images, from which M_inter and M_intra, batch follow; each in the mean colour of its tokens' },
+];
 
 export class FeatureMaps {
   /**
    * @param {HTMLElement} root
-   * @param {{choose: function(number), details: function(number[]): Promise<Map>}} actions - `details` reads metadata
+   * @param {{choose: function(number), details: function(number[]): Promise<Map>, kind: function(string)}} actions - `details`
+   *   reads metadata, `kind` says what to show
    */
   constructor(root, actions) {
     this.root = root;
     this.actions = actions;
     this.strips = new Map();
     this.playing = null;
-    this.regions = false;
+    this.kind = KINDS[0].key;
     this.slider = el('input', {
       type: 'range',
       min: 0,
@@ -31,9 +38,9 @@ export class FeatureMaps {
       'aria-label': 'Checkpoint of the right column',
       oninput: () => this.go(Number(this.slider.value)),
     });
-    this.play = el('button.quiet', { type: 'button', text: '▶', 'aria-label': 'Play', title: 'Play (space)', onclick: () => this.toggle() });
+    this.play = el('button.quiet', { type: 'button', text: 'Play', title: 'Play (space)', onclick: () => this.toggle() });
     this.typed = el('input.typed', { type: 'text', inputMode: 'numeric', 'aria-label': 'Go to position', onchange: () => this.typedPosition() });
-    this.regionsBox = el('input', { type: 'checkbox', onchange: () => this.setRegions(this.regionsBox.checked) });
+    this.kinds = KINDS.map(({ key, title, explanation }) => el('button', { type: 'button', text: title, title: explanation, 'data-kind': key, onclick: () => actions.kind(key) }));
     this.large = el('button.quiet.enlarge', { type: 'button', text: 'Enlarge', onclick: () => this.enlarge() });
     this.table = el('div.maps', {});
     this.captions = { image: el('span', { text: 'image' }), best: el('span.best-text', {}), now: el('span', {}) };
@@ -41,10 +48,10 @@ export class FeatureMaps {
       'div.maps-body',
       { tabIndex: 0, onkeydown: (event) => this.key(event), 'aria-label': 'Feature maps: arrow keys step, space plays' },
       el('div.row', {}, this.step('◀', -1), this.slider, this.step('▶', 1)),
-      el('div.row', {}, this.play, this.typed, el('span.grow', {}), el('label.soft', { title: `Colours reduced to ${REGIONS}: which regions the features tell apart` }, this.regionsBox, 'regions'), this.large),
+      el('div.row', {}, this.play, this.typed, el('span.grow', {}), this.large),
+      el('div.row', {}, el('span.segments', { role: 'group', 'aria-label': 'What the maps show' }, ...this.kinds)),
       this.table,
     );
-    this.play.textContent = 'Play';
     this.note = el('p.soft', {});
     root.append(el('header.rail-head', {}, el('h2', { text: 'Feature maps' })), this.note, this.body);
     this.dialog = el('dialog.maps-dialog', { onclose: () => root.append(this.body), 'aria-label': 'Feature maps' });
@@ -55,8 +62,8 @@ export class FeatureMaps {
     return el('button.quiet', { type: 'button', text, 'aria-label': by < 0 ? 'Previous checkpoint' : 'Next checkpoint', onclick: () => this.go(this.index + by) });
   }
 
-  /** Show a run; `chosen` is an index into its line, or null for the last checkpoint. */
-  draw(run, chosen) {
+  /** Show a run; `chosen` is an index into its line, or null for the last checkpoint; `kind` is a key of KINDS. */
+  draw(run, chosen, kind) {
     const { line } = run;
     const none = line.rows.length === 0;
     if (none) this.body.hidden = true;
@@ -68,6 +75,8 @@ export class FeatureMaps {
       this.note.textContent = '';
     }
     this.run = run;
+    this.kind = kind;
+    for (const button of this.kinds) button.setAttribute('aria-pressed', String(button.dataset.kind === kind));
     this.slider.max = line.rows.length - 1;
     this.index = chosen ?? line.rows.length - 1;
     this.slider.value = this.index;
@@ -140,12 +149,6 @@ export class FeatureMaps {
     this.play.textContent = 'Play';
   }
 
-  setRegions(on) {
-    this.regions = on;
-    this.shownKey = '';
-    this.show();
-  }
-
   enlarge() {
     this.dialog.replaceChildren(
       el('header.rail-head', {}, el('h2', { text: `Feature maps, ${short(this.run.name, 80)}` }), el('button.quiet', { type: 'button', text: 'Close', onclick: () => this.dialog.close() })),
@@ -155,16 +158,24 @@ export class FeatureMaps {
     this.body.focus({ preventScroll: true });
   }
 
-  /** The image of a checkpoint's strip, or null if it has none. Asks for a file only if the server said it is there. */
+  /**
+   * The map of a checkpoint, or null if there is none. Asks for a file only if the server said that it is there. Where
+   * that is the map of another checkpoint nearby, `index` says which.
+   * @returns {Promise<?{image: HTMLImageElement, index: number}>}
+   */
   async strip(index) {
+    const { run } = this;
     const seq = this.seq(index);
-    const key = `${this.run.id}/${seq}`;
+    if (!run.details.has(seq)) await this.actions.details(this.around(index));
+    const shown = run.details.get(seq)?.map;
+    if (!Number.isSafeInteger(shown)) return null;
+    const image = await this.load(`${run.id}/${shown}`, mediaAddress(run.id, shown));
+    return { image, index: run.indexOfRow.get(run.rowOfSeq.get(shown)) ?? index };
+  }
+
+  load(key, address) {
     if (!this.strips.has(key)) {
-      const run = this.run;
-      const loading = this.actions.details(this.around(index)).then((found) => {
-        const meta = found.get(seq);
-        return meta?.map ? loadImage(mediaAddress(run.id, seq)) : null;
-      });
+      const loading = loadImage(address);
       this.strips.set(key, loading);
       if (this.strips.size > KEPT) this.strips.delete(this.strips.keys().next().value);
       loading.catch(() => this.strips.delete(key));
@@ -179,13 +190,9 @@ export class FeatureMaps {
   }
 
   async originals(index) {
-    const key = `${this.run.id}/images`;
-    if (!this.strips.has(key)) {
-      const found = await this.actions.details([this.seq(index)]);
-      if (!found.get(this.seq(index))?.originals) return null;
-      this.strips.set(key, loadImage(mediaAddress(this.run.id, 'images')));
-    }
-    return this.strips.get(key);
+    const seq = this.seq(index);
+    const found = await this.actions.details([seq]);
+    return found.get(seq)?.originals ? this.load(`${this.run.id}/images`, mediaAddress(this.run.id, 'images')) : null;
   }
 
   async show() {
@@ -195,27 +202,33 @@ export class FeatureMaps {
     try {
       loaded = await Promise.all([this.originals(index), this.strip(best), this.strip(index)]);
     } catch {
-      this.say('The feature maps could not be read: they are files beside the run and need a local log folder.');
+      this.say('The feature maps could not be read.');
       return;
     }
     if (run !== this.run && run.id !== this.run.id) return;
     if (index !== this.index) return; // a newer request is on its way
-    const [image, bestStrip, nowStrip] = loaded;
-    if (!bestStrip && !nowStrip) {
+    const [image, bestMap, nowMap] = loaded;
+    if (!bestMap && !nowMap) {
       this.say('No feature maps were painted for these checkpoints.');
       return;
     }
     this.say('');
-    this.captions.best.textContent = `★ ${this.where(best)}`;
-    this.captions.best.title = 'the best checkpoint';
-    this.captions.now.textContent = index === best ? 'the same' : this.where(index);
+    this.caption(this.captions.best, best, bestMap, `★ ${this.where(best)}`, 'the best checkpoint');
+    this.caption(this.captions.now, index, nowMap, index === best ? 'the same' : this.where(index), '');
     this.typed.placeholder = this.where(index);
     this.typed.value = '';
     this.slider.setAttribute('aria-valuetext', this.where(index));
-    this.tiles(image, bestStrip, nowStrip);
+    this.tiles(image, bestMap?.image, nowMap?.image);
     for (let k = 1; k <= AHEAD; k++) {
       for (const near of [index + k, index - k]) if (near >= 0 && near < run.line.rows.length) this.strip(near).catch(() => null);
     }
+  }
+
+  /** Whose map it is: that of the checkpoint asked for, or of its nearest neighbour that has one. */
+  caption(node, index, map, text, title) {
+    const same = !map || map.index === index;
+    node.textContent = same ? text : `≈ ${this.where(map.index)}`;
+    node.title = same ? title : `the map nearest to ${this.where(index)}`;
   }
 
   say(text) {
@@ -226,7 +239,10 @@ export class FeatureMaps {
 
   tiles(image, bestStrip, nowStrip) {
     const strips = [image, bestStrip, nowStrip];
-    const rows = Math.max(...strips.map((strip) => (strip ? Math.round(strip.naturalWidth / strip.naturalHeight) : 0)));
+    const heights = [1, KINDS.length, KINDS.length]; // in tiles
+    const kind = KINDS.findIndex(({ key }) => key === this.kind);
+    const widths = strips.map((strip, column) => (strip ? Math.round((strip.naturalWidth * heights[column]) / strip.naturalHeight) : 0));
+    const rows = Math.max(...widths);
     const key = `${rows}/${strips.map(Boolean)}`;
     if (key !== this.shape) {
       this.shape = key;
@@ -238,12 +254,12 @@ export class FeatureMaps {
     }
     const tiles = this.table.querySelectorAll('.tile');
     strips.forEach((strip, column) => {
-      const source = strip && (column && this.regions ? regionsOf(strip) : strip.src);
+      const place = (at, count) => `${count > 1 ? (at / (count - 1)) * 100 : 0}%`;
       for (let row = 0; row < rows; row++) {
         const tile = tiles[row * 3 + column];
-        tile.style.backgroundImage = strip ? `url("${source}")` : 'none';
-        tile.style.backgroundSize = `${rows * 100}% 100%`;
-        tile.style.backgroundPosition = `${rows > 1 ? (row / (rows - 1)) * 100 : 0}% 0`;
+        tile.style.backgroundImage = strip ? `url("${strip.src}")` : 'none';
+        tile.style.backgroundSize = `${widths[column] * 100}% ${heights[column] * 100}%`;
+        tile.style.backgroundPosition = `${place(row, widths[column])} ${place(column ? kind : 0, heights[column])}`;
         tile.setAttribute('aria-label', `${['image', 'best', 'shown'][column]} ${row + 1}${strip ? '' : ': none'}`);
       }
     });
@@ -257,59 +273,4 @@ function loadImage(address) {
     image.onerror = () => failed(new Error('no image'));
     image.src = address;
   });
-}
-
-const painted = new WeakMap();
-
-/** The strip with its colours reduced to a few by k-means, each drawn flat: regions rather than shades. */
-function regionsOf(strip) {
-  if (painted.has(strip)) return painted.get(strip);
-  const canvas = el('canvas', { width: strip.naturalWidth, height: strip.naturalHeight });
-  const context = canvas.getContext('2d');
-  context.drawImage(strip, 0, 0);
-  const picture = context.getImageData(0, 0, canvas.width, canvas.height);
-  const pixels = picture.data;
-  const labels = clusterColours(pixels, REGIONS);
-  for (let i = 0; i < labels.colours.length; i++) labels.colours[i] = labels.colours[i].map(Math.round);
-  for (let p = 0; p < labels.of.length; p++) {
-    const [r, g, b] = labels.colours[labels.of[p]];
-    pixels[4 * p] = r;
-    pixels[4 * p + 1] = g;
-    pixels[4 * p + 2] = b;
-  }
-  context.putImageData(picture, 0, 0);
-  painted.set(strip, canvas.toDataURL());
-  return painted.get(strip);
-}
-
-/** Plain k-means over RGBA bytes, started from pixels far from one another; always the same result. */
-export function clusterColours(pixels, k) {
-  const n = pixels.length / 4;
-  const distance = (p, c) => (pixels[4 * p] - c[0]) ** 2 + (pixels[4 * p + 1] - c[1]) ** 2 + (pixels[4 * p + 2] - c[2]) ** 2;
-  const at = (p) => [pixels[4 * p], pixels[4 * p + 1], pixels[4 * p + 2]];
-  const colours = [at(0)];
-  while (colours.length < k) {
-    let [farthest, most] = [0, -1];
-    for (let p = 0; p < n; p++) {
-      const least = Math.min(...colours.map((c) => distance(p, c)));
-      if (least > most) [farthest, most] = [p, least];
-    }
-    colours.push(at(farthest));
-  }
-  const of = new Uint8Array(n);
-  for (let round = 0; round < 10; round++) {
-    const sums = colours.map(() => [0, 0, 0, 0]);
-    for (let p = 0; p < n; p++) {
-      let near = 0;
-      for (let c = 1; c < k; c++) if (distance(p, colours[c]) < distance(p, colours[near])) near = c;
-      of[p] = near;
-      const sum = sums[near];
-      sum[0] += pixels[4 * p];
-      sum[1] += pixels[4 * p + 1];
-      sum[2] += pixels[4 * p + 2];
-      sum[3] += 1;
-    }
-    sums.forEach(([r, g, b, m], c) => m && (colours[c] = [r / m, g / m, b / m]));
-  }
-  return { of, colours };
 }

@@ -257,8 +257,11 @@ function companionPanel(runs, focus, name) {
   return { key: `companion:${name}`, title: name, explanation: `${name} of the same tokens; not part of DSE`, note: 'beside DSE, not part of it', weight: 1, decimals: 3, dots: true, lines };
 }
 
+/** A chart without marks. */
+export const noMarks = () => ({ best: [], candidates: [], alerts: [], spans: [], failed: [], resumed: [], superseded: [], estimated: [], chosen: null });
+
 function marksOf(runs, focus, view) {
-  const marks = { best: [], candidates: [], alerts: [], spans: [], failed: [], resumed: [], superseded: [], estimated: [], chosen: null };
+  const marks = noMarks();
   const where = (run, index) => position(run.line.axis, run.line.axis === 'order' ? index + 1 : run.points.columns[run.line.axis][run.line.rows[index]]);
   for (const run of runs) {
     const { line } = run;

@@ -1,25 +1,12 @@
-"""Reading, pairing and packing, without a server."""
+"""Reading through the data provider, without a server."""
 
 import json
-import struct
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 
 from dse_monitor.record import POINT_COLUMNS, SCHEMA
-from tb_plugin.data import (
-    Folders,
-    Reader,
-    decode_rows,
-    join_shards,
-    loss_score,
-    pack,
-    scalar_sources,
-    trained_run,
-)
-
-WIDTH = len(POINT_COLUMNS)
+from tb_plugin.data import Reader
 
 
 def row(seq, **columns):
@@ -94,61 +81,6 @@ class FakeProvider:
     @staticmethod
     def _is(plugin_name, tag):
         return (tag == "dse/state") == (plugin_name == "dse_state")
-
-
-def test_rows_of_another_kind_are_counted_and_left_out():
-    good = row(7, epoch=1.0)
-    bad = [
-        good[:-1],
-        good.astype(np.float32),
-        good.reshape(1, -1),
-        text(b"x"),
-        None,
-        row(np.nan),
-        row(1.5),
-        row(-3),
-        row(2.0**53),
-        row(np.inf),
-        row(8, schema=SCHEMA + 1),
-        row(8, schema=np.nan),
-    ]
-    rows, skipped = decode_rows([good, *bad])
-    assert rows.tolist()[0][:4] == good.tolist()[:4]
-    assert (len(rows), skipped) == (1, len(bad))
-
-
-def test_columns_of_a_newer_minor_version_are_left_out():
-    rows, skipped = decode_rows([np.append(row(3), [1.0, 2.0])])
-    assert (rows.shape, skipped) == ((1, WIDTH), 0)
-
-
-def test_rows_come_in_order_of_their_numbers_each_once():
-    shard = SimpleNamespace
-    points = join_shards(
-        {
-            "5": shard(rows=np.stack([row(5), row(9)]), skipped=0),
-            "2": shard(rows=np.stack([row(2, epoch=1.0), row(5, epoch=4.0)]), skipped=3),
-        }
-    )
-    assert points.table[:, 1].tolist() == [2, 5, 9]
-    assert points.tags == ("2", "2", "5")  # of two rows with one number, the one read last
-    assert points.skipped == 3
-
-
-def test_no_shards_make_an_empty_table():
-    points = join_shards({})
-    assert points.table.shape == (0, WIDTH)
-    assert points.version == "0-0-0"
-
-
-def test_packed_columns_start_at_multiples_of_eight_bytes():
-    table = np.array([[1.0, np.nan], [2.0, -np.inf], [3.0, 0.1]])
-    for name in ("a", "ab", "abc", "abcdefgh"):
-        body = pack({"columns": [name, "y"]}, table)
-        (length,) = struct.unpack("<I", body[:4])
-        assert (4 + length) % 8 == 0
-        assert json.loads(body[4 : 4 + length])["rows"] == 3
-        np.testing.assert_array_equal(np.frombuffer(body[4 + length :]).reshape(2, 3), table.T)
 
 
 def test_only_tags_with_something_new_are_read_again():
@@ -229,20 +161,6 @@ def test_colour_is_that_of_the_trained_run():
     assert run["state"] == {"n_written": 1}
 
 
-@pytest.mark.parametrize(
-    ("run", "expected"),
-    [("dse", "."), ("exp/dse", "exp"), ("exp", "exp"), ("a/dse/b/dse", "a/dse/b"), ("xdse", "xdse")],
-)
-def test_trained_run_is_the_folder_above(run, expected):
-    assert trained_run(run) == expected
-
-
-def test_scalars_are_looked_for_near_the_run_first():
-    every = [".", "a", "a/b", "a/b/dse", "a/b/tb", "a/b/tb/dse", "a/c", "z"]
-    assert scalar_sources("a/b/dse", every) == [["a/b"], ["a/b/tb"], ["a"], ["."], ["a/b/dse"]]
-    assert scalar_sources("dse", [".", "dse", "tb"]) == [["."], ["tb"], ["dse"]]
-
-
 def test_training_loss_is_offered_before_other_scalars():
     scalars = {
         "exp": {
@@ -263,90 +181,19 @@ def test_a_run_without_scalars_falls_back_to_its_ancestor():
     assert [item["run"] for item in Reader(provider).scalars(None, "", "a/b/dse")] == ["a"]
 
 
-@pytest.mark.parametrize(
-    ("better", "worse"),
-    [
-        ("train/loss", "train_loss"),
-        ("Loss", "my/loss_total"),
-        ("my/loss_total", "loss_weights/x"),
-        ("dino_loss", "val/loss"),
-        ("val_loss", "accuracy"),
-        ("loss/train", "loss/test"),
-    ],
-)
-def test_likelier_tags_score_higher(better, worse):
-    assert loss_score(better) > loss_score(worse)
-
-
-@pytest.mark.parametrize(
-    "tag", ["val_loss", "eval/loss", "loss/valid", "test.loss", "lr", "accuracy", "evaluation"]
-)
-def test_held_out_losses_are_not_taken_for_the_training_loss(tag):
-    assert loss_score(tag) < 50
-
-
-def flags(logdir="", logdir_spec=""):
-    return SimpleNamespace(logdir=logdir, logdir_spec=logdir_spec)
-
-
-PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 20
-
-
-@pytest.fixture
-def media(tmp_path):
-    folder = tmp_path / "logs" / "exp" / "dse" / "media"
-    folder.mkdir(parents=True)
-    (folder / "1.png").write_bytes(PNG)
-    (tmp_path / "secret.png").write_bytes(PNG)
-    return folder
-
-
-def test_image_of_a_run_is_read_from_its_media_folder(tmp_path, media):
-    folders = Folders.from_flags(flags(str(tmp_path / "logs")))
-    assert folders.image("exp/dse", "media/1.png") == (PNG, "image/png")
-
-
-def test_logdir_spec_is_understood(tmp_path, media):
-    logs = tmp_path / "logs"
-    named = Folders.from_flags(flags(logdir_spec=f"mine:{logs},gs://bucket/x,{tmp_path / 'nothing'}"))
-    assert named.image("mine/exp/dse", "media/1.png") is not None
-    assert named.image("exp/dse", "media/1.png") is None
-    direct = Folders.from_flags(flags(logdir_spec=f"run:{logs / 'exp' / 'dse'}"))
-    assert direct.image("run", "media/1.png") is not None
-    assert direct.image("runner", "media/1.png") is None
-
-
-@pytest.mark.parametrize(
-    ("run", "file"),
-    [
-        ("exp/dse", "media/../media/1.png"),
-        ("exp/dse", "../../../secret.png"),
-        ("exp/dse", "media/..png"),
-        ("exp/dse", "media/.1.png"),
-        ("exp/dse", "media/1.png\n"),
-        ("exp/dse", "1.png"),
-        ("exp/dse", "media/1.txt"),
-        ("exp/dse", ""),
-        ("../logs/exp/dse", "media/1.png"),
-        ("/etc", "media/1.png"),
-        ("exp/other", "media/1.png"),
-    ],
-)
-def test_paths_that_leave_the_media_folder_are_refused(tmp_path, media, run, file):
-    assert Folders.from_flags(flags(str(tmp_path / "logs"))).image(run, file) is None
-
-
-def test_links_out_of_the_media_folder_are_refused(tmp_path, media):
-    (media / "2.png").symlink_to(tmp_path / "secret.png")
-    (media / "3.png").symlink_to(media / "1.png")
-    folders = Folders.from_flags(flags(str(tmp_path / "logs")))
-    assert folders.image("exp/dse", "media/2.png") is None
-    assert folders.image("exp/dse", "media/3.png") is not None
-
-
-def test_a_file_that_is_no_image_is_refused_whatever_its_name(tmp_path, media):
-    (media / "4.png").write_bytes(b"<svg onload=alert(1)>")
-    (media / "5.png").write_bytes(PNG + b"\0" * (5 << 20))
-    folders = Folders.from_flags(flags(str(tmp_path / "logs")))
-    assert folders.image("exp/dse", "media/4.png") is None
-    assert folders.image("exp/dse", "media/5.png") is None
+def test_maps_of_the_event_data_are_found_by_name_and_checked():
+    png = b"\x89PNG\r\n\x1a\n" + b"\0" * 20
+    tags = {
+        "dse/point/1": [event(row(1), 1)],
+        "dse/map/1": [event(text(png), 1)],
+        "dse/map/2": [event(text(b"<svg onload=alert(1)>"), 2)],
+        "dse/map/3": [event(None, 3)],
+        "dse/map/4": [event(np.zeros(3), 4)],
+        "dse/map/images": [event(text(b"RIFF....WEBPold")), event(text(b"RIFF....WEBPnew"))],
+    }
+    reader = Reader(FakeProvider({"exp/dse": tags}))
+    assert reader.pictures(None, "", "exp/dse") == {"1", "2", "3", "4", "images"}
+    assert reader.picture(None, "", "exp/dse", "1") == (png, "image/png")
+    assert reader.picture(None, "", "exp/dse", "images") == (b"RIFF....WEBPnew", "image/webp")
+    for name in ("2", "3", "4", "5", "../point/1"):
+        assert reader.picture(None, "", "exp/dse", name) is None

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def test_metadata_says_why_a_checkpoint_failed(server):
     seq = int(columns["seq"][17])
     (meta,) = server.get("meta", run="falling/dse", seq=seq).json()
     assert (meta["seq"], meta["status"], meta["error"]) == (seq, "failed", "IncompleteCheckpoint")
-    assert (meta["map"], meta["originals"]) == (False, True)
+    assert (meta["map"], meta["originals"]) == (None, True)
 
 
 def test_companions_are_columns_beside_the_points(server, synthetic):
@@ -313,7 +314,7 @@ def test_foreign_and_hostile_records_are_counted_and_the_rest_is_served(servers,
     assert server.get("alerts", run=f"{name}/dse").json() == []
     (meta,) = server.get("meta", run=f"{name}/dse", seq=good[1].seq).json()
     assert meta["path"] == HOSTILE
-    assert meta["map"] is False
+    assert meta["map"] is None
     assert server.get("media", run=f"{name}/dse", seq=good[1].seq).status == 404
 
 
@@ -349,6 +350,29 @@ def test_feature_maps_are_found_below_a_prefix_and_under_a_given_name(sampled, l
     server, run = sampled[loader]
     columns = server.wait_for_rows(run, 20)
     assert server.get("media", run=run, seq=int(columns["seq"][-1])).status == 200
+
+
+@pytest.mark.parametrize("fast", ["true", "false"])
+def test_maps_arrive_where_only_the_event_files_were_copied(serve, synthetic, tmp_path, fast):
+    """A long run: its first maps all come, of later ones the nearest; the original images too."""
+    run = synthetic.write_run(tmp_path / "made" / "exp", checkpoints=136, maps=True, loss=False)
+    (tmp_path / "copy" / "exp" / "dse").mkdir(parents=True)
+    for file in (run.folder / "dse").glob("events.*"):
+        shutil.copy(file, tmp_path / "copy" / "exp" / "dse")
+    server = serve(tmp_path / "copy", "--load_fast", fast)
+    server.wait_until_up()
+    seqs = [int(seq) for seq in server.wait_for_rows("exp/dse", 136)["seq"]]
+    asked = ",".join(str(seqs[k]) for k in (5, 128, 133))
+    found = server.get("meta", run="exp/dse", seq=asked).json()
+    assert [seqs.index(item["map"]) for item in found] == [5, 128, 132]
+    assert all(item["originals"] for item in found)
+    for k in (5, 128, 132):
+        image = server.get("media", run="exp/dse", seq=seqs[k])
+        assert (image.status, image.headers["Content-Type"]) == (200, "image/png")
+        assert image.body == (run.folder / "dse" / "media" / f"map-{k:05d}.png").read_bytes()
+    assert server.get("media", run="exp/dse", seq=seqs[133]).status == 404
+    images = server.get("media", run="exp/dse", seq="images")
+    assert (images.status, images.headers["Content-Type"]) == (200, "image/webp")
 
 
 # ---- documentation and plugin ------------------------------------------------------------------------------

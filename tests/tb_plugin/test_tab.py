@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import shutil
 import urllib.parse
 
 import numpy as np
@@ -288,22 +289,47 @@ def test_maps_show_original_best_and_chosen_and_play(each_ready, open_tab):
     )
     assert len(set(sources)) == 3
     assert all("media?" in source for source in sources)
-    tab.frame.locator("label", has_text="regions").click()
-    colours = tab.do(
-        """const strip = await app.maps.strip(app.maps.index);
-          const canvas = document.createElement('canvas');
-           canvas.width = strip.naturalWidth; canvas.height = strip.naturalHeight; const image = new Image();
-           image.src = getComputedStyle(document.querySelectorAll('.tile')[2]).backgroundImage.slice(5,
-             -2); await image.decode();
-           const context = canvas.getContext('2d'); context.drawImage(image, 0, 0);
-           const {data} = context.getImageData(0, 0, canvas.width, canvas.height); const found = new Set();
-           for (let i = 0; i < data.length; i += 4) found.add(data.slice(i, i + 3).join());
-           return found.size;"""
-    )
-    assert colours == 4
     tab.do("app.maps.go(35)")
     tab.frame.get_by_role("button", name="Play").click()
     wait(tab, "app.maps.index === 37 && !app.maps.playing")
+
+
+def test_clusters_are_shown_on_request_and_a_link_keeps_them(each_ready, open_tab):
+    """The rows of a map: features, clusters within an image, clusters shared by images."""
+    tab = open_tab(each_ready, fragment=showing("falling/dse"))
+    tab.frame.locator(".tile").first.wait_for()
+    tiles = "[...document.querySelectorAll('.tile')].slice(0, 3)"
+    position = f"{tiles}.map(t => t.style.backgroundPosition.split(' ')[1])"
+    assert tab.frame.evaluate(position) == ["0%", "0%", "0%"]
+    for name, place in (("Clusters in image", "50%"), ("Shared clusters", "100%")):
+        tab.frame.get_by_role("button", name=name).click()
+        wait(tab, f"app.view.maps !== 'features' && {position}[2] === '{place}'")
+        assert tab.frame.evaluate(position)[0] == "0%"  # the original stays
+    again = open_tab(each_ready, fragment=tab.page.url.split("#dse", 1)[1])
+    wait(again, f"{position}[1] === '100%'")
+    assert tab.frame.evaluate(f"{tiles}.map(t => t.style.backgroundSize)") == [
+        "600% 100%",
+        "600% 300%",
+        "600% 300%",
+    ]
+
+
+@pytest.mark.parametrize("fast", ["true", "false"])
+def test_maps_are_seen_where_only_the_event_files_were_copied(serve, synthetic, tmp_path, open_tab, fast):
+    run = synthetic.write_run(tmp_path / "made" / "exp", checkpoints=136, maps=True, loss=False)
+    shutil.rmtree(run.folder / "dse" / "media")
+    server = serve(tmp_path / "made", "--load_fast", fast)
+    server.wait_until_up()
+    server.wait_for_rows("exp/dse", 136)
+    tab = open_tab(server, fragment=showing("exp/dse"))
+    tab.frame.locator(".tile").first.wait_for()
+    sources = tab.frame.evaluate(
+        "[...document.querySelectorAll('.tile')].slice(0, 3).map(t => t.style.backgroundImage)"
+    )
+    assert len(set(sources)) == 3
+    assert all("media?" in source for source in sources)
+    tab.do("app.maps.go(133)")  # a long run keeps only some of its later maps: the caption says which
+    wait(tab, "document.querySelector('.maps > span:nth-child(3)').textContent.startsWith('≈ epoch 665')")
 
 
 def test_runs_of_other_settings_are_not_drawn_together(ready, open_tab):
