@@ -272,11 +272,13 @@ LAYOUTS: tuple[Layout, ...] = (
         evaluated=_TEACHER,
         drop=("head.", "head_dense."),
         norm_eps=1e-6,
+        details={"pad_first": True},
         traps=(
             _COUNTS_FROM_ZERO,
             "Teacher keys carry no prefix at all",
             "A stage ends with its merging layer; in timm the next stage begins with it",
             "LayerNorms use epsilon 1e-6 where timm's Swin uses 1e-5",
+            "Grids that windows do not divide are filled up before they are shifted; timm shifts first",
         ),
         official=True,
     ),
@@ -294,6 +296,7 @@ LAYOUTS: tuple[Layout, ...] = (
         drop=("masked_embed",),
         heads_by_width=_IBOT_VITS,
         norm_eps=1e-6,  # its Swin too
+        details={"pad_first": True},  # of its Swin
         traps=(_COUNTS_FROM_ZERO, "There is no checkpoint0000.pth"),
         official=True,
     ),

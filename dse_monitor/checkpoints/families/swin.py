@@ -6,7 +6,7 @@ Shapes: a block's relative_position_bias_table is [(2w - 1)^2, h] for a window o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
             f"swin {width}, blocks {'-'.join(map(str, depths))}, heads {'-'.join(map(str, heads))}, "
             f"window {window_words}, patch {patch}"
         ),
-        build=partial(_build, options, hints.norm_eps or NORM_EPS),
+        build=partial(_build, options, hints.norm_eps or NORM_EPS, bool(hints.details.get("pad_first"))),
         tokens=_tokens,
         num_tokens=side * side,
         width=width * 2 ** (stages - 1),
@@ -117,7 +117,7 @@ def _image_size(patch: int, windows: tuple[int, ...], known: int | None) -> int:
     raise NotThisNetwork(f"windows of {', '.join(map(str, windows))} fit no image size")
 
 
-def _build(options: dict[str, Any], eps: float) -> nn.Module:
+def _build(options: dict[str, Any], eps: float, pad_first: bool) -> nn.Module:
     from timm.models.swin_transformer import SwinTransformer
     from torch import nn
 
@@ -129,7 +129,24 @@ def _build(options: dict[str, Any], eps: float) -> nn.Module:
         strict_img_size=False,
         drop_path_rate=0.0,
     )
+    if pad_first:
+        stages: Any = model.layers
+        for layer in stages:
+            for block in layer.blocks:
+                block._attn = partial(_pad_then_attend, block.window_size, block._attn)
     return model
+
+
+def _pad_then_attend(window: tuple[int, int], attend: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Attention in windows on a grid [B, H, W, D] filled up with zeros before it is shifted.
+
+    timm shifts first and fills up then. The two differ where windows do not divide the grid.
+    """
+    from torch.nn.functional import pad
+
+    height, width = x.shape[1:3]
+    x = pad(x, (0, 0, 0, -width % window[1], 0, -height % window[0]))
+    return attend(x)[:, :height, :width]
 
 
 def _tokens(model: Any, images: Tensor) -> Tensor:
