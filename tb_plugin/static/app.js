@@ -72,8 +72,9 @@ class App {
 
   async start() {
     followTheme(() => {
+      this.charts.resize();
       this.charts.redraw();
-      if (this.list.view) this.drawLists();
+      this.draw();
     });
     await this.refresh();
     followReloads(() => this.refresh());

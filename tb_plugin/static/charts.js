@@ -44,6 +44,7 @@ export class Charts {
   /** Draw a scene; panels and lines that stay keep their plot. */
   draw(scene) {
     this.scene = scene;
+    this.root.style.setProperty('--panels', scene.panels.length);
     const shape = JSON.stringify([
       scene.axis,
       scene.panels.map((panel) => [panel.key, panel.log, isEmpty(panel), panel.lines.map((line) => [line.key, line.width, line.dash, !!line.error])]),
@@ -148,7 +149,7 @@ export class Charts {
     const last = plot.index === lastDrawn(scene.panels);
     const text = () => variable('--text-soft');
     const grid = { stroke: () => variable('--grid'), width: 1 };
-    const font = '11px Roboto, Helvetica, Arial, sans-serif';
+    const font = `${variable('--tick-size')} Roboto, Helvetica, Arial, sans-serif`;
     const series = [{ value: () => '' }];
     const bands = [];
     for (const line of plot.panel.lines) {

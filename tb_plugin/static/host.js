@@ -21,20 +21,28 @@ function around() {
   }
 }
 
-/** Follow TensorBoard's theme; calls back on changes. */
+/** Follow TensorBoard's theme, but print on white; calls back on changes. */
 export function followTheme(changed) {
   const host = around();
   const dark = () => {
     if (host !== window) return host.document.body.classList.contains('dark-mode');
     return matchMedia('(prefers-color-scheme: dark)').matches;
   };
+  const root = document.documentElement;
   const apply = () => {
-    const theme = dark() ? 'dark' : 'light';
-    if (document.documentElement.dataset.theme === theme) return;
-    document.documentElement.dataset.theme = theme;
+    const theme = dark() && !root.classList.contains('printing') ? 'dark' : 'light';
+    if (root.dataset.theme === theme) return;
+    root.dataset.theme = theme;
     changed();
   };
+  const print = (on) => {
+    root.classList.toggle('printing', on);
+    apply();
+    changed(); // the paper is narrower than the window
+  };
   apply();
+  window.addEventListener('beforeprint', () => print(true));
+  window.addEventListener('afterprint', () => print(false));
   if (host !== window) new MutationObserver(apply).observe(host.document.body, { attributeFilter: ['class'] });
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', apply);
 }

@@ -72,7 +72,7 @@ export function drawOver(u, scene, panel) {
   for (const mark of marks.superseded) ring(ctx, place(mark), 2.5 * ratio, variable('--text-faint'), surface, ratio);
   for (const mark of marks.failed) {
     const x = u.valToPos(mark.x, 'x', true);
-    if (inside(x)) hollowCross(ctx, x, top + height - 9 * ratio, 5 * ratio, variable('--text-soft'), surface, ratio);
+    if (inside(x)) hollowCross(ctx, x, top + height - 9 * ratio, 6 * ratio, variable('--text-soft'), surface, ratio);
   }
   if (marks.chosen && Number.isFinite(marks.chosen.y)) {
     const [x, y] = place(marks.chosen);
@@ -141,7 +141,7 @@ function triangle(ctx, x, y, size, filled, surface, ratio) {
 }
 
 function hollowCross(ctx, x, y, size, stroke, fill, ratio) {
-  const thin = size * 0.38;
+  const thin = size * 0.3;
   const outline = [[-thin, -size], [thin, -size], [thin, -thin], [size, -thin], [size, thin], [thin, thin], [thin, size], [-thin, size], [-thin, thin], [-size, thin], [-size, -thin], [-thin, -thin]];
   ctx.save();
   ctx.translate(x, y);
@@ -151,7 +151,7 @@ function hollowCross(ctx, x, y, size, stroke, fill, ratio) {
   ctx.closePath();
   ctx.fillStyle = fill;
   ctx.strokeStyle = stroke;
-  ctx.lineWidth = 1.25 * ratio;
+  ctx.lineWidth = ratio;
   ctx.fill();
   ctx.stroke();
   ctx.restore();

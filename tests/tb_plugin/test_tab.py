@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import re
 import shutil
 import urllib.parse
 
@@ -506,6 +507,28 @@ def test_png_shows_the_charts(ready, open_tab):
         assert image.width > 600
         assert image.height > 400
         assert len(image.convert("RGB").getcolors(1 << 24)) > 50
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_printed_it_is_one_light_page_without_controls(ready, open_tab, dark):
+    tab = open_tab(ready, fragment=showing("falling/dse", "healthy/dse"))
+    if dark:
+        tab.page.emulate_media(color_scheme="dark")
+        wait(tab, "document.documentElement.dataset.theme === 'dark'")
+    tab.frame.locator(".tile").first.wait_for()
+    seen = """() => [getComputedStyle(document.body).backgroundColor, app.charts.plots[0].u.width,
+      [...document.querySelectorAll('button:not(.name), select, input')].filter((node) => node.checkVisibility())
+        .map((node) => node.outerHTML)]"""
+    tab.frame.evaluate(
+        f"""() => {{ const app = window.__dse.app; const seen = {seen};
+          addEventListener('beforeprint', () => {{ window.printed = seen(); }}); }}"""
+    )
+    before = tab.frame.evaluate("window.__dse.app.charts.plots[0].u.width")
+    document = tab.page.pdf(format="A4", print_background=True)
+    assert len(re.findall(rb"/Type\s*/Page\b", document)) == 1
+    assert tab.frame.evaluate("window.printed") == ["rgb(255, 255, 255)", 718, []]
+    wait(tab, f"app.charts.plots[0].u.width === {before}")  # back on the screen
+    assert tab.frame.evaluate("document.documentElement.dataset.theme") == ("dark" if dark else "light")
 
 
 def test_axes_place_loss_and_checkpoints_alike(each_ready, open_tab):
