@@ -229,10 +229,16 @@ def evaluation_from_json(data: dict[str, Any]) -> Evaluation:
     fields = _known(Evaluation, data)
     fields["source"] = Source(**_tuples(_known(Source, data["source"])))
     if data.get("settings") is not None:
-        fields["settings"] = Settings(**_tuples(_known(Settings, data["settings"])))
+        fields["settings"] = _settings(json.dumps(data["settings"], sort_keys=True))
     if data.get("components") is not None:
         fields["components"] = Components(**_floats(Components, _known(Components, data["components"])))
     return Evaluation(**fields)
+
+
+@functools.lru_cache(maxsize=64)
+def _settings(text: str) -> Settings:
+    """The same object for the same settings: a run has few, and each works its fingerprint out once."""
+    return Settings(**_tuples(_known(Settings, json.loads(text))))
 
 
 def alert_from_json(data: dict[str, Any]) -> Alert:
@@ -256,8 +262,14 @@ def finite(value: Any) -> Any:
 
 
 def _known(cls: type, data: dict[str, Any]) -> dict[str, Any]:
-    names = {f.name for f in dataclasses.fields(cls)}
+    names = _names(cls)
     return {key: value for key, value in data.items() if key in names}
+
+
+@functools.cache
+def _names(cls: type, kind: str = "") -> frozenset[str]:
+    """Fields of a record; those of one type if ``kind`` names it."""
+    return frozenset(f.name for f in dataclasses.fields(cls) if kind in ("", f.type))
 
 
 def _tuples(data: dict[str, Any]) -> dict[str, Any]:
@@ -267,5 +279,5 @@ def _tuples(data: dict[str, Any]) -> dict[str, Any]:
 
 def _floats(cls: type, data: dict[str, Any]) -> dict[str, Any]:
     """Restore NaN where a plain float field was written as None."""
-    plain = {f.name for f in dataclasses.fields(cls) if f.type == "float"}
+    plain = _names(cls, "float")
     return {key: math.nan if value is None and key in plain else value for key, value in data.items()}

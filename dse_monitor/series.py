@@ -92,7 +92,7 @@ class Series:
         best: index of the best checkpoint; None when nothing is scored.
     """
 
-    evaluations: tuple[Evaluation, ...]
+    evaluations: Sequence[Evaluation]
     axis: str
     x: Floats
     separability: Floats
@@ -119,24 +119,59 @@ class Series:
             lam: a fixed lambda; None for the adaptive one.
         """
         chosen, axis = in_training_order(evaluations)
-        parts = [e.components for e in chosen if e.components is not None]
-        separability = np.array([c.separability for c in parts], np.float64)
-        m_dim = np.array([c.m_dim for c in parts], np.float64)
+        x = np.array([position(e, axis, k) for k, e in enumerate(chosen, 1)], np.float64)
+        return cls.from_columns(tuple(chosen), axis, x, terms(chosen), lam)
+
+    @classmethod
+    def from_columns(
+        cls,
+        evaluations: Sequence[Evaluation],
+        axis: str,
+        x: Floats,
+        columns: Floats,
+        lam: float | None = None,
+    ) -> Series:
+        """A line whose order is known already.
+
+        Args:
+            evaluations: those measured, in training order.
+            axis: unit of ``x``.
+            x: positions [n].
+            columns: see :func:`terms` [5, n].
+            lam: a fixed lambda; None for the adaptive one.
+        """
+        separability, m_dim = columns[:2]
         lam = adaptive_lambda(separability, m_dim) if lam is None else float(lam)
         dse = separability + lam * m_dim
         found = tuple(candidates(dse))
         return cls(
-            evaluations=tuple(chosen),
+            evaluations=evaluations,
             axis=axis,
-            x=np.array([position(e, axis, k) for k, e in enumerate(chosen, 1)], np.float64),
+            x=x,
             separability=separability,
             m_dim=m_dim,
             dse=dse,
-            dse_se=np.array([c.dse_se(lam) for c in parts], np.float64),
+            dse_se=dse_errors(columns, lam),
             lam=lam,
             candidates=found,
             best=found[0] if found else None,
         )
+
+
+def terms(evaluations: Iterable[Evaluation]) -> Floats:
+    """Separability, M_dim, the variances of their errors and the covariance [5, n] of what was measured."""
+    parts = [e.components for e in evaluations if e.components is not None]
+    rows = [
+        (c.separability, c.m_dim, c.separability_se**2, c.m_dim_se**2, c.separability_dim_cov) for c in parts
+    ]
+    return np.array(rows, np.float64).reshape(-1, 5).T
+
+
+def dse_errors(columns: Floats, lam: float) -> Floats:
+    """Standard error of DSE at a lambda [n] from :func:`terms`; ``nan`` where unknown."""
+    variance, dim_variance, covariance = columns[2:]
+    error = variance + lam**2 * dim_variance + 2 * lam * covariance
+    return np.sqrt(np.maximum(np.where(np.isfinite(error), error, np.nan), 0))
 
 
 def in_training_order(evaluations: Iterable[Evaluation]) -> tuple[list[Evaluation], str]:

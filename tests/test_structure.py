@@ -51,6 +51,7 @@ MAY_IMPORT = {
     "dse_monitor.record": ("dse_monitor.metric.components",),
     "dse_monitor.scenes": ("dse_monitor.errors",),
     "dse_monitor.series": ("dse_monitor.record",),
+    "dse_monitor.history": ("dse_monitor.metric.components", "dse_monitor.record", "dse_monitor.series"),
     "dse_monitor.images": ("dse_monitor.errors",),
     "dse_monitor.maps": ("dse_monitor.errors",),
     "dse_monitor.encoder": ("dse_monitor.errors", "dse_monitor.record"),
@@ -62,6 +63,7 @@ MAY_IMPORT = {
     ),
     "dse_monitor.publish": (
         "dse_monitor.errors",
+        "dse_monitor.history",
         "dse_monitor.metric.components",
         "dse_monitor.publish",
         "dse_monitor.record",
@@ -71,6 +73,7 @@ MAY_IMPORT = {
     "dse_monitor.alerts": (
         "dse_monitor.alerts",
         "dse_monitor.errors",
+        "dse_monitor.history",
         "dse_monitor.record",
         "dse_monitor.selection",
         "dse_monitor.series",

@@ -13,6 +13,7 @@ The noise is the standard error of each checkpoint, or what the series shows its
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -78,7 +79,8 @@ def noise(x: Floats, dse: Floats) -> float:
     share = (x[1:-1] - x[:-2]) / (x[2:] - x[:-2])
     residual = dse[1:-1] - (1 - share) * dse[:-2] - share * dse[2:]
     residual /= np.sqrt(1 + share**2 + (1 - share) ** 2)  # variance of a checkpoint less that interpolation
-    kept = np.sort(np.abs(residual))[: math.ceil(_KEPT * len(residual))]
+    count = math.ceil(_KEPT * len(residual))
+    kept = np.partition(np.abs(residual), count - 1)[:count]
     part = len(kept) / len(residual)
     widest = NormalDist().inv_cdf((1 + part) / 2) if part < 1 else math.inf
     # of a standard normal variable
@@ -168,11 +170,12 @@ def _compare(dse: Floats, variance: Floats) -> tuple[float, float, int]:
         # [k]: stretch whose last checkpoint is k + length - 1
         mean = (total[length:] - total[:-length]) / length
         mean_variance = (square[length:] - square[:-length]) / length**2
+        error = np.sqrt(mean_variance)
         for tail in TAIL_LENGTHS:
             count = n - tail - length + 1  # stretches that end before the tail
             if count < 1:
                 break
-            shrunk = mean[:count] - np.sqrt(2 * math.log((n - tail) / length) * mean_variance[:count])
+            shrunk = mean[:count] - math.sqrt(2 * math.log((n - tail) / length)) * error[:count]
             k = int(np.argmax(shrunk))
             weights = _tail_weights(tail)
             recent, recent_variance = weights @ dse[n - tail :], weights**2 @ variance[n - tail :]
@@ -182,6 +185,7 @@ def _compare(dse: Floats, variance: Floats) -> tuple[float, float, int]:
     return z, best, end
 
 
+@functools.cache
 def _tail_weights(length: int) -> Floats:
     """Growing linearly to the newest checkpoint: the shape of a gradual fall."""
     weights = np.arange(1.0, length + 1)

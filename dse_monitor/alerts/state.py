@@ -29,6 +29,7 @@ from dse_monitor.alerts import message
 from dse_monitor.alerts.parameters import Rules
 from dse_monitor.alerts.rules import errors, shares
 from dse_monitor.alerts.trace import Trace
+from dse_monitor.history import History, series_of
 from dse_monitor.record import Alert, Evaluation
 from dse_monitor.series import Series, position
 
@@ -85,14 +86,27 @@ class AlertBook:
         run: the run's name.
         rules: when to speak.
         causes: whether the terms of DSE are known, so that a cause can be named.
+        history: where the caller keeps the evaluations; those handed to :meth:`advance` are in it already.
+            If None, they are kept here.
     """
 
-    def __init__(self, run: str, rules: Rules | None = None, *, causes: bool = True):
+    def __init__(
+        self,
+        run: str,
+        rules: Rules | None = None,
+        *,
+        causes: bool = True,
+        history: History | None = None,
+    ):
         self.run = run
         self.rules = rules or Rules()
         self._causes = causes
-        self._known: set[tuple[Any, ...]] = set()
-        self._by_age: list[Evaluation] = []
+        self._history = history
+        self._known: set[tuple[Any, ...]] = set()  # of those kept here
+        self._newest = 0  # sequence number of the newest known, where the caller keeps them
+        self._by_age: list[Evaluation] | History = [] if history is None else history
+        self._ordered: list[Evaluation] | None = None
+        self._usual_gap: float | None = None
         self._any_invalid = False
         self._last_time = -math.inf
         self._trace = Trace(self.rules)
@@ -154,14 +168,12 @@ class AlertBook:
             evaluations: new ones, or all there are: those known already change nothing.
             now: seconds since 1970.
         """
-        first = not self._known
-        added = [e for e in evaluations if _identity(e) not in self._known]
-        for e in added:
-            self._known.add(_identity(e))
-            bisect.insort(self._by_age, e, key=lambda e: e.seq)
-            self._any_invalid |= e.status == "invalid"
-            self._last_time = max(self._last_time, e.wall_time)
+        first = not self._known and not self._newest
+        added = self._take_in(evaluations)
         if added:
+            self._any_invalid |= any(e.status == "invalid" for e in added)
+            self._last_time = max(self._last_time, *(e.wall_time for e in added))
+            self._ordered = self._usual_gap = None
             self._trace.update(self._by_age, added)
         self._stale = self._is_stale(now)
         current = self._current()
@@ -179,6 +191,21 @@ class AlertBook:
             else:
                 self._held.add(rule)
         return told
+
+    def _take_in(self, evaluations: Sequence[Evaluation]) -> Sequence[Evaluation]:
+        """Those of these evaluations that are new."""
+        if isinstance(self._by_age, list):
+            added = [e for e in evaluations if _identity(e) not in self._known]
+            for e in added:
+                self._known.add(_identity(e))
+                bisect.insort(self._by_age, e, key=lambda e: e.seq)
+            return added
+        if evaluations is self._by_age and not self._newest:
+            added = evaluations  # all of a long run, made one by one when they are asked for
+        else:
+            added = [e for e in evaluations if e.seq > self._newest]
+        self._newest = max(self._newest, self._by_age.last_seq if added else 0)
+        return added
 
     # What is true.
 
@@ -214,8 +241,11 @@ class AlertBook:
 
     def _in_order(self) -> list[Evaluation]:
         """Scored and invalid evaluations in training order; empty as long as none is invalid."""
-        if not self._any_invalid:
-            return []
+        if self._ordered is None:
+            self._ordered = self._sort() if self._any_invalid else []
+        return self._ordered
+
+    def _sort(self) -> list[Evaluation]:
         known = [e for e in self._by_age if e.status != "failed"]
         axis = self._trace.axis
         if axis == "order" or any(
@@ -234,8 +264,15 @@ class AlertBook:
     def _is_stale(self, now: float) -> bool:
         if not self.rules.stale_seconds or now - self._last_time <= self.rules.stale_seconds:
             return False
-        times = np.sort([e.wall_time for e in self._by_age if e.wall_time > 0])
-        return len(times) > 1 and now - self._last_time > 4 * float(np.median(np.diff(times)))
+        if self._usual_gap is None:
+            times = (
+                np.array([e.wall_time for e in self._by_age])
+                if isinstance(self._by_age, list)
+                else self._by_age.wall_times()
+            )
+            times = np.sort(times[times > 0])
+            self._usual_gap = float(np.median(np.diff(times))) if len(times) > 1 else math.inf
+        return now - self._last_time > 4 * self._usual_gap
 
     # What to say.
 
@@ -244,9 +281,20 @@ class AlertBook:
         if rule == "stale":
             return True
         line = self._line(rule)
-        if not line or not any(line[-1] is e for e in added):
+        if not line or not added:
             return False
-        return not first or line[-1].seq == max(e.seq for e in line)
+        newest = line[-1]
+        if added is not self._by_age and not any(
+            newest is e or (newest.seq and newest.seq == e.seq) for e in added
+        ):
+            return False
+        return not first or newest.seq == self._largest(line)
+
+    def _largest(self, line: Sequence[Evaluation]) -> int:
+        """The largest sequence number of a line."""
+        if line is self._by_age:
+            return line[-1].seq
+        return self._trace.newest if line is self._trace.evaluations else max(e.seq for e in line)
 
     def _next(self, rule: str, status: Status, fresh: bool, now: float) -> Alert | None:
         said = self._said[rule]
@@ -289,7 +337,7 @@ class AlertBook:
 
     def _alert(self, rule: str, status: Status, mark: str, episode: int, now: float) -> Alert:
         key = f"{self.run}/{rule}/{episode}/{mark}"
-        series = Series.from_evaluations(self._trace.evaluations, lam=self.rules.lam)
+        series = series_of(self._trace.evaluations, lam=self.rules.lam)
         newest = next(reversed(self._line(rule)), None)
         best = series.evaluations[series.best].source if series.best is not None else None
         alert = Alert(
@@ -313,7 +361,7 @@ class AlertBook:
             return self._with_drop(alert, series, still=still)
         return dataclasses.replace(alert, message=self._story(rule, status, alert, newest, now))
 
-    def _line(self, rule: str) -> list[Evaluation]:
+    def _line(self, rule: str) -> Sequence[Evaluation]:
         """The evaluations a rule looks at, the newest last."""
         if rule in ("degradation", "plateau"):
             return self._trace.evaluations

@@ -7,18 +7,25 @@ training order first. Only what changed since the last look is judged again.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dse_monitor.alerts.parameters import Rules
 from dse_monitor.alerts.rules import Judgement, judge
+from dse_monitor.history import History, Selection
 from dse_monitor.record import Evaluation
-from dse_monitor.series import adaptive_lambda, in_training_order, is_measured, position
+from dse_monitor.series import (
+    Floats,
+    adaptive_lambda,
+    dse_errors,
+    in_training_order,
+    is_measured,
+    position,
+    terms,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +54,12 @@ class Phase:
 
 
 def step(phase: Phase, judgement: Judgement, index: int, rules: Rules) -> Phase:
-    """The phase after one more checkpoint: the whole state machine."""
+    """The phase after one more checkpoint: the whole state machine. An unchanged phase is the same object."""
+    new = _step(phase, judgement, index, rules)
+    return phase if new == phase else new
+
+
+def _step(phase: Phase, judgement: Judgement, index: int, rules: Rules) -> Phase:
     wavering = 0 if judgement.plateau == phase.plateau else phase.wavering + 1
     turned = wavering >= rules.sustain
     phase = dataclasses.replace(phase, plateau=phase.plateau != turned, wavering=0 if turned else wavering)
@@ -73,13 +85,15 @@ def step(phase: Phase, judgement: Judgement, index: int, rules: Rules) -> Phase:
     )
 
 
-def lineage(evaluations: Iterable[Evaluation]) -> tuple[list[Evaluation], str]:
+def lineage(evaluations: Iterable[Evaluation]) -> tuple[list[Evaluation] | Selection, str]:
     """The line of checkpoints that led to the newest one, in training order, and its axis.
 
     When a run is resumed from an older checkpoint, files appear again under their old names with other
     weights. What was measured before that beyond this point belongs to an abandoned branch and is left out
     until it, too, is measured anew.
     """
+    if isinstance(evaluations, History) and (plain := evaluations.in_training_order()) is not None:
+        return plain
     measured = list(evaluations)
     chosen, axis = in_training_order(measured)
     if axis == "order":
@@ -106,16 +120,18 @@ class Trace:
         evaluations: the lineage.
         axis: its axis.
         x: its positions [n].
+        newest: its largest sequence number.
         phases: one per checkpoint.
     """
 
     def __init__(self, rules: Rules):
         self.rules = rules
-        self.evaluations: list[Evaluation] = []
+        self.evaluations: list[Evaluation] | Selection = []
         self.axis = "epoch"
-        self.x = np.zeros(0)
+        self.x: Floats = np.zeros(0)
         self.phases: list[Phase] = []
-        self._columns = np.zeros((5, 0))
+        self._columns: Floats = np.zeros((5, 0))
+        self.newest = 0
 
     @property
     def phase(self) -> Phase:
@@ -131,19 +147,27 @@ class Trace:
                 again.
         """
         if added is not None and len(added) == 1 and self._grows_by(added[0]):
-            chosen, axis, same = [*self.evaluations, added[0]], self.axis, len(self.evaluations)
-            self._columns = np.hstack([self._columns, _columns(added)])
-            self.x = np.append(self.x, position(added[0], axis))
+            self.evaluations.append(added[0])
+            self.newest = added[0].seq
+            x = np.append(self.x, position(added[0], self.axis))
+            columns = np.hstack([self._columns, terms(added)])
         elif added is not None and not any(is_measured(e) for e in added):
             return
         else:
-            chosen, axis = lineage(evaluations)
-            same = self._shared(chosen) if axis == self.axis else 0
-            self._columns = _columns(chosen)
-            self.x = np.array([position(e, axis, k) for k, e in enumerate(chosen, 1)], np.float64)
-        self.evaluations, self.axis = chosen, axis
+            chosen, self.axis = lineage(evaluations)
+            self.newest = max((e.seq for e in chosen), default=0)
+            if isinstance(evaluations, History) and isinstance(chosen, list):
+                chosen = evaluations.select(chosen)
+            if isinstance(chosen, Selection):
+                x, columns = chosen.positions(self.axis), chosen.terms()
+            else:
+                x = np.array([position(e, self.axis, k) for k, e in enumerate(chosen, 1)], np.float64)
+                columns = terms(chosen)
+            self.evaluations = chosen
+        same = _shared(np.vstack([self.x, self._columns]), np.vstack([x, columns]))
+        self.x, self._columns = x, columns
         del self.phases[same:]
-        for n in range(same + 1, len(chosen) + 1):
+        for n in range(same + 1, len(x) + 1):
             self.phases.append(step(self.phase, self._judge(n), n - 1, self.rules))
 
     def _grows_by(self, new: Evaluation) -> bool:
@@ -152,28 +176,23 @@ class Trace:
             return False
         done = new.source.epoch if self.axis == "epoch" else new.source.step
         ahead = done is not None and math.isfinite(done) and done > self.x[-1]
-        newest = new.seq > max(e.seq for e in self.evaluations)
-        return ahead and newest and new.settings == self.evaluations[-1].settings
-
-    def _shared(self, chosen: Sequence[Evaluation]) -> int:
-        """How many at the beginning are what they were."""
-        pairs = zip(chosen, self.evaluations, strict=False)
-        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] is pair[1], pairs))
+        return ahead and new.seq > self.newest and new.settings == self.evaluations[-1].settings
 
     def _judge(self, n: int) -> Judgement:
         """The judgement on the first n checkpoints, at the lambda of that time."""
-        separability, m_dim, variance, dim_variance, covariance = self._columns[:, :n]
+        columns = self._columns[:, :n]
+        separability, m_dim = columns[:2]
         lam = adaptive_lambda(separability, m_dim) if self.rules.lam is None else self.rules.lam
-        error = np.sqrt(np.maximum(variance + lam**2 * dim_variance + 2 * lam * covariance, 0))
         start = 1 if n > 1 and self.x[0] == 0 else 0  # an untrained network is nobody's best
         line = slice(start, n)
-        return judge(self.x[line], (separability + lam * m_dim)[line], error[line], self.rules)
+        dse = separability + lam * m_dim
+        return judge(self.x[line], dse[line], dse_errors(columns, lam)[line], self.rules)
 
 
-def _columns(evaluations: Sequence[Evaluation]) -> NDArray[np.float64]:
-    """Separability, M_dim, the variances of their errors and the covariance [5, n]."""
-    parts = [e.components for e in evaluations if e.components is not None]
-    rows = [
-        (c.separability, c.m_dim, c.separability_se**2, c.m_dim_se**2, c.separability_dim_cov) for c in parts
-    ]
-    return np.array(rows, np.float64).reshape(-1, 5).T
+def _shared(before: Floats, now: Floats) -> int:
+    """How many columns at the beginning are what they were: all that a judgement looks at."""
+    n = min(before.shape[1], now.shape[1])
+    before, now = before[:, :n], now[:, :n]
+    same = (before == now) | (np.isnan(before) & np.isnan(now))
+    changed = np.flatnonzero(~same.all(axis=0))
+    return int(changed[0]) if len(changed) else n

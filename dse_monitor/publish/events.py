@@ -1,4 +1,4 @@
-"""Evaluations and alerts as TensorBoard event data, written through tensorboard's own framing; no torch.
+"""Evaluations and alerts as TensorBoard event data, made of tensorboard's own messages; no torch.
 
 Everything lies in ``<RUN>/dse/``, a folder of its own: a second writer in the trainer's folder would make
 TensorBoard lose points of one of the two. The files can always be written again from the ledger.
@@ -36,13 +36,12 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import (
     DATA_CLASS_SCALAR,
@@ -53,12 +52,11 @@ from tensorboard.compat.proto.summary_pb2 import (
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from dse_monitor import series
 from dse_monitor.errors import OutputError
 from dse_monitor.metric.components import Components
-from dse_monitor.publish import pictures
+from dse_monitor.publish import frames, pictures
 from dse_monitor.record import (
     PLUGIN,
     PLUGIN_STATE,
@@ -76,6 +74,7 @@ from dse_monitor.record import (
     to_json,
 )
 
+PENDING_LIMIT = 500  # events queued before they are written while a folder is brought up to date; ours
 EVENTS_PER_TAG = 10  # what both of TensorBoard's loaders keep without being asked
 
 
@@ -194,20 +193,26 @@ class EventWriter:
         """Queue those records that no event file of the folder holds; returns how many.
 
         For the start of a watcher (one that was killed may have recorded what it did not publish) and for
-        `reopen`. Reads the folder's event files once.
+        `reopen`. Reads the folder's event files once. Records come in the order of their sequence numbers, so
+        that none need be kept.
+
+        Raises:
+            OutputError: see `flush`; what is queued does not wait for the last record.
         """
         found = published(self.folder)
         self._points.continue_after(found.last_step)
         self._alerts.continue_after(found.last_step)
         self._pictures |= found.pictures
         missing = 0
-        for evaluation in sorted(evaluations, key=lambda record: record.seq):
+        for evaluation in evaluations:
             if evaluation.seq in found.evaluations:
                 self._remember(evaluation)
                 self._queue_map(evaluation)
             else:
                 missing += 1
                 self.add_evaluation(evaluation)
+            if len(self._pending) >= PENDING_LIMIT:
+                self.flush()
         for alert in sorted(alerts, key=lambda record: record.seq):
             if (alert.seq, alert.key) not in found.alerts:
                 missing += 1
@@ -365,7 +370,7 @@ def published(folder: Path) -> Published:
     """Read which records the event files of a folder hold; a torn last event counts as missing."""
     found = Published()
     for path in _event_files(folder):
-        for event in _events(path):
+        for event in frames.events(path):
             for value in event.summary.value:
                 if value.tag.startswith(TAG_POINT):
                     row = dict(zip(POINT_COLUMNS, _unpack_doubles(value.tensor), strict=False))
@@ -433,14 +438,13 @@ class _EventFile:
         self._path = path
         self._size = 0
         self._file: IO[bytes] = open(path, "xb")
-        self._frames = RecordWriter(self._file)
         self.append([Event(wall_time=now, file_version="brain.Event:2").SerializeToString()])
 
     def append(self, events: list[bytes]) -> None:
         try:
             for event in events:
-                self._frames.write(event)
-            self._frames.flush()
+                self._file.write(frames.frame(event))
+            self._file.flush()
         except OSError:
             self.close()
             with contextlib.suppress(OSError):
@@ -452,7 +456,7 @@ class _EventFile:
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # bytes that a failed flush left behind fail again
-            self._frames.close()
+            self._file.close()
 
 
 class _Shards:
@@ -542,22 +546,3 @@ def _event_path(folder: Path, now: float) -> Path:
 
 def _event_files(folder: Path) -> list[Path]:
     return sorted(Path(folder).glob("events.out.tfevents.*"))
-
-
-def _events(path: Path) -> Iterator[Event]:
-    """The whole events of a file, up to the first that is torn.
-
-    Reads the frames by itself, because tensorboard's reader checks every checksum in Python, which takes
-    seconds for ten thousand evaluations and tells nothing here.
-    """
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        while len(header := file.read(12)) == 12:
-            (length,) = struct.unpack("<Q", header[:8])
-            if file.tell() + length + 4 > size:
-                return
-            body = file.read(length + 4)
-            try:
-                yield Event.FromString(body[:length])
-            except DecodeError:
-                return

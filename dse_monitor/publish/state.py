@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dse_monitor.record import POINT_COLUMNS, SCHEMA, Alert, Evaluation, finite, to_json
+from dse_monitor.history import History, series_of
+from dse_monitor.record import POINT_COLUMNS, SCHEMA, Alert, Evaluation, Settings, finite, to_json
 from dse_monitor.series import Series
 
+STATUSES = ("scored", "failed", "invalid")
 STATUS_RANK = {"firing": 2, "pending": 1}
 KIND_RANK = {
     "non-finite": 2,
@@ -42,14 +44,9 @@ def run_state(
         ``lambda``, ``points``, ``best``, ``top3`` and ``last``; ``settings`` (current fingerprint) and
         ``settings_by_fingerprint``; ``alert`` (see `alert_state`); ``watcher``.
     """
-    line = Series.from_evaluations(evaluations)
-    counts = {status: 0 for status in ("scored", "failed", "invalid")}
-    settings: dict[str, Any] = {}
-    for evaluation in evaluations:
-        counts[evaluation.status] += 1
-        if evaluation.settings is not None and evaluation.settings.fingerprint not in settings:
-            settings[evaluation.settings.fingerprint] = to_json(evaluation.settings)
-    sequence = [record.seq for record in (*evaluations, *alerts)]
+    line = series_of(evaluations)
+    counts, used, last = _summary(evaluations)
+    settings = {found.fingerprint: to_json(found) for found in used}
     size = len(line.evaluations)
     current = line.evaluations[-1].settings if size else None
     return {
@@ -59,7 +56,7 @@ def run_state(
         "n_written": len(evaluations),
         **{f"n_{status}": count for status, count in counts.items()},
         "n_alerts": len(alerts),
-        "last_seq": max(sequence, default=0),
+        "last_seq": max(last, *(alert.seq for alert in alerts), 0),
         "axis": line.axis,
         "lambda": finite(float(line.lam)),
         "points": size,
@@ -71,6 +68,18 @@ def run_state(
         "alert": alert_state(alerts),
         "watcher": watcher,
     }
+
+
+def _summary(evaluations: Sequence[Evaluation]) -> tuple[dict[str, int], list[Settings], int]:
+    """Evaluations by status, the settings in use, the largest sequence number."""
+    if isinstance(evaluations, History):
+        counts = {status: evaluations.count(status) for status in STATUSES}
+        return counts, evaluations.settings(), evaluations.last_seq
+    counts: dict[str, int] = {status: 0 for status in STATUSES}
+    for evaluation in evaluations:
+        counts[evaluation.status] += 1
+    used = dict.fromkeys(e.settings for e in evaluations if e.settings is not None)
+    return counts, list(used), max((e.seq for e in evaluations), default=0)
 
 
 def alert_state(alerts: Sequence[Alert]) -> dict[str, Any]:

@@ -50,11 +50,25 @@ class Fact:
         kind: what happened; see the module's docstring.
         time: when, seconds since 1970 by the watcher's clock.
         data: the kind's own fields.
+        record: the evaluation or alert among them.
     """
 
     kind: str
     time: float
     data: dict[str, Any]
+    record: Evaluation | Alert | None = None
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The evaluation of a fact of one of those kinds."""
+        assert isinstance(self.record, Evaluation)
+        return self.record
+
+    @property
+    def alert(self) -> Alert:
+        """The alert of a fact of that kind."""
+        assert isinstance(self.record, Alert)
+        return self.record
 
 
 @dataclass(frozen=True)
@@ -256,11 +270,11 @@ def _view(facts: Iterable[Fact]) -> LedgerView:
     alerts, others = [], []
     for fact in facts:
         if fact.kind in EVALUATIONS:
-            evaluation = evaluation_from_json(fact.data["evaluation"])
+            evaluation = fact.evaluation
             position[evaluation.seq] = len(evaluations)
             evaluations.append(evaluation)
         elif fact.kind == "alert":
-            alerts.append(alert_from_json(fact.data["alert"]))
+            alerts.append(fact.alert)
         elif fact.kind != "published":
             others.append(fact)
         if fact.kind == "alias" and fact.data.get("of") in position:
@@ -282,9 +296,9 @@ def with_alias(evaluation: Evaluation, path: str) -> Evaluation:
 def _read(path: Path, warnings: list[str]) -> Iterator[Fact]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n") and _parse(line) is None:
-                return  # being written, or torn by a crash: mended by the next writer
             fact = _parse(line)
+            if fact is None and not line.endswith(b"\n"):
+                return  # being written, or torn by a crash: mended by the next writer
             if fact is None:
                 warnings.append(f"{path}, line {number}: not a record, skipped ({len(line)} bytes)")
             elif fact.data.pop("v") > SCHEMA:
@@ -300,16 +314,14 @@ def _parse(line: bytes) -> Fact | None:
     """A line as a fact (its ``v`` still among the data), or None when it is none."""
     try:
         data = json.loads(line)
-        fact = Fact(str(data.pop("kind")), float(data.pop("t")), data)
+        kind, when, record = str(data.pop("kind")), float(data.pop("t")), None
         if not isinstance(data["v"], int):
             return None
-        if data["v"] > SCHEMA:
-            return fact
-        if fact.kind in EVALUATIONS:
-            evaluation_from_json(data["evaluation"])
-        elif fact.kind == "alert":
-            alert_from_json(data["alert"])
-        return fact
+        if data["v"] <= SCHEMA and kind in EVALUATIONS:
+            record = evaluation_from_json(data["evaluation"])
+        elif data["v"] <= SCHEMA and kind == "alert":
+            record = alert_from_json(data["alert"])
+        return Fact(kind, when, data, record)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 

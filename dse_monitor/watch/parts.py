@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from dse_monitor.checkpoints import archive, names
 from dse_monitor.checkpoints.names import NameFacts
+from dse_monitor.history import History
 from dse_monitor.watch.hints import Hints
 from dse_monitor.watch.settle import Completeness
 
@@ -36,7 +37,7 @@ class Parts:
         check_complete: whether a file is whole.
         writer: makes the writer of event data for a folder.
         state: makes the published state of a run.
-        book: makes the alerts of a run from its name and the rules.
+        book: makes the alerts of a run from its name, the rules and the history of its evaluations.
         outbox: makes what delivers alerts, from sinks, a function that records and a clock.
         hints: makes a source of change events; may raise OSError. None to do without.
     """
@@ -47,7 +48,7 @@ class Parts:
     check_complete: Callable[[Path], Completeness]
     writer: Callable[[Path], Any]
     state: Callable[..., dict[str, Any]]
-    book: Callable[[str, Any], Any]
+    book: Callable[[str, Any, History], Any]
     outbox: Callable[..., Any]
     hints: Callable[[Path, Callable[[], None], Path | None], Hints] | None = Hints
 
@@ -66,6 +67,6 @@ class Parts:
             check_complete=archive.check_complete,
             writer=EventWriter,
             state=run_state,
-            book=AlertBook,
+            book=lambda name, rules, history: AlertBook(name, rules, history=history),
             outbox=Outbox,
         )

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from dse_monitor.errors import OutputError
+from dse_monitor.history import History
 from dse_monitor.publish import best
-from dse_monitor.record import Alert, Evaluation, evaluation_from_json
+from dse_monitor.record import Alert, Evaluation
 from dse_monitor.series import Series
-from dse_monitor.watch.history import History
 from dse_monitor.watch.ledger import EVALUATIONS, Ledger, next_sequence
 from dse_monitor.watch.options import WatchOptions
 from dse_monitor.watch.parts import Clock, Parts
@@ -66,7 +66,7 @@ class Publication:
         self._parts, self._clock, self._ledger = parts, clock, ledger
         self._history, self._alerts, self._report, self._locate = history, alerts, report, locate
         self._writer = parts.writer(out)
-        self._book = parts.book(name, options.rules)
+        self._book = parts.book(name, options.rules, history)
         self._keeper = best.Keeper(folder, out, options.keep_best, parts.is_rolling, cancelled=cancelled)
         self._outbox: Any = None
         if options.sinks:
@@ -88,8 +88,8 @@ class Publication:
         with self._writing():
             self._writer.catch_up(self._recorded(), self._alerts)
         if len(self._history):
-            self._publish_best(Series.from_evaluations(self._history))
-        self.tell(self._book.advance(list(self._history), now=self._clock.time()))
+            self._publish_best(self._history.series())
+        self.tell(self._book.advance(self._history, now=self._clock.time()))
 
     def sequence(self) -> int:
         """The number of the next record."""
@@ -103,7 +103,7 @@ class Publication:
                 self._writer.flush()
         else:
             self._block(self._ledger.error)
-        line = Series.from_evaluations(self._history)
+        line = self._history.series()
         self._publish_best(line)
         told = self._book.advance([self._history[-1]], now=self._clock.time())
         degradation = next((alert for alert in told if alert.kind == "degradation"), None)
@@ -150,7 +150,7 @@ class Publication:
         try:
             if self._behind or not self._writer.alive:
                 self._writer.reopen(self._recorded(), self._alerts, self._state(alive=True))
-            line = Series.from_evaluations(self._history)
+            line = self._history.series()
             best.publish(self._out, self._folder, self._best(line))
         except (OutputError, OSError):
             return
@@ -183,7 +183,7 @@ class Publication:
         """Every evaluation on disk, with stage times and companions."""
         for fact in self._ledger.facts():
             if fact.kind in EVALUATIONS:
-                yield evaluation_from_json(fact.data["evaluation"])
+                yield fact.evaluation
 
     def _record(self, alert: Alert) -> Alert:
         alert = dataclasses.replace(alert, seq=self.sequence(), run=alert.run or self._name)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dse_monitor.history import History
 from dse_monitor.record import Alert, Evaluation
 from dse_monitor.series import Series
 from dse_monitor.watch.console import Console, Header, Notice, Problem, Row
-from dse_monitor.watch.history import History
 
 
 class Report:
@@ -59,7 +59,8 @@ class Report:
     ) -> None:
         """One checkpoint's line; ``mark`` is the state of the degradation rule in words."""
         self.encoder(evaluation)
-        index = next((k for k, e in enumerate(line.evaluations) if e.seq == evaluation.seq), None)
+        places = range(len(line) - 1, -1, -1)  # the newest is likely the last
+        index = next((k for k in places if line.evaluations[k].seq == evaluation.seq), None)
         if index is None:  # it stands at the place of a newer one, or under other settings
             return
         others = [float(value) for k, value in enumerate(line.dse) if k != index]

@@ -15,12 +15,12 @@ from typing import Any
 
 import dse_monitor
 from dse_monitor import errors
-from dse_monitor.record import Alert, Evaluation, Source, alert_from_json, evaluation_from_json
+from dse_monitor.history import History
+from dse_monitor.record import Alert, Evaluation, Source
 from dse_monitor.watch import heartbeat, mounts, requests
 from dse_monitor.watch.aside import Aside
 from dse_monitor.watch.console import Console
 from dse_monitor.watch.hints import Hints
-from dse_monitor.watch.history import History
 from dse_monitor.watch.identity import Stamp, content_key, stamp
 from dse_monitor.watch.ledger import EVALUATIONS, Fact, Ledger
 from dse_monitor.watch.locking import RunLock
@@ -137,7 +137,7 @@ class WatchedRun:
             elif fact.kind == "crash":
                 self._versions.crashed(Stamp.from_list(fact.data["key"]), fact.data.get("content_key"))
             elif fact.kind == "alert":
-                self.alerts.append(alert_from_json(fact.data["alert"]))
+                self.alerts.append(fact.alert)
             elif fact.kind in others:
                 others[fact.kind].append(fact.data)
         for warning in self._ledger.warnings:
@@ -171,7 +171,7 @@ class WatchedRun:
         self.publication.resume(others["silence"], [data["delivery"] for data in others["delivery"]])
 
     def _learn(self, fact: Fact) -> None:
-        evaluation = evaluation_from_json(fact.data["evaluation"])
+        evaluation = fact.evaluation
         self.history.append(evaluation)
         self._versions.add_content(evaluation)
         again = evaluation.status == "failed" and not _is_final(evaluation, fact.data.get("version"))

@@ -3,9 +3,8 @@
 import os
 
 import pytest
-from watch_fakes import make_evaluation, write_checkpoint
+from watch_fakes import write_checkpoint
 
-from dse_monitor.watch.history import History
 from dse_monitor.watch.identity import Stamp, content_key, look, stamp
 from dse_monitor.watch.mounts import filesystem, is_network, settle_seconds
 from dse_monitor.watch.versions import Versions
@@ -82,31 +81,6 @@ def test_crashes_are_counted_by_content():
     assert versions.crashed(one, "key") == 1
     assert versions.crashed(other, "key") == 2
     assert versions.crashed(one, None) == 1
-
-
-def test_history_gives_back_what_it_was_given():
-    history, given = History(), []
-    for seq, status in enumerate(["scored", "failed", "invalid", "scored"], 1):
-        evaluation = make_evaluation(
-            f"c{seq}.pth", status=status, epoch=float(seq), seq=seq * 10, wall_time=5.0
-        )
-        given.append(evaluation)
-        history.append(evaluation)
-    history.alias(10, "last.pth")
-    assert history[0].source.aliases == ("last.pth",)
-    for kept, evaluation in zip(list(history)[1:], given[1:], strict=True):
-        assert repr(kept.components) == repr(evaluation.components)  # some errors are NaN
-        assert (kept.status, kept.reason, kept.seq) == (evaluation.status, evaluation.reason, evaluation.seq)
-        assert kept.settings == evaluation.settings
-        assert kept.source.epoch == evaluation.source.epoch
-        assert kept.source.arch == evaluation.source.arch
-    assert history[-1].seq == 40
-    assert [e.seq for e in history[1:3]] == [20, 30]
-    assert (history.count("scored"), history.status(20), history.last_seq) == (2, "failed", 40)
-    with pytest.raises(ValueError, match="after"):
-        history.append(given[0])
-    with pytest.raises(KeyError):
-        history.row(15)
 
 
 MOUNTINFO = r"""
