@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dse_monitor.checkpoints.contents import attributes
+from dse_monitor.checkpoints.dialects import Dialect
 from dse_monitor.checkpoints.layouts import Layout
 from dse_monitor.checkpoints.network import Heads, Hints
 
@@ -24,11 +25,13 @@ CONFIGURATIONS = (
     "backbone",
     "model_config",
 )
+# What tensors do not show, by config.json's names.
+BELIEVED = ("rope_theta", "hidden_act", "downsample_in_first_stage", "downsample_in_bottleneck")
 HEAD_FIELDS = ("num_heads", "num_attention_heads", "n_heads", "nhead", "heads")
 
 
 def hints(
-    tree: Any, beside: Mapping[str, Any], layout: Layout, *, num_heads: int | None, norm_eps: float | None
+    tree: Any, beside: Mapping[str, Any], layout: Layout, dialect: Dialect, *, num_heads: int | None
 ) -> Hints:
     """What is known about the network beside its shapes.
 
@@ -36,17 +39,14 @@ def hints(
         tree: the file's contents.
         beside: Hugging Face's config.json of the weights; empty without one.
         layout: the recognised layout.
+        dialect: the recognised dialect.
         num_heads: the user's answer.
-        norm_eps: epsilon of the dialect, if it has one of its own.
     """
-    if layout.norm_eps is not None:
-        norm_eps = layout.norm_eps
-    eps = _number(beside.get("layer_norm_eps"))
+    norm_eps = layout.norm_eps if layout.norm_eps is not None else dialect.norm_eps
+    eps = None if dialect.eps_fixed else _number(beside.get("layer_norm_eps"))
     recorded = _recorded_heads(tree, beside)
-    details = dict(layout.details)
-    for key in ("rope_theta", "hidden_act"):
-        if key in beside:
-            details[key] = beside[key]
+    details = {**dialect.details, **layout.details}
+    details.update({key: beside[key] for key in BELIEVED if key in beside})
     own = attributes(tree.get("backbone")) if isinstance(tree, Mapping) else {}
     size = _number(beside.get("image_size")) or _number(own.get("image_size"))
     return Hints(

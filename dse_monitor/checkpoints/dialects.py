@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints.network import POOLED_NORM, NotThisNetwork, Piece
 from dse_monitor.checkpoints.statedicts import Shape, StateDict
@@ -34,6 +34,9 @@ class Dialect:
         translate: this dialect's pieces -> pieces under timm's names.
         norm_eps: LayerNorm epsilon this dialect's library uses, if it differs from the family's usual one.
         lacks: a tensor below the prefix that must not exist.
+        details: how this dialect's library builds the network otherwise than timm; see `Hints.details`.
+        model_types: ``model_type`` of the config.json files it is built for; empty if there is none.
+        eps_fixed: whether its inner norms ignore ``layer_norm_eps`` of config.json.
     """
 
     name: str
@@ -43,6 +46,9 @@ class Dialect:
     translate: Callable[[Pieces], Pieces] = lambda pieces: pieces
     norm_eps: float | None = None
     lacks: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    model_types: tuple[str, ...] = ()
+    eps_fixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -223,8 +229,11 @@ def _torchvision_vit(pieces: Pieces) -> Pieces:
 
 
 def _huggingface_vit(pieces: Pieces) -> Pieces:
-    """ViT, ViT-MAE, DINOv2 and DINOv2 with registers of Hugging Face transformers."""
-    block = r"encoder\.layer\.(\d+)\."
+    """ViT, ViT-MAE, DINOv2 and DINOv2 with registers of Hugging Face transformers.
+
+    Version 5 names blocks otherwise in memory (``layers.0.attention.q_proj``) than in the files it saves.
+    """
+    block = r"(?:encoder\.layer|layers)\.(\d+)\."
     return _joined_qkv(
         renamed(
             pieces,
@@ -236,13 +245,17 @@ def _huggingface_vit(pieces: Pieces) -> Pieces:
                 (r"embeddings\.patch_embeddings\.projection\.(.+)", r"patch_embed.proj.\1"),
                 (r"layernorm\.(.+)", r"norm.\1"),
                 (rf"{block}attention\.attention\.(q|k|v)(?:uery|ey|alue)\.(.+)", r"blocks.\1.attn.\2.\3"),
-                (rf"{block}attention\.output\.dense\.(.+)", r"blocks.\1.attn.proj.\2"),
+                (rf"{block}attention\.(q|k|v)_proj\.(.+)", r"blocks.\1.attn.\2.\3"),
+                (rf"{block}attention\.(?:output\.dense|o_proj)\.(.+)", r"blocks.\1.attn.proj.\2"),
                 (rf"{block}intermediate\.dense\.(.+)", r"blocks.\1.mlp.fc1.\2"),
                 (rf"{block}output\.dense\.(.+)", r"blocks.\1.mlp.fc2.\2"),
                 (rf"{block}layernorm_before\.(.+)", r"blocks.\1.norm1.\2"),
                 (rf"{block}layernorm_after\.(.+)", r"blocks.\1.norm2.\2"),
                 (rf"{block}layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
                 (rf"{block}mlp\.weights_in\.(.+)", r"blocks.\1.mlp.fc1.\2"),
+                (rf"{block}mlp\.gate_proj\.(.+)", r"blocks.\1.mlp.fc1_g.\2"),
+                (rf"{block}mlp\.up_proj\.(.+)", r"blocks.\1.mlp.fc1_x.\2"),
+                (rf"{block}mlp\.down_proj\.(.+)", r"blocks.\1.mlp.fc2.\2"),
                 (rf"{block}mlp\.weights_out\.(.+)", r"blocks.\1.mlp.fc2.\2"),
                 (rf"{block}(.+)", r"blocks.\1.\2"),
             ],
@@ -280,7 +293,7 @@ def _huggingface_dinov3(pieces: Pieces) -> Pieces:
     pieces = {
         name: piece for name, piece in pieces.items() if 0 not in piece.shape
     }  # no registers: [1, 0, D]
-    block = r"layer\.(\d+)\."
+    block = r"(?:model\.)?layer\.(\d+)\."
     joined = _joined_qkv(
         renamed(
             pieces,
@@ -395,6 +408,73 @@ def _neighbour_first(tensor: Tensor) -> Tensor:
     return split.permute(0, 3, 2, 1).reshape(tensor.shape).contiguous()
 
 
+def _huggingface_swin(pieces: Pieces) -> Pieces:
+    """Swin of Hugging Face transformers; version 5 has other names in memory than in its files."""
+    block = r"encoder\.layers\.(\d+)\.blocks\.(\d+)\."
+    return _official_swin(
+        _joined_qkv(
+            renamed(
+                pieces,
+                [
+                    _DROPPED_BUFFERS,
+                    (r"embeddings\.mask_token", ""),
+                    (r"embeddings\.position_embeddings", "absolute_pos_embed"),
+                    (r"embeddings\.patch_embeddings\.projection\.(.+)", r"patch_embed.proj.\1"),
+                    (r"embeddings\.norm\.(.+)", r"patch_embed.norm.\1"),
+                    (r"layernorm\.(.+)", r"norm.\1"),
+                    (
+                        rf"{block}attention\.(?:self\.)?(q|k|v)(?:uery|ey|alue|_proj)\.(.+)",
+                        r"layers.\1.blocks.\2.attn.\3.\4",
+                    ),
+                    (
+                        rf"{block}attention\.(?:output\.dense|o_proj)\.(.+)",
+                        r"layers.\1.blocks.\2.attn.proj.\3",
+                    ),
+                    (
+                        rf"{block}attention\.(?:self|relative_position_bias)\.(.+)",
+                        r"layers.\1.blocks.\2.attn.\3",
+                    ),
+                    (rf"{block}intermediate\.dense\.(.+)", r"layers.\1.blocks.\2.mlp.fc1.\3"),
+                    (rf"{block}output\.dense\.(.+)", r"layers.\1.blocks.\2.mlp.fc2.\3"),
+                    (rf"{block}layernorm_before\.(.+)", r"layers.\1.blocks.\2.norm1.\3"),
+                    (rf"{block}layernorm_after\.(.+)", r"layers.\1.blocks.\2.norm2.\3"),
+                    (rf"{block}(.+)", r"layers.\1.blocks.\2.\3"),
+                    (r"encoder\.layers\.(\d+)\.downsample\.(.+)", r"layers.\1.downsample.\2"),
+                ],
+            )
+        )
+    )
+
+
+def _huggingface_resnet(pieces: Pieces) -> Pieces:
+    """ResNet of Hugging Face transformers: convolutions and their norms under one name each, counted."""
+    norms = {"convolution": "conv", "normalization": "bn"}
+
+    def layer(match: re.Match[str]) -> str:
+        stage, block, place, kind, rest = match.groups()
+        return f"layer{int(stage) + 1}.{block}.{norms[kind]}{int(place) + 1}.{rest}"
+
+    def shortcut(match: re.Match[str]) -> str:
+        stage, block, kind, rest = match.groups()
+        return f"layer{int(stage) + 1}.{block}.downsample.{list(norms).index(kind)}.{rest}"
+
+    block = r"^encoder\.stages\.(\d+)\.layers\.(\d+)\."
+    kind = r"(convolution|normalization)\.(.+)$"
+    out = {}
+    for name, piece in pieces.items():
+        name = re.sub(rf"{block}layer\.(\d+)\.{kind}", layer, name)
+        name = re.sub(rf"{block}shortcut\.{kind}", shortcut, name)
+        out[re.sub(rf"^embedder\.embedder\.{kind}", lambda m: f"{norms[m[1]]}1.{m[2]}", name)] = piece
+    return out
+
+
+def _dinov3_convnext(pieces: Pieces) -> Pieces:
+    """DINOv3's own ConvNeXt keeps its last norm a second time, in a list with one place per stage."""
+    return _original_convnext(
+        {name: piece for name, piece in pieces.items() if not name.startswith("norms.")}
+    )
+
+
 def _original_convnext(pieces: Pieces) -> Pieces:
     """The ConvNeXt authors' names, also VICRegL's."""
     block = r"stages\.(\d+)\.(\d+)\."
@@ -437,6 +517,23 @@ def _huggingface_convnext(pieces: Pieces) -> Pieces:
     )
 
 
+def _huggingface_dinov3_convnext(pieces: Pieces) -> Pieces:
+    block = r"(?:model\.)?stages\.(\d+)\.layers\.(\d+)\."
+    return _original_convnext(
+        renamed(
+            pieces,
+            [
+                (r"layer_norm\.(.+)", r"norm.\1"),
+                (r"(?:model\.)?stages\.(\d+)\.downsample_layers\.(.+)", r"downsample_layers.\1.\2"),
+                (rf"{block}depthwise_conv\.(.+)", r"stages.\1.\2.dwconv.\3"),
+                (rf"{block}pointwise_conv([12])\.(.+)", r"stages.\1.\2.pwconv\3.\4"),
+                (rf"{block}layer_norm\.(.+)", r"stages.\1.\2.norm.\3"),
+                (rf"{block}(.+)", r"stages.\1.\2.\3"),
+            ],
+        )
+    )
+
+
 def _torchvision_convnext(pieces: Pieces) -> Pieces:
     def stage(match: re.Match[str]) -> str:
         number, rest = int(match[1]), match[2]
@@ -455,6 +552,9 @@ def _torchvision_convnext(pieces: Pieces) -> Pieces:
     }
 
 
+# What transformers builds from the same ViT blocks, with these values of config.json's model_type.
+_VITS = ("vit", "vit_mae", "vit_msn", "deit", "ijepa")
+
 # The first that fits decides; dialects that share an anchor differ in what else they need.
 DIALECTS: tuple[Dialect, ...] = (
     Dialect("DINOv3", "dinov3", "patch_embed.proj.weight", "rope_embed.periods", _dinov3),
@@ -465,6 +565,15 @@ DIALECTS: tuple[Dialect, ...] = (
         "embeddings.patch_embeddings.weight",
         "layer.0.attention.q_proj.weight",
         _huggingface_dinov3,
+        model_types=("dinov3_vit",),
+    ),
+    Dialect(
+        "Hugging Face DINOv3, in memory",
+        "dinov3",
+        "embeddings.patch_embeddings.weight",
+        "model.layer.0.attention.q_proj.weight",
+        _huggingface_dinov3,
+        model_types=("dinov3_vit",),
     ),
     Dialect("timm ViT", "vit", "patch_embed.proj.weight", "blocks.0.norm1.weight", _timm_vit),
     Dialect(
@@ -482,6 +591,7 @@ DIALECTS: tuple[Dialect, ...] = (
         "embeddings.patch_embeddings.projection.weight",
         "encoder.layer.0.norm1.weight",
         _huggingface_vit,
+        model_types=("dinov2", "dinov2_with_registers"),
     ),
     Dialect(
         "Hugging Face ViT",
@@ -490,6 +600,25 @@ DIALECTS: tuple[Dialect, ...] = (
         "encoder.layer.0.layernorm_before.weight",
         _huggingface_vit,
         norm_eps=1e-12,  # transformers' default for ViT and ViT-MAE
+        model_types=_VITS,
+    ),
+    Dialect(
+        "Hugging Face ViT, in memory",
+        "vit",
+        "embeddings.patch_embeddings.projection.weight",
+        "layers.0.layernorm_before.weight",
+        _huggingface_vit,
+        norm_eps=1e-12,
+        model_types=_VITS,
+    ),
+    Dialect(
+        "Hugging Face Swin",
+        "swin",
+        "embeddings.patch_embeddings.projection.weight",
+        "encoder.layers.0.blocks.0.layernorm_before.weight",
+        _huggingface_swin,
+        details={"pad_first": True},
+        model_types=("swin", "maskformer-swin", "donut-swin", "swinv2"),
     ),
     Dialect(
         "mmpretrain ViT", "vit", "patch_embed.projection.weight", "layers.0.attn.qkv.weight", _mmpretrain_vit
@@ -503,7 +632,12 @@ DIALECTS: tuple[Dialect, ...] = (
     ),
     Dialect("timm Swin", "swin", "patch_embed.proj.weight", "layers.0.blocks.0.norm1.weight", _timm_swin),
     Dialect(
-        "torchvision Swin", "swin", "features.0.0.weight", "features.1.0.attn.qkv.weight", _torchvision_swin
+        "torchvision Swin",
+        "swin",
+        "features.0.0.weight",
+        "features.1.0.attn.qkv.weight",
+        _torchvision_swin,
+        details={"pad_first": True},
     ),
     Dialect(
         "mmpretrain Swin",
@@ -511,8 +645,17 @@ DIALECTS: tuple[Dialect, ...] = (
         "patch_embed.projection.weight",
         "stages.0.blocks.0.attn.w_msa.qkv.weight",
         _mmpretrain_swin,
+        details={"pad_first": True},
     ),
     Dialect("timm ConvNeXt", "convnext", "stem.0.weight", "stages.0.blocks.0.conv_dw.weight"),
+    Dialect(
+        "DINOv3 ConvNeXt",
+        "convnext",
+        "downsample_layers.0.0.weight",
+        "norms.3.weight",
+        _dinov3_convnext,
+        details={"norm_before_pooling": True},
+    ),
     Dialect(
         "original ConvNeXt",
         "convnext",
@@ -526,6 +669,26 @@ DIALECTS: tuple[Dialect, ...] = (
         "embeddings.patch_embeddings.weight",
         "encoder.stages.0.layers.0.dwconv.weight",
         _huggingface_convnext,
+        model_types=("convnext", "convnextv2"),
+        eps_fixed=True,
+    ),
+    Dialect(
+        "Hugging Face DINOv3 ConvNeXt, in memory",
+        "convnext",
+        "model.stages.0.downsample_layers.0.weight",
+        "layer_norm.weight",
+        _huggingface_dinov3_convnext,
+        details={"norm_before_pooling": True},
+        model_types=("dinov3_convnext",),
+    ),
+    Dialect(
+        "Hugging Face DINOv3 ConvNeXt",
+        "convnext",
+        "stages.0.downsample_layers.0.weight",
+        "stages.0.layers.0.depthwise_conv.weight",
+        _huggingface_dinov3_convnext,
+        details={"norm_before_pooling": True},
+        model_types=("dinov3_convnext",),
     ),
     Dialect(
         "torchvision ConvNeXt",
@@ -536,5 +699,13 @@ DIALECTS: tuple[Dialect, ...] = (
     ),
     Dialect("ResNet", "resnet", "conv1.weight", "layer1.0.conv1.weight"),
     Dialect("ResNet, deep stem", "resnet", "conv1.0.weight", "layer1.0.conv1.weight"),
+    Dialect(
+        "Hugging Face ResNet",
+        "resnet",
+        "embedder.embedder.convolution.weight",
+        "encoder.stages.0.layers.0.layer.0.convolution.weight",
+        _huggingface_resnet,
+        model_types=("resnet",),
+    ),
     Dialect("ResNet as a sequence", "resnet", "0.weight", "4.0.conv1.weight", _sequential_resnet),
 )

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dse_monitor.checkpoints.contents import attributes
+from dse_monitor.checkpoints.dialects import DIALECTS
 from dse_monitor.checkpoints.statedicts import StateDict, unwrapped
 
 
@@ -272,7 +273,7 @@ LAYOUTS: tuple[Layout, ...] = (
         evaluated=_TEACHER,
         drop=("head.", "head_dense."),
         norm_eps=1e-6,
-        details={"pad_first": True},
+        details={"pad_first": True, "shift_as_built": True},
         traps=(
             _COUNTS_FROM_ZERO,
             "Teacher keys carry no prefix at all",
@@ -296,7 +297,7 @@ LAYOUTS: tuple[Layout, ...] = (
         drop=("masked_embed",),
         heads_by_width=_IBOT_VITS,
         norm_eps=1e-6,  # its Swin too
-        details={"pad_first": True},  # of its Swin
+        details={"pad_first": True, "shift_as_built": True},  # of its Swin
         traps=(_COUNTS_FROM_ZERO, "There is no checkpoint0000.pth"),
         official=True,
     ),
@@ -615,18 +616,13 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         name="huggingface",
-        title="Hugging Face transformers (ViT, DINOv2, DINOv3, ConvNeXt)",
+        title="Hugging Face transformers (ViT, DINOv2, DINOv3, Swin, ConvNeXt, ResNet)",
         origin="huggingface/transformers",
         example="checkpoint-500",
         needs=(),
         networks=_ANY,
         evaluated="the encoder; config.json beside the file is believed",
-        dialects=(
-            "Hugging Face ViT",
-            "Hugging Face DINOv2",
-            "Hugging Face DINOv3",
-            "Hugging Face ConvNeXt",
-        ),
+        dialects=tuple(each.name for each in DIALECTS if each.name.startswith("Hugging Face")),
         traps=("ViT uses LayerNorm epsilon 1e-12, DINOv3 1e-5",),
     ),
 )

@@ -113,6 +113,16 @@ class Network:
     notes: tuple[str, ...] = ()
 
 
+def check_activation(hints: Hints, usual: str) -> None:
+    """Refuse a recorded activation that is not the one the network is built with.
+
+    Activations have no tensors: another one would load silently and yield wrong features.
+    """
+    found = hints.details.get("hidden_act", usual)
+    if found != usual:
+        raise NotThisNetwork(f"its configuration asks for hidden_act {found!r} where {usual!r} is built")
+
+
 def count_blocks(shapes: Mapping[str, Shape], prefix: str) -> int:
     """Number of consecutive children ``prefix0.``, ``prefix1.``, ... among the names.
 

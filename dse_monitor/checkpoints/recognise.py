@@ -108,8 +108,10 @@ def recognise(
     choices = _choices(entry, file.encoders)
     choice = _chosen(file, entry, choices, encoder)
     hints = configuration.hints(
-        archive.tree, archive.config, entry, num_heads=num_heads, norm_eps=choice.found.dialect.norm_eps
+        archive.tree, archive.config, entry, choice.found.dialect, num_heads=num_heads
     )
+    if layout is None and arch is None:
+        _check_model_type(file, choice.found, archive.config.get("model_type"))
     try:
         network, module, pieces = _network(choice.found, entry, hints, arch)
     except NotThisNetwork as error:
@@ -144,6 +146,20 @@ def recognise(
         others=tuple((other.name, other.found.spelled) for other in choices if other != choice),
         notes=(*archive.notes, *network.notes, *done.notes),
     )
+
+
+def _check_model_type(file: _File, found: Found, model_type: Any) -> None:
+    """Refuse what config.json calls another network, whatever its tensors' names look like."""
+    known = found.dialect.model_types
+    if known and isinstance(model_type, str) and model_type not in known:
+        raise UnknownLayout(
+            file.says(
+                f"config.json says model_type {model_type[:60]!r}, which is not read; tensors named as these "
+                f"are read for {', '.join(known)}",
+                "If the network is one of them all the same, pass --layout huggingface; or name a timm model "
+                "with --arch",
+            )
+        )
 
 
 def _trainer_state(archive: Archive) -> dict[str, Any]:

@@ -4,7 +4,8 @@
     python tests/checkpoints/fuzz_archive.py CORPUS -max_total_time=600 -rss_limit_mb=1024 -timeout=5
 
 The first byte chooses what the rest is: a pickle, the pickle of a torch zip, a whole file, a safetensors
-header, or the metadata of a distributed checkpoint. Anything but a value or a CheckpointError is a finding.
+header, the metadata of a distributed checkpoint, what follows the head of a legacy file, or the index of
+shards. Anything but a value or a CheckpointError is a finding.
 `seeds` writes a corpus of small valid files to start from.
 """
 
@@ -31,6 +32,15 @@ from dse_monitor.checkpoints.tree import untangle
 from dse_monitor.errors import CheckpointError
 
 SMALL = LIMITS._replace(opcodes=200_000, memory=16 << 20)
+HEADER = json.dumps({"w": {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 32]}}).encode()
+LEGACY_HEAD = b"".join(
+    pickle.dumps(value, 2)
+    for value in (
+        0x1950A86A20F9469CFC6C,
+        1001,
+        {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}},
+    )
+)
 DISTCP = bytes(4096)  # what lies beside the metadata
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
 
@@ -39,7 +49,7 @@ def one_input(data: bytes) -> None:
     """Run one input through the reader it chooses."""
     if not data:
         return
-    kind, rest = data[0] % 5, data[1:]
+    kind, rest = data[0] % 7, data[1:]
     try:
         if kind == 0:
             value, _ = read_pickle(rest, where="fuzz", limits=SMALL)
@@ -50,9 +60,14 @@ def one_input(data: bytes) -> None:
             (folder / ".metadata").write_bytes(rest)
             (folder / "__0_0.distcp").write_bytes(DISTCP)
             use(folder)
+        elif kind == 6:
+            index = FOLDER / "model.safetensors.index.json"
+            index.write_bytes(rest)
+            (FOLDER / "a.safetensors").write_bytes(headed(HEADER))
+            use(index)
         else:
             path = FOLDER / "file"
-            path.write_bytes({1: zipped, 2: lambda raw: raw, 3: headed}[kind](rest))
+            path.write_bytes({1: zipped, 2: bytes, 3: headed, 5: legacy}[kind](rest))
             use(path)
     except CheckpointError:
         pass
@@ -91,6 +106,19 @@ def headed(raw: bytes) -> bytes:
     return len(raw).to_bytes(8, "little") + raw + bytes(32)
 
 
+def legacy(raw: bytes) -> bytes:
+    """A legacy torch file whose object, keys and storages are these bytes."""
+    return LEGACY_HEAD + raw
+
+
+def after_three_pickles(buffer: io.BytesIO) -> bytes:
+    """What follows the head of a legacy file."""
+    buffer.seek(0)
+    for _ in range(3):
+        pickle.load(buffer)
+    return buffer.read()
+
+
 def seeds(corpus: Path) -> None:
     """Small valid inputs of every kind."""
     import argparse
@@ -126,6 +154,14 @@ def seeds(corpus: Path) -> None:
                 with zipfile.ZipFile(buffer) as archive:
                     name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
                     (corpus / f"inner{protocol}").write_bytes(b"\1" + archive.read(name))
+            else:
+                (corpus / f"legacy{protocol}").write_bytes(b"\5" + after_three_pickles(buffer))
+    whole = torch.arange(6.0)
+    buffer = io.BytesIO()
+    torch.save([whole[:2], whole[2:].view(2, 2)], buffer, _use_new_zipfile_serialization=False)
+    (corpus / "views").write_bytes(b"\5" + after_three_pickles(buffer))
+    index = {"metadata": {"total_size": 32}, "weight_map": {"w": "a.safetensors"}}
+    (corpus / "index").write_bytes(b"\6" + json.dumps(index).encode())
     header = {
         "w": {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 32]},
         "__metadata__": {"format": "pt"},

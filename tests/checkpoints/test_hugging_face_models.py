@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from dse_monitor.checkpoints import load_encoder
+from dse_monitor.checkpoints.inspect import inspect_checkpoint
 from dse_monitor.errors import UnknownLayout
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "huggingface.pt"
@@ -29,6 +30,19 @@ MODELS = {
     "IJepa": {**VIT, "intermediate_size": 96},
 }
 
+# Compared with the library only where it is.
+MORE = {
+    "ViTMSN": MODELS["ViT"],
+    "DINOv3ConvNext": CONVNEXT,
+    "Swin": {"image_size": 64, "embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2], "window_size": 3},
+    "ResNet": {
+        "embedding_size": 24,
+        "hidden_sizes": [32, 48, 64, 96],
+        "depths": [1, 2, 1, 1],
+        "image_size": 64,
+    },
+}
+
 
 def last(hidden, patches):
     """Dense tokens of a last hidden state: a map's positions, or what follows the prefix tokens."""
@@ -48,20 +62,81 @@ def test_recorded_folder_gives_the_recorded_tokens(tmp_path, model):
     assert torch.allclose(tokens, vectors[f"{model}/tokens"], atol=1e-4)
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_folder_saved_now_gives_the_models_tokens(tmp_path, model):
+@pytest.fixture
+def made(request):
+    """A network of the library with weights that are not the initial ones, images, and its dense tokens."""
     transformers = pytest.importorskip("transformers")
+    model = request.param
+    settings = {**MODELS, **MORE}[model]
     torch.manual_seed(0)
-    settings = getattr(transformers, f"{model}Config")(**MODELS[model])
-    network = getattr(transformers, f"{model}Model")(settings).eval()
+    configuration = getattr(transformers, f"{model}Config")(**settings)
+    network = getattr(transformers, f"{model}Model")(configuration).eval()
     for parameter in network.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape)
-    network.save_pretrained(tmp_path)
-    side = MODELS[model]["image_size"]
-    images = torch.randn(2, 3, side, side)
+    images = torch.randn(2, 3, settings["image_size"], settings["image_size"])
     with torch.no_grad():
-        expected = last(network(images).last_hidden_state, (side // 8) ** 2)
+        hidden = network(images).last_hidden_state
+    if model == "DINOv3ConvNext":  # begins with the pooled one
+        return network, images, hidden[:, 1:]
+    return network, images, hidden if model == "Swin" else last(hidden, (settings["image_size"] // 8) ** 2)
+
+
+@pytest.mark.parametrize("made", [*MODELS, *MORE], indirect=True)
+def test_folder_saved_now_gives_the_models_tokens(tmp_path, made):
+    network, images, expected = made
+    network.save_pretrained(tmp_path)
     assert torch.allclose(load_encoder(tmp_path).dense_tokens(images), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("made", [*MODELS, *MORE], indirect=True)
+def test_names_in_memory_are_understood_too(saved, made):
+    network, images, expected = made
+    state = {f"model.net.{name}": value for name, value in network.state_dict().items()}
+    heads = getattr(network.config, "num_attention_heads", None)
+    encoder = load_encoder(saved({"state_dict": state}, "model.pth"), num_heads=heads)
+    assert encoder.source.layout == "huggingface"
+    assert torch.allclose(encoder.dense_tokens(images), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("made", ["ViT", "ConvNext"], indirect=True)
+def test_folder_of_many_shards_is_read(tmp_path, made):
+    network, images, expected = made
+    network.save_pretrained(tmp_path, max_shard_size="8KB")
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 3
+    assert inspect_checkpoint(tmp_path).container == "Hugging Face folder (sharded safetensors)"
+    assert torch.allclose(load_encoder(tmp_path).dense_tokens(images), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["Beit", "Data2VecVision", "Yolos"])
+def test_other_models_are_refused_by_their_type(tmp_path, model):
+    transformers = pytest.importorskip("transformers")
+    settings = getattr(transformers, f"{model}Config")(**MODELS["ViT"] | {"image_size": [32, 32]})
+    settings.image_size = settings.image_size if model == "Yolos" else 32
+    network = getattr(transformers, f"{model}Model")(settings)
+    network.save_pretrained(tmp_path)
+    with pytest.raises(
+        UnknownLayout, match=rf"model_type '{settings.model_type}', which is not read.*--arch"
+    ):
+        load_encoder(tmp_path)
+
+
+def test_swin_version_2_is_refused_by_name(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    settings = transformers.Swinv2Config(
+        image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4
+    )
+    transformers.Swinv2Model(settings).save_pretrained(tmp_path)
+    with pytest.raises(UnknownLayout, match=r"Swin transformer version 2.*--arch"):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["downsample_in_first_stage", "downsample_in_bottleneck"])
+def test_strides_elsewhere_are_refused(tmp_path, key):
+    transformers = pytest.importorskip("transformers")
+    settings = transformers.ResNetConfig(**MORE["ResNet"] | {key: True})
+    transformers.ResNetModel(settings).save_pretrained(tmp_path)
+    with pytest.raises(UnknownLayout, match=rf"sets {key}"):
+        load_encoder(tmp_path)
 
 
 def test_another_activation_is_refused_and_named(tmp_path):

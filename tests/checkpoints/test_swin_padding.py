@@ -1,13 +1,19 @@
-"""EsViT's windows on grids that they do not divide, against attention written out token by token."""
+"""Swin on grids that windows do not divide: against attention written out token by token, tokens recorded
+from EsViT's own class, and torchvision's network itself."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 from timm.models.swin_transformer import SwinTransformerBlock
+from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSwin
 
+from dse_monitor.checkpoints import load_encoder
 from dse_monitor.checkpoints.families.swin import _pad_then_attend
+from dse_monitor.errors import UnknownLayout
 
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "esvit_small_images.pt"
 GRID, WINDOW, WIDTH, HEADS = 4, 3, 8, 2
 FILLED = 6  # the next multiple of the window
 
@@ -52,3 +58,47 @@ def test_a_grid_is_filled_up_before_it_is_shifted(shift):
         as_timm = block._attn(x)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert torch.allclose(as_timm, expected, atol=1e-3) == (shift == 0)
+
+
+def esvit(saved, vectors, case):
+    """A checkpoint of EsViT around a recorded network."""
+    start = f"{case}/param/"
+    state = {name.removeprefix(start): value for name, value in vectors.items() if name.startswith(start)}
+    student = {f"module.{name}": torch.zeros_like(value) for name, value in state.items()}
+    content = {"student": student, "teacher": state, "dino_loss": {}, "epoch": 11}
+    return load_encoder(saved(content, "checkpoint0010.pth"))
+
+
+@pytest.mark.parametrize(("case", "windows"), [("56 px", "7-7-3-1"), ("44 px", "5")])
+def test_stages_that_esvit_rounds_down_get_its_windows(saved, case, windows):
+    vectors = torch.load(GOLDEN, weights_only=True)
+    encoder = esvit(saved, vectors, case)
+    assert f"window {windows}," in encoder.arch
+    tokens = encoder.dense_tokens(vectors[f"{case}/images"])
+    assert torch.allclose(tokens, vectors[f"{case}/tokens"], atol=1e-4)
+
+
+def test_shifts_stay_as_esvit_built_them_when_images_are_larger(saved):
+    vectors = torch.load(GOLDEN, weights_only=True)
+    tokens = esvit(saved, vectors, "56 px").dense_tokens(vectors["56 px/larger/images"])
+    assert torch.allclose(tokens, vectors["56 px/larger/tokens"], atol=1e-4)
+
+
+@pytest.mark.parametrize(("side", "window"), [(64, 5), (44, 3), (36, 7)])
+def test_torchvision_fills_up_before_it_shifts(saved, side, window):
+    torch.manual_seed(0)
+    network = TorchvisionSwin([4, 4], 8, [2, 2], [1, 2], [window, window]).eval()
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    images = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        expected = network.norm(network.features(images)).flatten(1, 2)
+    tokens = load_encoder(saved(network.state_dict(), "model.pth")).dense_tokens(images)
+    assert torch.allclose(tokens, expected, atol=1e-4)
+
+
+def test_absolute_positions_are_refused_by_name(saved):
+    vectors = torch.load(GOLDEN, weights_only=True)
+    vectors["56 px/param/absolute_pos_embed"] = torch.zeros(1, 196, 4)
+    with pytest.raises(UnknownLayout, match=r"absolute positions \(absolute_pos_embed\)"):
+        esvit(saved, vectors, "56 px")

@@ -17,6 +17,7 @@ from dse_monitor.checkpoints.network import (
     Network,
     NotThisNetwork,
     Piece,
+    check_activation,
     count_blocks,
 )
 from dse_monitor.checkpoints.statedicts import Shape
@@ -33,6 +34,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     Raises:
         NotThisNetwork: no ConvNeXt that can be built.
     """
+    check_activation(hints, "gelu")
     stem = shapes.get("stem.0.weight", ())
     if len(stem) != 4 or stem[1] != 3 or stem[2] != stem[3]:
         raise NotThisNetwork(f"stem.0.weight is {list(stem)}, not [C, 3, p, p]")

@@ -10,13 +10,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints.families.vit import (
-    check_activation,
     feed_forward,
     number_of_heads,
     patch_embedding,
     patch_tokens,
 )
-from dse_monitor.checkpoints.network import IMAGE_SIZE, Heads, Hints, Network, NotThisNetwork, count_blocks
+from dse_monitor.checkpoints.network import (
+    IMAGE_SIZE,
+    Heads,
+    Hints,
+    Network,
+    NotThisNetwork,
+    check_activation,
+    count_blocks,
+)
 from dse_monitor.checkpoints.statedicts import Shape
 
 if TYPE_CHECKING:

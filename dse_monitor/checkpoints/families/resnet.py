@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dse_monitor.checkpoints.network import IMAGE_SIZE, Hints, Network, NotThisNetwork, count_blocks
+from dse_monitor.checkpoints.network import (
+    IMAGE_SIZE,
+    Hints,
+    Network,
+    NotThisNetwork,
+    check_activation,
+    count_blocks,
+)
 from dse_monitor.checkpoints.statedicts import Shape
 
 if TYPE_CHECKING:
@@ -30,6 +37,10 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     Raises:
         NotThisNetwork: no residual network that can be built.
     """
+    check_activation(hints, "relu")
+    for key in ("downsample_in_first_stage", "downsample_in_bottleneck"):
+        if hints.details.get(key):
+            raise NotThisNetwork(f"its configuration sets {key}, which moves strides to where timm has none")
     stages = count_stages(shapes)
     if stages != 4:
         raise NotThisNetwork(f"it has {stages} stages named layer1, layer2, ...; timm builds four")

@@ -10,12 +10,20 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dse_monitor.checkpoints.network import IMAGE_SIZE, Hints, Network, NotThisNetwork, count_blocks
+from dse_monitor.checkpoints.network import (
+    IMAGE_SIZE,
+    Hints,
+    Network,
+    NotThisNetwork,
+    check_activation,
+    count_blocks,
+)
 from dse_monitor.checkpoints.statedicts import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+_ANY_SIDE = 1 << 30
 NORM_EPS = 1e-5  # LayerNorm epsilon of the Swin authors, timm and torchvision
 
 
@@ -34,6 +42,9 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         raise NotThisNetwork(
             f"its patches are {patch}x{across} pixels of {channels} channels; square RGB was expected"
         )
+    check_activation(hints, "gelu")
+    if "absolute_pos_embed" in shapes:
+        raise NotThisNetwork("it adds absolute positions (absolute_pos_embed), which timm's Swin has not")
     stages = count_blocks(shapes, "layers.")
     depths = tuple(count_blocks(shapes, f"layers.{stage}.blocks.") for stage in range(stages))
     windows, heads = zip(*(_window(shapes, stage) for stage in range(stages)), strict=True)
@@ -42,8 +53,15 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         if found != width * 2**stage:
             raise NotThisNetwork(f"stage {stage} is {found} wide; {width * 2**stage} was expected")
     hidden = shapes.get("layers.0.blocks.0.mlp.fc1.weight", (0,))[0]
-    size = _image_size(patch, windows, hints.image_size)
-    side = _resolution(size // patch, stages - 1)
+    grid, plan = _grid_and_plan(patch, windows, hints.image_size)
+    size, side = grid * patch, _rounded_up(grid, stages - 1)
+    pad_first = bool(hints.details.get("pad_first"))
+    known = (1, _ANY_SIDE)  # patches per side for which the shifts were chosen, from and to
+    if hints.details.get("shift_as_built"):  # equal windows only say that the last stage was no smaller
+        known = (grid, grid) if len(set(windows)) > 1 else (windows[0] * 2 ** (stages - 1), _ANY_SIDE)
+        plan = _rounded_down
+    elif pad_first:
+        plan = _rounded_up
     options: dict[str, Any] = dict(
         img_size=size,
         patch_size=patch,
@@ -61,8 +79,14 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
             f"swin {width}, blocks {'-'.join(map(str, depths))}, heads {'-'.join(map(str, heads))}, "
             f"window {window_words}, patch {patch}"
         ),
-        build=partial(_build, options, hints.norm_eps or NORM_EPS, bool(hints.details.get("pad_first"))),
-        tokens=_tokens,
+        build=partial(
+            _build,
+            options,
+            hints.norm_eps or NORM_EPS,
+            pad_first=pad_first,
+            patch_norm="patch_embed.norm.weight" in shapes,
+        ),
+        tokens=partial(_tokens, plan, *known),
         num_tokens=side * side,
         width=width * 2 ** (stages - 1),
         image_size=size,
@@ -93,31 +117,39 @@ def _window(shapes: Mapping[str, Shape], stage: int) -> tuple[int, int]:
     return (side + 1) // 2, table[1]
 
 
-def _resolution(grid: int, stage: int) -> int:
-    """Side of the token grid at a stage; every merging rounds up."""
-    for _ in range(stage):
-        grid = (grid + 1) // 2
-    return grid
+def _rounded_up(side: int, stage: int) -> int:
+    """Side of the token grid at a stage: merging fills odd grids up, so every stage rounds up."""
+    return -(-side // 2**stage)
 
 
-def _image_size(patch: int, windows: tuple[int, ...], known: int | None) -> int:
-    """The image side the tables were made for.
+def _rounded_down(side: int, stage: int) -> int:
+    """Side as the constructors of the Swin authors, EsViT, iBOT and timm before 1.0.23 reckon with it."""
+    return side // 2**stage
 
-    A stage smaller than the window got a window of its own size when it was built, so tables of different
-    sizes give the image size away; equal ones fit any image whose last stage is at least one window.
+
+def _grid_and_plan(
+    patch: int, windows: tuple[int, ...], known: int | None
+) -> tuple[int, Callable[[int, int], int]]:
+    """Patches per side of the images the tables were made for, and how the constructor rounded.
+
+    A stage planned smaller than the window got a window of its own size, so tables of different sizes give
+    the image size away; equal ones fit any image whose last stage is at least one window. Networks whose
+    stages have windows of their own (Swin S3) fit an image size in which no window exceeds its stage.
     """
-    last = len(windows) - 1
-    implied = patch * windows[-1] * 2**last
-    for size in (known, IMAGE_SIZE, implied):
-        if size and all(
-            window == min(windows[0], _resolution(size // patch, stage))
-            for stage, window in enumerate(windows)
-        ):
-            return size
+    largest = max(window * 2**stage for stage, window in enumerate(windows))
+    usual = [size // patch for size in (known, IMAGE_SIZE) if size]
+    sides = [*usual, *range(1, largest + 1)]
+    for plan in (_rounded_down, _rounded_up):
+        for side in sides:
+            if windows == tuple(min(windows[0], plan(side, stage)) for stage in range(len(windows))):
+                return side, plan
+    for side in [*usual, largest]:
+        if all(window <= _rounded_down(side, stage) for stage, window in enumerate(windows)):
+            return side, _rounded_down
     raise NotThisNetwork(f"windows of {', '.join(map(str, windows))} fit no image size")
 
 
-def _build(options: dict[str, Any], eps: float, pad_first: bool) -> nn.Module:
+def _build(options: dict[str, Any], eps: float, *, pad_first: bool, patch_norm: bool) -> nn.Module:
     from timm.models.swin_transformer import SwinTransformer
     from torch import nn
 
@@ -127,8 +159,11 @@ def _build(options: dict[str, Any], eps: float, pad_first: bool) -> nn.Module:
         num_classes=0,
         norm_layer=norm_layer,
         strict_img_size=False,
+        always_partition=True,  # windows as given: releases of timm round stages differently
         drop_path_rate=0.0,
     )
+    if not patch_norm:
+        model.patch_embed.norm = nn.Identity()
     if pad_first:
         stages: Any = model.layers
         for layer in stages:
@@ -149,17 +184,20 @@ def _pad_then_attend(window: tuple[int, int], attend: Callable[[Tensor], Tensor]
     return attend(x)[:, :height, :width]
 
 
-def _tokens(model: Any, images: Tensor) -> Tensor:
+def _tokens(
+    plan: Callable[[int, int], int], smallest: int, largest: int, model: Any, images: Tensor
+) -> Tensor:
     """The last stage's tokens after the final norm, row by row: [B, 3, H, W] -> [B, N, D].
 
-    For images of another size than the network was built for, a stage no larger than its window is not
-    shifted, as in a network built for that size.
+    A stage planned no larger than its window is not shifted. Networks choose that for the images they see,
+    or once for those they were built for (EsViT, iBOT): then `smallest` and `largest` bound the patches per
+    side.
     """
     patch = model.patch_embed.patch_size
-    grid = (images.shape[-2] // patch[0], images.shape[-1] // patch[1])
+    side = min(images.shape[-2] // patch[0], images.shape[-1] // patch[1])
+    side = min(max(side, smallest), largest)
     for stage, layer in enumerate(model.layers):
-        smallest = min(_resolution(side, stage) for side in grid)
         for block in layer.blocks:
-            fits = smallest <= min(block.window_size)
+            fits = plan(side, stage) <= min(block.window_size)
             block.shift_size = (0, 0) if fits else block.target_shift_size
     return model.forward_features(images).flatten(1, 2)

@@ -17,6 +17,7 @@ from dse_monitor.checkpoints.network import (
     Network,
     NotThisNetwork,
     Piece,
+    check_activation,
     count_blocks,
 )
 from dse_monitor.checkpoints.statedicts import Shape
@@ -199,16 +200,6 @@ def feed_forward(shapes: Mapping[str, Shape], width: int) -> tuple[FeedForward, 
         raise NotThisNetwork("no feed-forward layers named blocks.0.mlp.fc1 and blocks.0.mlp.fc2")
     words = "SwiGLU" if kind != "mlp" else ("" if hidden == 4 * width else f"mlp {hidden}")
     return FeedForward(kind, (hidden + 0.5) / width), words  # timm truncates width * ratio
-
-
-def check_activation(hints: Hints, usual: str) -> None:
-    """Refuse a recorded activation that is not the one the network is built with.
-
-    Activations have no tensors: another one would load silently and yield wrong features.
-    """
-    found = hints.details.get("hidden_act", usual)
-    if found != usual:
-        raise NotThisNetwork(f"its configuration asks for hidden_act {found!r} where {usual!r} is built")
 
 
 def _grid(position: Shape, class_token: bool, registers: int, renamed: dict[str, Piece]) -> tuple[int, bool]:
