@@ -191,15 +191,18 @@ def _left_out(tree: Any) -> list[str]:
     """Notes on tensors that could not be described, by reason."""
     reasons: dict[str, int] = {}
     for _, value in walk(tree):
-        if isinstance(value, Opaque):
-            if value.note.startswith("not built"):
-                reasons[value.note] = reasons.get(value.note, 0) + 1
-            elif value.name.startswith(_SHARDED_CLASSES):
-                note = (
-                    f"not built: {value.name} is one rank's part of a tensor; give a consolidated checkpoint "
-                    "(DINOv2: eval/training_*/teacher_checkpoint.pth)"
-                )
-                reasons[note] = reasons.get(note, 0) + 1
+        if not isinstance(value, Opaque):
+            continue
+        note = value.note if value.note.startswith("not built") else ""
+        if value.name.startswith(_SHARDED_CLASSES):
+            note = f"not built: {value.name} is one rank's part of a tensor"
+        if "torch.distributed." in note:
+            note += (
+                "; give a consolidated checkpoint (get_model_state_dict with full_state_dict=True; DINOv2: "
+                "eval/training_*/teacher_checkpoint.pth) or the folder of torch.distributed.checkpoint"
+            )
+        if note:
+            reasons[note] = reasons.get(note, 0) + 1
     return [
         f"{count} values {note}" if count > 1 else f"a value {note}"
         for note, count in list(reasons.items())[:20]

@@ -264,7 +264,8 @@ def _huggingface_vit(pieces: Pieces) -> Pieces:
 
 
 def _dinov3(pieces: Pieces) -> Pieces:
-    """DINOv3's own names. The keys' third of qkv.bias is masked there; timm keeps the other two apart."""
+    """DINOv3's own names. timm keeps the thirds of qkv.bias apart; the keys' counts only where no mask is."""
+    masked = any(name.endswith(".bias_mask") for name in pieces)
     pieces = renamed(
         pieces,
         [
@@ -283,6 +284,8 @@ def _dinov3(pieces: Pieces) -> Pieces:
             block, width = name.removesuffix("qkv.bias"), piece.shape[0] // 3
             out[f"{block}q_bias"] = _rows(piece, 0, width)
             out[f"{block}v_bias"] = _rows(piece, 2 * width, 3 * width)
+            if not masked:
+                out[f"{block}k_bias"] = _rows(piece, width, 2 * width)
         else:
             out[name] = piece
     return out

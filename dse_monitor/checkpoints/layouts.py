@@ -467,16 +467,24 @@ LAYOUTS: tuple[Layout, ...] = (
         example="ckpt/199",
         needs=(),
         networks=(
-            NetworkAt("teacher", "*teacher*backbone."),
+            NetworkAt("teacher", "*teacher*backbone.", unless=("gram",)),
             NetworkAt("teacher", "*model_ema*backbone."),
-            NetworkAt("teacher", "*", unless=("student",)),
+            NetworkAt("teacher", "*", unless=("student", "gram")),
+            NetworkAt("gram_teacher", "*gram*"),
             NetworkAt("student", "*student*backbone."),
         ),
         evaluated="the authors evaluate the teacher",
-        dialects=("DINOv3",),
+        dialects=("DINOv3", "DINOv3 ConvNeXt"),
         steps_from_field=1,
         heads_by_width=_DINOV3_VITS,
-        traps=("Iterations count from zero", "Keys have no bias: a third of every qkv.bias is masked"),
+        traps=(
+            "Iterations count from zero",
+            "Keys have no bias: a third of every qkv.bias is masked",
+            "LayerNorms use epsilon 1e-5 as in the released models (layernormbf16); the file does not tell "
+            "whether training was set to layernorm, which uses 1e-6",
+            "Rotary positions are computed in float32 as in the released models; training rounds them to "
+            "bfloat16",
+        ),
     ),
     Layout(
         name="dinov2",

@@ -20,12 +20,14 @@ class NameFacts:
         step_done: finished optimiser steps, or None.
         pattern: name of the entry of PATTERNS that matched; empty if none did.
         how: how the number was turned into a count, in words; empty if no pattern matched.
+        within_epoch: whether files of this name are saved while the epoch they name is going on.
     """
 
     epoch_done: float | None = None
     step_done: int | None = None
     pattern: str = ""
     how: str = ""
+    within_epoch: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Pattern:
         epoch_offset: added to ``epoch`` to get finished epochs.
         step_offset: added to ``step`` to get finished steps.
         writer: code that writes such names.
+        within_epoch: whether it writes them while the epoch they name is going on.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Pattern:
     writer: str
     epoch_offset: int = 0
     step_offset: int = 0
+    within_epoch: bool = False
 
 
 # A checkpoint folder may be named itself or through a file in it.
@@ -113,6 +117,7 @@ PATTERNS: tuple[Pattern, ...] = (
         r"recovery-(?P<epoch>\d+)-\d+\.pth\.tar",
         "recovery-3-200.pth.tar",
         "timm, within the epoch after the counted ones",
+        within_epoch=True,
     ),
     Pattern("timm", r"checkpoint-(?P<epoch>\d+)\.pth\.tar", "checkpoint-12.pth.tar", "timm", epoch_offset=1),
     Pattern("mae", r"checkpoint-(?P<epoch>\d+)\.pth", "checkpoint-10.pth", "MAE", epoch_offset=1),
@@ -315,6 +320,7 @@ def _facts(entry: Pattern, groups: dict[str, str | None]) -> NameFacts:
         step_done=None if step is None else max(int(step) + entry.step_offset, 0),
         pattern=entry.name,
         how=f"{' and '.join(words)} in the name; as {entry.writer} writes it",
+        within_epoch=entry.within_epoch,
     )
 
 

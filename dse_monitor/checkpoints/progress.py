@@ -80,7 +80,8 @@ def read(
     fields = tree if isinstance(tree, Mapping) else {}
     notes: list[str] = []
     unfinished = _at(fields, LIGHTNING_BATCHES) is False
-    epoch, epoch_source = _first(fields, EPOCH_FIELDS, 0 if unfinished else epochs_from_field)
+    counted = 0 if unfinished or facts.within_epoch else epochs_from_field
+    epoch, epoch_source = _first(fields, EPOCH_FIELDS, counted)
     if unfinished:
         notes.append("It was saved in the middle of an epoch, which is not counted as finished.")
     step, step_source = _first(fields, STEP_FIELDS, steps_from_field)
@@ -92,7 +93,7 @@ def read(
     if facts.epoch_done is not None:
         if epoch is None:
             epoch, epoch_source = facts.epoch_done, facts.how
-        elif epoch != facts.epoch_done:
+        elif epoch != facts.epoch_done - unfinished:
             notes.append(
                 f"The name says {_number(facts.epoch_done)} finished epochs ({facts.how}), the file says "
                 f"{_number(epoch)} ({epoch_source}); the file is believed."

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints import architecture, configuration, layouts, progress
 from dse_monitor.checkpoints.dialects import DIALECTS, Found, Pieces, find
-from dse_monitor.checkpoints.layouts import Layout
+from dse_monitor.checkpoints.layouts import Layout, NetworkAt
 from dse_monitor.checkpoints.names import from_name
 from dse_monitor.checkpoints.network import POOLED_NORM, Hints, Network, NotThisNetwork, Piece
 from dse_monitor.checkpoints.statedicts import Shape, StateDict, state_dicts, unwrapped
@@ -76,6 +76,7 @@ class _Choice:
 
     name: str
     found: Found
+    entry: NetworkAt | None = None
 
 
 def recognise(
@@ -105,7 +106,7 @@ def recognise(
     """
     file = _File(archive)
     entry = _layout(file, layout)
-    choices = _choices(entry, file.encoders)
+    choices = _choices(entry, file.encoders, forced=layout is not None)
     choice = _chosen(file, entry, choices, encoder)
     hints = configuration.hints(
         archive.tree, archive.config, entry, choice.found.dialect, num_heads=num_heads
@@ -178,17 +179,19 @@ class _File:
         self.states: list[StateDict] = state_dicts(archive.tree)
         self.encoders: list[Found] = list(find(self.states))
         self.marks = layouts.marks(archive.tree, self.states)
+        self.left_out = [note for note in archive.notes if " not built: " in note]
 
     def says(self, problem: str, advice: str) -> str:
         """One sentence each: the file and what is in it, the problem, what to do."""
         return f"{self.path.name} ({self.container}): {problem}. Found {self.contents()}. {advice}."
 
     def contents(self) -> str:
-        """Top-level keys and the first weight."""
+        """Top-level keys, the first weight, and tensors that could not be described."""
         keys = list(self.tree) if isinstance(self.tree, dict) else []
         shown = ", ".join(repr(str(key)[:60]) for key in keys[:8]) + (", ..." if len(keys) > 8 else "")
         first = next((f"{'.'.join(s.path)}/{name}" for s in self.states for name in s.names.values()), "")
-        return f"top level {shown or 'empty'}; " + (f"first weight {first!r}" if first else "no tensors")
+        weights = f"first weight {first!r}" if first else "no tensors"
+        return "; ".join([f"top level {shown or 'empty'}", weights, *self.left_out[:2]])
 
     def places(self) -> str:
         """Where encoders were found."""
@@ -236,14 +239,22 @@ def _nearest(file: _File) -> str:
     return hint + "Choose with --layout NAME (`dse-monitor layouts` lists them) or --encoder PREFIX"
 
 
-def _choices(layout: Layout, encoders: Sequence[Found]) -> list[_Choice]:
-    """The layout's networks that are in the file, in the layout's order, each place once."""
+def _choices(layout: Layout, encoders: Sequence[Found], *, forced: bool = False) -> list[_Choice]:
+    """The layout's networks that are in the file, in the layout's order, each place once.
+
+    Released files often hold the bare backbone. Where a layout reads a network in its own way (heads,
+    epsilon), forcing it makes an encoder without a prefix its first network.
+    """
+    own_way = bool(layout.heads_by_width or layout.details or layout.norm_eps)
     chosen: dict[int, _Choice] = {}
     for network in layout.networks:
         for found in encoders:
             known = not layout.dialects or found.dialect.name in layout.dialects
             if known and id(found) not in chosen and network.matches(found.location):
-                chosen[id(found)] = _Choice(network.name, found)
+                chosen[id(found)] = _Choice(network.name, found, network)
+    bare = [found for found in encoders if not found.prefix and len(found.state.path) < 2]
+    if forced and own_way and not chosen and len(bare) == 1:
+        return [_Choice(layout.networks[0].name, bare[0], layout.networks[0])]
     return list(chosen.values())
 
 
@@ -253,7 +264,7 @@ def _chosen(file: _File, layout: Layout, choices: list[_Choice], wanted: str | N
     own = layouts.named_by_the_file(layout, file.tree)
     for choice in choices:
         if own is None or choice.found.location == layouts.unwrapped_location(own):
-            rivals = [other for other in choices if other.name == choice.name and other is not choice]
+            rivals = [other for other in choices if other.entry is choice.entry and other is not choice]
             if own is None and any(not _same_tensors(choice.found, other.found) for other in rivals):
                 places = ", ".join(repr(each.found.spelled) for each in (choice, *rivals))
                 raise AmbiguousArchitecture(

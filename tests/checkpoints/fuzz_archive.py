@@ -167,7 +167,7 @@ def seeds(corpus: Path) -> None:
         "__metadata__": {"format": "pt"},
     }
     (corpus / "header").write_bytes(b"\3" + json.dumps(header).encode())
-    dcp.save({"model": {"w": torch.zeros(2, 2)}, "step": 3}, checkpoint_id=str(FOLDER / "made"), no_dist=True)
+    dcp.save({"model": {"w": torch.zeros(2, 2)}, "step": 3}, checkpoint_id=str(FOLDER / "made"))
     (corpus / "metadata").write_bytes(b"\4" + (FOLDER / "made" / ".metadata").read_bytes())
 
 

@@ -164,9 +164,12 @@ def test_torchvision_transformer_gives_its_own_tokens(reloaded):
 
 def dinov3(**options):
     return Eva(
-        **{**dict(img_size=SIZE, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=0), **options},
+        **{
+            **dict(img_size=SIZE, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=0),
+            **dict(init_values=1.0),
+            **options,
+        },
         global_pool="token",
-        init_values=1.0,
         use_abs_pos_emb=False,
         use_rot_pos_emb=True,
         rope_type="dinov3",
@@ -228,6 +231,44 @@ def test_dinov3_tells_its_heads_by_the_rotary_periods(reloaded, gate):
     encoder = reloaded({"teacher": state})
     assert encoder.source.layout == "dinov3"
     assert "4 heads" in encoder.arch
+    assert torch.allclose(encoder.dense_tokens(images()), timm_tokens(model, images()), atol=1e-6)
+
+
+def test_dinov3_with_biases_on_its_keys_keeps_them(reloaded):
+    model = randomised(dinov3(qkv_bias=True))
+    state = native_dinov3(model)
+    state = {name: value for name, value in state.items() if not name.endswith("bias_mask")}
+    for block in model.blocks:
+        block.attn.k_bias.fill_(9.0)
+    assert torch.allclose(reloaded(state).dense_tokens(images()), timm_tokens(model, images()), atol=1e-6)
+
+
+def test_dinov3_without_layer_scale_is_built_so(reloaded):
+    model = randomised(dinov3(qkv_bias=True, init_values=None))
+    state = native_dinov3(model)
+    assert not any("ls1" in name for name in state)
+    assert torch.allclose(reloaded(state).dense_tokens(images()), timm_tokens(model, images()), atol=1e-6)
+
+
+def test_dinov3_with_norms_without_bias_is_refused(reloaded):
+    state = native_dinov3(randomised(dinov3(qkv_bias=True)))
+    state = {name: value for name, value in state.items() if "norm" not in name or "weight" in name}
+    with pytest.raises(UnknownLayout, match=r"norms have no bias \(RMSNorm\)"):
+        reloaded(state)
+
+
+def test_gram_teacher_is_not_taken_for_the_teacher(reloaded):
+    model, other = (randomised(dinov3(qkv_bias=True)) for _ in range(2))
+    for parameter in other.parameters():
+        parameter.data += 0.1
+    copies = {"student": other, "gram_teacher": other, "teacher": model, "model_ema": model}
+    state = {
+        f"{name}.backbone.{key}": value.clone()
+        for name, network in copies.items()
+        for key, value in native_dinov3(network).items()
+    }
+    encoder = reloaded({"iteration": 199, "model": state})
+    assert (encoder.source.encoder, encoder.source.step) == ("teacher", 200)
     assert torch.allclose(encoder.dense_tokens(images()), timm_tokens(model, images()), atol=1e-6)
 
 

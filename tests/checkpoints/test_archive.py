@@ -354,7 +354,7 @@ def test_distributed_checkpoint_of_one_process_is_read(tmp_path):
     state = {"model": {"w": torch.randn(3, 4), "half": torch.ones(2).half()}, "step": 7}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save(state, checkpoint_id=str(tmp_path / "ckpt"), no_dist=True)
+        dcp.save(state, checkpoint_id=str(tmp_path / "ckpt"))
     found = tensors(tmp_path / "ckpt")
     assert all(same(found[f"model.{name}"], state["model"][name]) for name in state["model"])
 

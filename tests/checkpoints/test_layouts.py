@@ -452,5 +452,16 @@ def test_unknown_layout_name_lists_the_known_ones(saved, vit):
 
 
 def test_forced_layout_that_does_not_fit_says_where_encoders_are(saved, vit):
-    with pytest.raises(UnknownLayout, match=r"layout 'dino' keeps its encoder at 'teacher/backbone\.'.*'/'"):
-        load_encoder(saved(vit.state_dict()), layout="dino")
+    with pytest.raises(UnknownLayout, match=r"layout 'byol' keeps its encoder at 'model/module\.target.*'/'"):
+        load_encoder(saved(vit.state_dict()), layout="byol")
+
+
+def test_a_forced_layout_reads_a_bare_backbone_its_own_way(saved):
+    from timm.models.vision_transformer import VisionTransformer
+
+    vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=384, depth=1, num_heads=12, num_classes=0)
+    path = saved({"state_dict": vit.state_dict()}, "vit-s-300ep.pth.tar")
+    encoder = load_encoder(path, layout="mocov3")
+    assert "12 heads" in encoder.arch
+    assert (encoder.source.layout, encoder.source.encoder) == ("mocov3", "momentum_encoder")
+    assert "6 heads" in load_encoder(path).arch

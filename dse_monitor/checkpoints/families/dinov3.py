@@ -1,4 +1,4 @@
-"""DINOv3's transformers: rotary positions, registers, layer scale, keys without bias; built as timm's Eva.
+"""DINOv3's transformers: rotary positions, registers, usually layer scale; built as timm's Eva.
 
 Shapes: D width, p patch side, h heads; ``rope.periods`` is [D / h / 4].
 """
@@ -42,8 +42,10 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     """
     width, patch = patch_embedding(shapes)
     depth = count_blocks(shapes, "blocks.")
-    if "blocks.0.gamma_1" not in shapes or "cls_token" not in shapes or "norm.weight" not in shapes:
-        raise NotThisNetwork("DINOv3 has a class token, layer scale (gamma_1) and a final norm")
+    if "cls_token" not in shapes or "norm.weight" not in shapes:
+        raise NotThisNetwork("DINOv3 has a class token and a final norm")
+    if "norm.bias" not in shapes:
+        raise NotThisNetwork("its norms have no bias (RMSNorm); LayerNorm is built")
     registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
     heads = _heads(shapes, width, hints)
     mlp, mlp_words = feed_forward(shapes, width)
@@ -59,6 +61,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         swiglu_align_to=1 if mlp.kind == "swiglu" else 0,  # any alignment makes timm keep the halves apart
         num_reg_tokens=registers,
         rope_temperature=float(hints.details.get("rope_theta", TEMPERATURE)),
+        init_values=1.0 if "blocks.0.gamma_1" in shapes else None,
         norm_eps=hints.norm_eps or NORM_EPS,
     )
     size = hints.image_size or IMAGE_SIZE
@@ -75,7 +78,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     return Network(
         family="dinov3",
         description=", ".join(word for word in words if word),
-        build=partial(_build, options, "rope.periods" in shapes),
+        build=partial(_build, options, "rope.periods" in shapes, "blocks.0.attn.k_bias" in shapes),
         tokens=patch_tokens,
         num_tokens=grid * grid,
         width=width,
@@ -94,7 +97,7 @@ def _heads(shapes: Mapping[str, Shape], width: int, hints: Hints) -> Heads:
     return number_of_heads(shapes, width, hints)
 
 
-def _build(options: dict[str, Any], periods_stored: bool) -> nn.Module:
+def _build(options: dict[str, Any], periods_stored: bool, key_bias: bool) -> nn.Module:
     from timm.models.eva import Eva
     from torch import nn
 
@@ -105,7 +108,6 @@ def _build(options: dict[str, Any], periods_stored: bool) -> nn.Module:
             **options,
             num_classes=0,
             global_pool="token",
-            init_values=1.0,
             use_abs_pos_emb=False,
             use_rot_pos_emb=True,
             rope_type="dinov3",
@@ -121,4 +123,7 @@ def _build(options: dict[str, Any], periods_stored: bool) -> nn.Module:
     if periods_stored:  # take the file's, which were rounded when it was written, not freshly computed ones
         rope: Any = model.rope
         rope.register_buffer("periods", rope.periods, persistent=True)
+    blocks: Any = model.blocks
+    for block in blocks if key_bias else ():  # timm's is fixed at zero
+        block.attn.register_buffer("k_bias", block.attn.k_bias, persistent=True)
     return model

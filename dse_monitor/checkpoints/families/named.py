@@ -57,9 +57,17 @@ def _build(arch: str, options: dict[str, Any], on_meta: bool = False) -> nn.Modu
     import timm
     import torch
 
+    def create() -> nn.Module:
+        return timm.create_model(arch, num_classes=0, pretrained=False, **options).eval()
+
     try:
-        with torch.device("meta" if on_meta else "cpu"):
-            return timm.create_model(arch, num_classes=0, pretrained=False, **options).eval()
+        if not on_meta:
+            return create()
+        try:
+            with torch.device("meta"):
+                return create()
+        except RuntimeError:  # older releases of timm look at values while they build
+            return create().to("meta")
     except (TypeError, AssertionError, ValueError) as error:
         raise NotThisNetwork(f"timm cannot build {arch} with {options}: {error}") from error
 
