@@ -1,5 +1,7 @@
 """What reading a checkpoint costs: time beside a plain read of as many bytes, and memory.
 
+The last row is `load_encoder` as a whole: reading, checksums, digest, the test for NaN, building the network.
+
     python benchmarks/checkpoint_reading.py [--gigabytes 2.0] [--encoder-megabytes 300] [--repeats 5]
 
 Writes the files into a temporary folder (removed afterwards) and reads each in a fresh process. The page
@@ -15,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 from rich.console import Console
@@ -22,7 +25,11 @@ from rich.table import Table
 
 from dse_monitor.checkpoints.archive import Archive, TensorRef, open_archive, walk
 
+if TYPE_CHECKING:
+    import torch
+
 MEGABYTE = 1 << 20
+LOADED = "load_encoder, torch zip"
 KINDS = ("torch zip", "torch zip without checksums", "torch legacy", "safetensors")
 
 
@@ -43,9 +50,25 @@ def write(folder: Path, gigabytes: float, encoder_megabytes: float) -> dict[str,
     torch.serialization.set_crc32_options(True)
     torch.save(value, paths["torch legacy"], _use_new_zipfile_serialization=False)
     safetensors.torch.save_file({**model, **rest}, paths["safetensors"])
+    loaded = folder / "whole.pth"
+    torch.save({"epoch": 10, "dino_loss": {}, "optimizer": rest, **networks(encoder_megabytes)}, loaded)
     many = folder / "many.pth"
     torch.save({f"layer.{k}.weight": torch.zeros(4, 4) for k in range(3480)}, many)
-    return {**paths, "3,480 small tensors": many}
+    return {**paths, "3,480 small tensors": many, LOADED: loaded}
+
+
+def networks(megabytes: float) -> dict[str, dict[str, torch.Tensor]]:
+    """Student and teacher of DINO around a vision transformer of width 768, as deep as the size asks for."""
+    import torch
+    from timm.models.vision_transformer import VisionTransformer
+
+    depth = max(1, round(megabytes * MEGABYTE / 4 / 7.1e6))  # parameters of a block
+    vit = VisionTransformer(depth=depth, num_classes=0, weight_init="skip")
+    state = {name: torch.randn(value.shape) for name, value in vit.state_dict().items()}
+    return {
+        "student": {f"module.backbone.{name}": torch.randn(value.shape) for name, value in state.items()},
+        "teacher": {f"backbone.{name}": value for name, value in state.items()},
+    }
 
 
 def child(command: list[str]) -> dict[str, float]:
@@ -73,17 +96,42 @@ def measure(path: Path) -> dict[str, float]:
     return {"open": opened, "read": read, "size": size, "grown": peak_megabytes() - before}
 
 
+def measure_load(path: Path) -> dict[str, float]:
+    """`load_encoder` in a process that has imported what it needs and does nothing else."""
+    import timm.models.vision_transformer  # noqa: F401
+    import torch
+
+    from dse_monitor.checkpoints.load import load_encoder
+
+    torch.zeros(1 << 20).sum()  # threads and the like are there
+    reset_peak()
+    before = peak_megabytes()
+    start = time.perf_counter()
+    encoder = load_encoder(path)
+    read = time.perf_counter() - start
+    size = sum(parameter.nbytes for parameter in encoder.module.parameters()) / MEGABYTE
+    return {"open": 0.0, "read": read, "size": size, "grown": peak_megabytes() - before}
+
+
+def reset_peak() -> None:
+    """Let the peak begin at what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def encoder_of(archive: Archive) -> list[TensorRef]:
-    """The tensors that are no optimiser's."""
+    """The tensors that are no optimiser's and no student's."""
     return [
-        ref for keys, ref in walk(archive.tree) if isinstance(ref, TensorRef) and "optimizer" not in str(keys)
+        ref
+        for keys, ref in walk(archive.tree)
+        if isinstance(ref, TensorRef) and "optimizer" not in str(keys) and "student" not in str(keys)
     ]
 
 
 def measure_plain(path: Path) -> dict[str, float]:
     """Read as many bytes without any checks, in another such process."""
     with open_archive(path) as archive:
-        sizes = [ref.nbytes for ref in encoder_of(archive)]
+        refs = encoder_of(archive)
+        sizes = [ref.nbytes for ref in refs]
     return {"plain": plain_read(sizes, path)}
 
 
@@ -109,6 +157,7 @@ def main(
     folder: Path | None = None,
     only: Path | None = None,
     plain: bool = False,
+    load: bool = False,
 ) -> None:
     """Print the table.
 
@@ -119,9 +168,11 @@ def main(
         folder: where the temporary folder is made.
         only: measure this file and print JSON; what the fresh processes are started with.
         plain: with `only`, read the bytes without the project's reader.
+        load: with `only`, load the encoder.
     """
     if only is not None:
-        print(json.dumps(measure_plain(only) if plain else measure(only)))
+        figures = measure_plain(only) if plain else (measure_load if load else measure)(only)
+        print(json.dumps(figures))
         return
     table = Table(title=f"reading checkpoints, {len(os.sched_getaffinity(0))} cores, best of {repeats}")
     for column in ("file", "MB", "read MB", "open s", "read s", "plain s", "ratio", "peak MB"):
@@ -129,7 +180,8 @@ def main(
     with tempfile.TemporaryDirectory(dir=folder) as place:
         for kind, path in write(Path(place), gigabytes, encoder_megabytes).items():
             command = [sys.executable, __file__, "--only", str(path)]
-            runs = [{**child(command), **child([*command, "--plain"])} for _ in range(repeats)]
+            ours = [*command, "--load"] if kind == LOADED else command
+            runs = [{**child(ours), **child([*command, "--plain"])} for _ in range(repeats)]
             best = {key: min(run[key] for run in runs) for key in runs[0]}
             figures = (path.stat().st_size / MEGABYTE, best["size"])
             seconds = (best["open"], best["read"], best["plain"])

@@ -81,14 +81,18 @@ class Archive:
         config = self.sidecars.get("config.json")
         return config if isinstance(config, dict) else {}
 
-    def read(self, refs: Sequence[TensorRef]) -> list[bytearray]:
+    def read(self, refs: Sequence[TensorRef], digests: list[bytes] | None = None) -> list[memoryview]:
         """Row-major little-endian bytes of each tensor; checksums are compared where the file has any.
+
+        Args:
+            refs: what to read.
+            digests: eight bytes for each tensor are appended here; they differ where contents differ.
 
         Raises:
             CorruptCheckpoint: a checksum differs, or the file changed since it was opened.
             IncompleteCheckpoint: the file is gone or shorter than it was.
         """
-        return read_tensors(refs)
+        return read_tensors(refs, digests)
 
     def verify_unchanged(self) -> None:
         """Look at every file once more, after reading.

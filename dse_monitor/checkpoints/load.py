@@ -61,23 +61,30 @@ def load_encoder(
             scalars=lambda refs: read_scalars(archive, refs),
         )
         sources = found.sources()
-        blobs = archive.read(list(sources.values()))
+        digests: list[bytes] = []
+        blobs = archive.read(list(sources.values()), digests)
         archive.verify_unchanged()
-    digest = hashlib.sha256()
-    tensors: dict[str, Tensor] = {}
-    for (name, ref), blob in zip(sources.items(), blobs, strict=True):
-        digest.update(blob)
-        tensors[name] = as_tensor(ref, blob)
-    return _encoder(path, found, tensors, digest.hexdigest())
+    tensors = {name: as_tensor(ref, blob) for (name, ref), blob in zip(sources.items(), blobs, strict=True)}
+    by_name = [
+        digest for _, digest in sorted(zip(sources, digests, strict=True))
+    ]  # whatever the file's order
+    return _encoder(path, found, tensors, hashlib.sha256(b"".join(by_name)).hexdigest())
 
 
-def as_tensor(ref: TensorRef, blob: bytearray) -> Tensor:
+def as_tensor(ref: TensorRef, blob: memoryview) -> Tensor:
     """The tensor a reference describes, over its bytes; floating types become float32."""
     dtype: torch.dtype = getattr(torch, ref.dtype)
     if not blob:
         return torch.zeros(tuple(ref.shape), dtype=dtype)
     tensor = torch.frombuffer(blob, dtype=torch.uint8).view(dtype).view(tuple(ref.shape))
     return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether there is no NaN or infinity in it. A finite sum proves that; a sum may overflow by itself."""
+    if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):
+        return True
+    return bool(tensor.isfinite().all())
 
 
 def read_scalars(archive: Archive, refs: Sequence[TensorRef]) -> list[float]:
@@ -91,9 +98,7 @@ def _encoder(path: Path, found: Recognition, tensors: dict[str, Tensor], digest:
         name: piece.make([tensors[source] for source in piece.sources])
         for name, piece in found.pieces.items()
     }
-    non_finite = tuple(
-        name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()
-    )
+    non_finite = tuple(name for name, tensor in state.items() if not is_finite(tensor))
     for name, tensor in found.module.state_dict().items():  # counters old files lack, heads that are not used
         if name not in state:
             state[name] = torch.zeros(tuple(tensor.shape), dtype=tensor.dtype)

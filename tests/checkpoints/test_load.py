@@ -1,6 +1,9 @@
 """From a path to an encoder: the authors' own small networks, progress, and every refusal's words."""
 
 import argparse
+import hashlib
+import math
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from dse_monitor.checkpoints import load_encoder
 from dse_monitor.checkpoints.archive import Archive
+from dse_monitor.checkpoints.load import is_finite
 from dse_monitor.errors import AmbiguousArchitecture, UnknownLayout
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -200,7 +204,9 @@ def test_other_precisions_become_float32(saved, vit, dtype):
 def test_only_the_encoders_bytes_are_read(saved, vit, monkeypatch):
     read = []
     original = Archive.read
-    monkeypatch.setattr(Archive, "read", lambda self, refs: read.extend(refs) or original(self, refs))
+    monkeypatch.setattr(
+        Archive, "read", lambda self, refs, *rest: read.extend(refs) or original(self, refs, *rest)
+    )
     load_encoder(saved(dino(vit.state_dict(), optimizer={"state": {0: {"exp_avg": torch.zeros(1000)}}})))
     assert sum(ref.nbytes for ref in read) == sum(t.nbytes for t in vit.state_dict().values())
 
@@ -211,6 +217,34 @@ def test_equal_weights_have_equal_digests_under_any_name(saved, vit, tmp_path):
     other = dict(state, **{"norm.weight": state["norm.weight"] + 1})
     assert load_encoder(saved(state, "b/last.pth")).source.content == first
     assert load_encoder(saved(other, "c/model.pth")).source.content != first
+
+
+def test_digest_is_of_the_bytes_whatever_the_container(saved, vit, tmp_path):
+    state = vit.state_dict()
+    save_file(state, tmp_path / "a.safetensors")
+    torch.save(state, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
+    views = {name: torch.cat([value.flatten(), torch.ones(3)]) for name, value in state.items()}
+    strided = {
+        name: views[name][: value.numel()].view(value.shape).t().contiguous().t()
+        if value.ndim == 2
+        else views[name][: value.numel()].view(value.shape)
+        for name, value in state.items()
+    }
+    each = [
+        zlib.crc32(raw).to_bytes(4, "little") + zlib.adler32(raw).to_bytes(4, "little")
+        for raw in (state[name].numpy().tobytes() for name in sorted(state))
+    ]
+    expected = hashlib.sha256(b"".join(each)).hexdigest()
+    for path in (tmp_path / "a.safetensors", tmp_path / "legacy.pth", saved(strided), saved(state, "b.pth")):
+        assert load_encoder(path).source.content == expected
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_are_found_and_large_ones_are_not_taken_for_them(value):
+    tensor = torch.full((1000,), 3e38)
+    assert is_finite(tensor)
+    tensor[500] = value
+    assert not is_finite(tensor)
 
 
 def test_nan_in_the_encoder_is_reported_and_elsewhere_is_not(saved, vit):
