@@ -1,6 +1,6 @@
 """How fast the DSE tab is: one table, on synthetic runs in real TensorBoards and a real headless Chromium.
 
-    python benchmarks/tab.py [--checkpoints 10000] [--runs 100] [--per-run 1000] [--repeat 5]
+    python benchmarks/tab.py [--checkpoints 10000] [--runs 100] [--per-run 1000] [--repeat 5] [--folder RUNS]
 
 One run with many checkpoints, and many runs with fewer, with both of TensorBoard's data loaders. Times are
 medians in milliseconds. Needs Chromium and playwright (the test extra); nothing is downloaded.
@@ -114,7 +114,7 @@ def one_run(browser: Browser, logdir: Path, fast: bool, checkpoints: int, repeat
             page = open_tab(browser, address)
             assert page.evaluate("window.__dse.summary().runs[0].rows") == checkpoints
             assert page.evaluate("window.__dse.summary().panels[0].rows") == checkpoints
-            timings = page.evaluate("window.__dse.app.timings")
+            timings = page.evaluate("window.__dse.summary().timings")
             measured = {"first paint after the data": timings["drawn"] - timings["arrived"]}
             for name, action in (
                 ("points response", "points"),
@@ -156,21 +156,28 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--per-run", type=int, default=1000)
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="keep the runs here, and use those of an earlier call")
+    parser.add_argument("--only-write", action="store_true", help="write the runs and measure nothing")
     options = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         sys.exit("benchmarks/tab.py needs Chromium (apt-get install chromium)")
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
-        single, many = Path(temporary) / "single", Path(temporary) / "many"
-        write_run(single / "exp", checkpoints=options.checkpoints, every=0.1)
+        folder = options.folder or Path(temporary)
+        single, many = folder / "single", folder / "many"
+        if not single.exists():
+            write_run(single / "exp", checkpoints=options.checkpoints, every=0.1)
         for index in range(options.runs):
-            write_run(
-                many / f"run{index:03d}",
-                checkpoints=options.per_run,
-                every=0.1,
-                seed=index,
-                loss=index % 10 == 0,
-            )
+            if not (many / f"run{index:03d}").exists():
+                write_run(
+                    many / f"run{index:03d}",
+                    checkpoints=options.per_run,
+                    every=0.1,
+                    seed=index,
+                    loss=index % 10 == 0,
+                )
+        if options.only_write:
+            return
         browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
         columns = {}
         for name, fast in (("load_fast true", True), ("load_fast false", False)):

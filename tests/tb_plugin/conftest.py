@@ -231,7 +231,7 @@ def open_tab(browser):
     """
     opened = []
 
-    def go(server: Server, *, host=False, fragment="", query="", size=(1400, 900), memory=None) -> Page:
+    def go(server: Server, *, host=False, fragment="", query="", size=(1400, 900), script="") -> Page:
         context = browser.new_context(viewport={"width": size[0], "height": size[1]}, accept_downloads=True)
         page = context.new_page()
         problems: list[str] = []
@@ -248,10 +248,8 @@ def open_tab(browser):
             "addEventListener('securitypolicyviolation',"
             " event => console.error('policy', event.violatedDirective, event.blockedURI))"
         )
-        if memory is not None:
-            context.add_init_script(
-                f"localStorage.setItem('dse-tab:{server.logdir}', {json.dumps(json.dumps(memory))})"
-            )
+        if script:
+            context.add_init_script(script)
         tab = Page(page, None, problems)
         opened.append((context, tab))
         if host:

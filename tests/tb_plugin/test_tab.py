@@ -4,6 +4,7 @@ Every test fails if the page throws, logs an error or breaks its content securit
 """
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -345,6 +346,107 @@ def test_runs_of_other_settings_are_not_drawn_together(ready, open_tab):
     assert tab.summary()["drawn"] == ["settings/dse"]
 
 
+def test_panels_tag_and_logarithm_are_chosen_and_kept(ready, open_tab):
+    tab = open_tab(ready, fragment=showing("falling/dse"))
+    wait(tab, "app.view.companionNames.includes('RankMe')")
+    tab.frame.locator("summary", has_text="Panels").click()
+    tab.frame.get_by_label("RankMe").check()
+    tab.frame.get_by_role("checkbox", name="Separability", exact=True).uncheck()
+    wait(tab, "app.charts.plots.length === 4 && app.charts.plots[3].panel.lines.length === 1")
+    assert [panel["key"] for panel in tab.summary()["panels"]] == ["dse", "m_dim", "loss", "companion:RankMe"]
+    assert tab.run("falling/dse")["lossTag"] == "train/loss"  # the likeliest, until somebody chooses
+    tab.frame.get_by_label("Scalar", exact=True).select_option("lr")
+    wait(tab, "app.runs.get('falling/dse').lossTag === 'lr'")
+    tab.frame.get_by_label("log", exact=True).check()
+    loss = "app.charts.plots.find(({panel}) => panel.key === 'loss')"
+    assert tab.do(f"return {loss}.u.scales.y.distr") == 3
+    assert tab.frame.evaluate(INKED) == [True] * 4
+    again = open_tab(ready, fragment=tab.page.url.split("#dse", 1)[1])
+    assert again.run("falling/dse")["lossTag"] == "lr"
+    assert again.summary()["panels"][3]["key"] == "companion:RankMe"
+
+
+def test_a_trainer_that_went_back_is_marked_and_what_it_replaced_is_kept(
+    serve, synthetic, tmp_path, open_tab
+):
+    """Epochs 5 to 50, then again from 35 on: the new ones make the line, the old ones are hollow."""
+    run = synthetic.write_run(tmp_path / "exp", checkpoints=10, degraded=False, loss=False)
+    later = [
+        dataclasses.replace(
+            record,
+            seq=record.seq + 100,
+            source=dataclasses.replace(record.source, mtime=record.source.mtime + 1e5),
+        )
+        for record in run.evaluations[6:]
+    ]
+    with EventWriter(run.folder / "dse") as writer:
+        for record in later:
+            writer.add_evaluation(record)
+        writer.set_state(run_state([*run.evaluations, *later], [], run="exp"))
+    server = serve(tmp_path)
+    server.wait_until_up()
+    server.wait_for_rows("exp/dse", 14)
+    tab = open_tab(server)
+    wait(tab, "app.runs.get('exp/dse')?.points?.rows === 14")
+    marks = tab.summary()["marks"]
+    assert (marks["resumed"], marks["superseded"]) == (1, 4)
+    assert tab.do("return app.charts.scene.marks.resumed") == [35]
+    assert tab.run("exp/dse")["line"]["length"] == 10
+
+
+def test_several_alerts_of_one_kind_are_all_listed(serve, synthetic, tmp_path, open_tab):
+    """Two troubles of the watcher at once: neither hides the other, and what was confirmed is said once."""
+    run = synthetic.write_run(tmp_path / "exp", checkpoints=6, degraded=False, loss=False)
+    seq = run.evaluations[-1].seq
+    changes = [
+        ("disk/1/firing", "firing", "the disk is full"),
+        ("failures/1/pending", "pending", "two checkpoints failed"),
+        ("memory/1/pending", "pending", "the device is nearly full"),
+        ("failures/1/firing", "firing", "three checkpoints failed"),
+        ("disk/1/firing-reminder-1", "firing", "the disk is still full"),
+    ]
+    alerts = [
+        Alert(kind="health", status=status, message=message, key=f"exp/{key}", seq=seq + 1 + k, wall_time=1.0)
+        for k, (key, status, message) in enumerate(changes)
+    ]
+    with EventWriter(run.folder / "dse") as writer:
+        for alert in alerts:
+            writer.add_alert(alert)
+        writer.set_state(run_state(run.evaluations, alerts, run="exp"))
+    server = serve(tmp_path)
+    server.wait_until_up()
+    server.wait_for_rows("exp/dse", 6)
+    tab = open_tab(server)
+    wait(tab, "app.runs.get('exp/dse')?.alerts?.length === 5")
+    listed = tab.frame.locator(".alerts li .head").all_inner_texts()
+    assert listed == [
+        "watcher: three checkpoints failed",
+        "watcher: the device is nearly full",
+        "watcher: the disk is full",
+    ]
+
+
+def test_the_watcher_is_alive_silent_or_gone(ready, open_tab):
+    tab = open_tab(ready, fragment=showing("falling/dse"))
+    told = tab.frame.evaluate(
+        """async () => {
+          const {watcherText} = await import('./static/alerts.js');
+          const base = {alive: true, seen: 1000, every: 60, queue: 2, current: 'a.pth', message: ''};
+          const later = [[base, 1030], [{...base, current: '', queue: 0}, 1030], [base, 1000 + 7200],
+            [{...base, alive: false}, 1000 + 7200], [null, 0]];
+          return later.map(([watcher, now]) => { const {tone, text} = watcherText(watcher, now);
+            return [tone, text]; });
+        }"""
+    )
+    assert told == [
+        ["alive", "measuring a.pth · 2 waiting"],
+        ["alive", "watching"],
+        ["silent", "watcher silent, last seen 2 h ago"],
+        ["none", "watcher ended 2 h ago"],
+        ["none", "no watcher"],
+    ]
+
+
 def test_run_list_filters_sorts_and_chooses(ready, open_tab):
     tab = open_tab(ready, query="&runFilter=falling|healthy", fragment=showing("falling/dse", "healthy/dse"))
     names = tab.frame.locator(".runs .name")
@@ -394,12 +496,25 @@ def test_a_link_shows_the_same_view(ready, open_tab):
     assert again.summary()["panels"][0]["x"] == [5000, 20000]
 
 
+# The page looks for new data every ten seconds; here every tenth of one, so that a test sees it.
+HURRIED = "const slow = setInterval; window.setInterval = (f, ms, ...more) => slow(f, ms / 100, ...more);"
+
+
 def test_state_survives_a_visit_to_another_tab_and_polling_rests_meanwhile(ready, open_tab):
-    tab = open_tab(ready, host=True, fragment=showing("falling/dse", lam="0.5"))
+    tab = open_tab(ready, host=True, fragment=showing("falling/dse", lam="0.5"), script=HURRIED)
+    asked = []
+    tab.page.on("request", lambda request: request.url.endswith("/plugin/dse/runs") and asked.append(1))
+    with tab.page.expect_request("**/plugin/dse/runs"):
+        pass
     tab.page.get_by_role("tab", name="Time Series").click()
     tab.frame.wait_for_function("innerHeight === 0")
+    wait(tab, "!app.refreshing")
+    asked.clear()
+    tab.page.wait_for_timeout(500)  # five times as long as the pause between looks
+    assert asked == []
     assert "p.dse" not in tab.page.url.split("#")[1].split("&")[0]
-    tab.page.get_by_role("tab", name="DSE").click()
+    with tab.page.expect_request("**/plugin/dse/runs"):
+        tab.page.get_by_role("tab", name="DSE").click()
     tab.frame.wait_for_function("innerHeight > 0")
     assert tab.run("falling/dse")["line"]["lambda"] == 0.5
     assert tab.frame.evaluate(INKED) == [True] * 4
@@ -517,8 +632,8 @@ def test_printed_it_is_one_light_page_without_controls(ready, open_tab, dark):
         wait(tab, "document.documentElement.dataset.theme === 'dark'")
     tab.frame.locator(".tile").first.wait_for()
     seen = """() => [getComputedStyle(document.body).backgroundColor, app.charts.plots[0].u.width,
-      [...document.querySelectorAll('button:not(.name), select, input')].filter((node) => node.checkVisibility())
-        .map((node) => node.outerHTML)]"""
+      [...document.querySelectorAll('button:not(.name), select, input')]
+        .filter((node) => node.checkVisibility()).map((node) => node.outerHTML)]"""
     tab.frame.evaluate(
         f"""() => {{ const app = window.__dse.app; const seen = {seen};
           addEventListener('beforeprint', () => {{ window.printed = seen(); }}); }}"""
