@@ -40,7 +40,7 @@ export function headline(alert) {
   if (Number.isFinite(alert.since)) parts[0] += ` since ${position(alert.axis, alert.since)}`;
   const cause = causeText(alert);
   if (cause && alert.status !== 'resolved') parts.push(cause);
-  if (Number.isFinite(alert.drop)) parts.push(`${number(-alert.drop)} against the best`);
+  if (Number.isFinite(alert.drop)) parts.push(`${number(-alert.drop)} against the best when reported`);
   if (Number.isFinite(alert.best_at)) parts.push(`best is ${position(alert.axis, alert.best_at)}`);
   return parts.join(' · ');
 }
