@@ -6,7 +6,8 @@ found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,10 @@ HEADS = frozenset(
         "n_averaged", "local_cls_norm", "cls_norm",
     )
 )  # fmt: skip
+
+
+# Lists of like modules, whose members should have the same tensors.
+_REPEATED = frozenset(("blocks", "layer", "layers", "layer1", "layer2", "layer3", "layer4"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +121,13 @@ def recognise(
     try:
         network, module, pieces = _network(choice.found, entry, hints, arch)
     except NotThisNetwork as error:
+        names = list(choice.found.shapes())
+        gaps = [] if "backbone tensors missing" in str(error) else _gaps(names)
+        counted = f" ({_counted(gaps, len(names))})" if gaps else ""
         raise UnknownLayout(
             file.says(
-                f"the encoder at {choice.found.spelled!r} (layout {entry.name!r}) cannot be built: {error}",
+                f"the encoder at {choice.found.spelled!r} (layout {entry.name!r}) cannot be built: {error}"
+                f"{counted}",
                 "Choose another network with --encoder, or name a timm model with --arch",
             )
         ) from error
@@ -212,7 +221,13 @@ def _layout(file: _File, name: str | None) -> Layout:
             return layout
     if file.encoders:
         return layouts.PLAIN
-    raise UnknownLayout(file.says("no encoder was recognised", _nearest(file)))
+    raise UnknownLayout(
+        file.says(
+            "no encoder was recognised; a vision transformer, ResNet, Swin or ConvNeXt was expected, its "
+            "tensors named as a known library names them",
+            _nearest(file),
+        )
+    )
 
 
 def _nearest(file: _File) -> str:
@@ -223,20 +238,54 @@ def _nearest(file: _File) -> str:
         if layout.needs
     ]
     share, layout = max(scored, key=lambda pair: pair[0], default=(0.0, None))
-    hint = ""
+    half, needs, lacking = _half_an_encoder(file)
+    said = []
     if layout is not None and share >= 0.5:
-        missing = [need for need in layout.needs if need not in file.marks]
-        hint = f"Nearest: {layout.name!r}" + (f" ({', '.join(missing)} missing)" if missing else "") + ". "
-    halves = [
-        f"{dialect.needs!r} is there but {dialect.anchor!r} is not"
-        for dialect in DIALECTS
-        for state in file.states
-        if any(name.endswith(dialect.needs) for name in state.tensors)
-        and not any(name.endswith(dialect.anchor) for name in state.tensors)
-    ]
-    if halves:
-        hint += halves[0] + ". "
+        said += [need for need in layout.needs if need not in file.marks]
+    hint = ""
+    if half:
+        hint = f"Nearest: {layout.name!r} " if layout is not None and share >= 0.5 else "Nearest: "
+        hint += f"({_counted(lacking, half)}{''.join(f', {mark} missing' for mark in said)}): "
+        hint += f"{needs!r} is there but {lacking[0]!r} is not. "
+    elif layout is not None and share >= 0.5:
+        hint = f"Nearest: {layout.name!r}" + (f" ({', '.join(said)} missing)" if said else "") + ". "
+    if isinstance(file.tree, dict) and isinstance(file.tree.get("shadow_params"), (list, tuple)):
+        hint += "'shadow_params' are averaged weights without names, which cannot be told apart. "
     return hint + "Choose with --layout NAME (`dse-monitor layouts` lists them) or --encoder PREFIX"
+
+
+def _half_an_encoder(file: _File) -> tuple[int, str, list[str]]:
+    """How many tensors an encoder without its first one has, what it was known by, and names it lacks."""
+    for dialect in DIALECTS:
+        for state in file.states:
+            for name in state.tensors:
+                if name != dialect.needs and not name.endswith(f".{dialect.needs}"):
+                    continue
+                prefix = name[: len(name) - len(dialect.needs)]
+                if prefix + dialect.anchor not in state.tensors:
+                    names = list(state.below(prefix))
+                    return len(names), dialect.needs, [dialect.anchor, *_gaps(names)]
+    return 0, "", []
+
+
+def _gaps(names: Iterable[str]) -> list[str]:
+    """What some of several numbered siblings have and others lack: `blocks.1.norm2.bias`."""
+    siblings: dict[str, dict[int, set[str]]] = {}
+    for name in names:
+        if match := re.fullmatch(r"(.*?)\.(\d+)\.(.+)", name):
+            siblings.setdefault(match[1], {}).setdefault(int(match[2]), set()).add(match[3])
+    return [
+        f"{parent}.{number}.{rest}"
+        for parent, children in siblings.items()
+        for number in range(min(max(children) + 1, 1000))
+        for rest in sorted(set[str]().union(*children.values()) - children.get(number, set()))
+        if parent.rsplit(".", 1)[-1] in _REPEATED
+        and not re.match(r"\d|blocks\.|.*(?:downsample|shortcut)", rest)  # not every member has these
+    ]
+
+
+def _counted(lacking: list[str], there: int) -> str:
+    return f"{len(lacking)} of {there + len(lacking)} backbone tensors missing: {_some(lacking)}"
 
 
 def _choices(layout: Layout, encoders: Sequence[Found], *, forced: bool = False) -> list[_Choice]:

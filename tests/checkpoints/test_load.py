@@ -353,6 +353,59 @@ def test_refusal_counts_missing_tensors_of_the_recognised_layout(saved, vit):
     assert "--encoder" in message
 
 
+def without(state, *parts):
+    return {name: value for name, value in state.items() if not any(part in name for part in parts)}
+
+
+def test_refusal_counts_what_half_an_encoder_lacks(saved, vit):
+    half = prefixed("backbone.", without(vit.state_dict(), "patch_embed"))
+    with pytest.raises(UnknownLayout) as refused:
+        load_encoder(
+            saved({"student": {}, "teacher": half, "dino_loss": {}, "epoch": 3}, "checkpoint0002.pth")
+        )
+    said = str(refused.value)
+    for part in (
+        "checkpoint0002.pth (torch zip): no encoder was recognised",
+        "vision transformer, ResNet, Swin or ConvNeXt was expected",
+        "Found top level 'student', 'teacher'",
+        f"Nearest: 'dino' (1 of {len(half) + 1} backbone tensors missing: patch_embed.proj.weight)",
+        "--layout NAME",
+        "--encoder PREFIX",
+    ):
+        assert part in said
+
+
+def test_refusal_counts_convolutions_that_a_residual_network_lacks(saved):
+    import torchvision
+
+    state = without(torchvision.models.resnet18().state_dict(), "fc.", "layer2.0.conv2", "layer3.1.bn1")
+    content = {
+        "model": {**prefixed("module.backbone.", state), "module.projector.0.weight": torch.zeros(2, 2)}
+    }
+    with pytest.raises(UnknownLayout) as refused:
+        load_encoder(saved(content, "model_199.pth"))
+    said = str(refused.value)
+    assert "layout 'vicreg'" in said
+    assert f"6 of {len(state) + 6} backbone tensors missing: layer2.0.conv2.weight, layer3.1.bn1.bias" in said
+    assert "--arch" in said
+
+
+def test_refusal_does_not_mistake_a_norm_for_a_stem(saved):
+    import torchvision
+
+    state = without(torchvision.models.resnet18().state_dict(), "fc.")
+    del state["conv1.weight"]
+    with pytest.raises(
+        UnknownLayout, match=rf"\(1 of {len(state) + 1} backbone tensors missing: conv1\.weight\)"
+    ):
+        load_encoder(saved(state))
+
+
+def test_averaged_weights_without_names_are_named_as_such(saved):
+    with pytest.raises(UnknownLayout, match="'shadow_params' are averaged weights without names"):
+        load_encoder(saved({"shadow_params": [torch.zeros(3)], "decay": 0.9}))
+
+
 def test_file_without_tensors_is_refused(saved):
     assert "no tensors" in refusal(saved({"epoch": 3, "metrics": [1.0, 2.0]}))
 
