@@ -25,7 +25,7 @@ from typing import Any
 from dse_monitor import errors
 from dse_monitor.errors import DSEError, RunError
 from dse_monitor.record import evaluation_from_json
-from dse_monitor.watch import child, discovery
+from dse_monitor.watch import child, discovery, memory
 from dse_monitor.watch.child import Worker, WorkerProcess
 from dse_monitor.watch.console import Console, Header, Live, Notice, Problem
 from dse_monitor.watch.options import WatchOptions
@@ -118,6 +118,7 @@ class Monitor:
         self._slots = [_Slot(device) for device in options.devices]
         self._parents = {folder: folder for folder in options.runs}
         self.runs: dict[Path, WatchedRun] = {}
+        self._opened = 0
         self._job = 0
         self._any_result = False
         self._start_failures = 0
@@ -162,6 +163,7 @@ class Monitor:
         self._discover(now)
         for run in list(self.runs.values()):
             run.tend()
+        self._trim()
         for slot in self._slots:
             self._listen(slot)
         for slot in self._slots:
@@ -231,6 +233,13 @@ class Monitor:
             cancelled=self.stopping.is_set,
         )
         self._console.several = self._console.several or len(self.runs) > 1 or parent != folder
+
+    def _trim(self) -> None:
+        """Give back what opening a run took."""
+        opened = sum(run.open for run in self.runs.values())
+        if opened > self._opened:
+            memory.release()
+        self._opened = opened
 
     # Workers.
 
