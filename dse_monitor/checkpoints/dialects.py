@@ -571,7 +571,7 @@ DIALECTS: tuple[Dialect, ...] = (
         model_types=("dinov3_vit",),
     ),
     Dialect(
-        "Hugging Face DINOv3, in memory",
+        "Hugging Face DINOv3 (in memory)",
         "dinov3",
         "embeddings.patch_embeddings.weight",
         "model.layer.0.attention.q_proj.weight",
@@ -606,7 +606,7 @@ DIALECTS: tuple[Dialect, ...] = (
         model_types=_VITS,
     ),
     Dialect(
-        "Hugging Face ViT, in memory",
+        "Hugging Face ViT (in memory)",
         "vit",
         "embeddings.patch_embeddings.projection.weight",
         "layers.0.layernorm_before.weight",
@@ -676,7 +676,7 @@ DIALECTS: tuple[Dialect, ...] = (
         eps_fixed=True,
     ),
     Dialect(
-        "Hugging Face DINOv3 ConvNeXt, in memory",
+        "Hugging Face DINOv3 ConvNeXt (in memory)",
         "convnext",
         "model.stages.0.downsample_layers.0.weight",
         "layer_norm.weight",
@@ -701,7 +701,7 @@ DIALECTS: tuple[Dialect, ...] = (
         _torchvision_convnext,
     ),
     Dialect("ResNet", "resnet", "conv1.weight", "layer1.0.conv1.weight"),
-    Dialect("ResNet, deep stem", "resnet", "conv1.0.weight", "layer1.0.conv1.weight"),
+    Dialect("ResNet with a deep stem", "resnet", "conv1.0.weight", "layer1.0.conv1.weight"),
     Dialect(
         "Hugging Face ResNet",
         "resnet",

@@ -161,7 +161,17 @@ def table(layouts: Sequence[Layout] | None = None) -> list[dict[str, str]]:
 
 
 # Copies made for training that are evaluated only where a method says so.
-_COPIES = ("student", "momentum", "target", "ema", "teacher", "encoder_k", "_k.", "key_encoder")
+_COPIES = (
+    "student",
+    "momentum",
+    "target",
+    "ema",
+    "teacher",
+    "encoder_k",
+    "_k.",
+    "key_encoder",
+    "key_backbone",
+)
 
 _ANY = (
     NetworkAt("teacher", "*teacher*"),

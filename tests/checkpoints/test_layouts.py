@@ -465,3 +465,16 @@ def test_a_forced_layout_reads_a_bare_backbone_its_own_way(saved):
     assert "12 heads" in encoder.arch
     assert (encoder.source.layout, encoder.source.encoder) == ("mocov3", "momentum_encoder")
     assert "6 heads" in load_encoder(path).arch
+
+
+def test_lightlys_query_backbone_is_taken_before_its_key_backbone(saved, vit):
+    state = vit.state_dict()
+    other = {name: value + 1 for name, value in state.items()}
+    content = {
+        "state_dict": {**prefixed("key_backbone.", other), **prefixed("query_backbone.", state)},
+        "pytorch-lightning_version": "2.6",
+        "epoch": 9,
+    }
+    path = saved(content, "epoch=9-step=1250.ckpt")
+    assert load_encoder(path).source.content == load_encoder(saved(state)).source.content
+    assert load_encoder(path, encoder="copy").source.content != load_encoder(path).source.content
