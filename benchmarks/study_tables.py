@@ -30,9 +30,9 @@ from dse_monitor.selection import before_alarm
 from dse_monitor.series import Series
 
 if __package__:
-    from benchmarks.study import RESULTS, RUNS, read
+    from benchmarks.study import RESULTS, RUNS, SETTINGS, read
 else:
-    from study import RESULTS, RUNS, read  # pyright: ignore[reportImplicitRelativeImport]
+    from study import RESULTS, RUNS, SETTINGS, read  # pyright: ignore[reportImplicitRelativeImport]
 
 Floats = NDArray[np.float64]
 
@@ -59,6 +59,18 @@ class Study:
     numbers: dict[str, Floats]
     linear: Floats
     knn: Floats
+
+
+def finished(folder: Path, planned: int) -> tuple[list[Path], list[str]]:
+    """Files of the runs with all ``planned`` checkpoints, in the study's order, and what the others have."""
+    files, others = [], []
+    for run in RUNS:
+        path = folder / f"{run.title}.csv"
+        if (count := len(read(path))) >= planned:
+            files.append(path)
+        else:
+            others.append(f"{run.title} ({count} of {planned} checkpoints)")
+    return files, others
 
 
 def load(path: Path) -> Study:
@@ -253,10 +265,10 @@ def main(setting: str = "cpu", results: Path = RESULTS, figures: Path | None = N
         results: folder of the CSV files.
         figures: folder for ``validation.png``; None draws nothing.
     """
-    order = {run.title: place for place, run in enumerate(RUNS)}
-    files = sorted((results / setting).glob("*.csv"), key=lambda path: order.get(path.stem, len(order)))
+    planned = SETTINGS[setting].epochs // SETTINGS[setting].save_every
+    files, unfinished = finished(results / setting, planned)
     if not files:
-        raise SystemExit(f"{results / setting}: no CSV file; run benchmarks/study.py first")
+        raise SystemExit(f"{results / setting}: no finished run; run benchmarks/study.py first")
     studies = [load(path) for path in files]
     degraded = [s.name for s in studies if s.linear.max() - s.linear[-1] >= CLEAR_FALL]
     falls = statistics.median(100 * (s.linear.max() - s.linear[-1]) for s in studies)
@@ -265,6 +277,8 @@ def main(setting: str = "cpu", results: Path = RESULTS, figures: Path | None = N
         f"Linear mIoU ends a point or more below its best in {len(degraded)}: {', '.join(degraded) or 'none'}"
     )
     print(f"(median fall {falls:.1f} points).")
+    if unfinished:
+        print(f"Not finished, and so left out: {', '.join(unfinished)}.")
     for title, lines in (
         ("Kendall's tau with linear mIoU", tau_table(studies)),
         ("Kendall's tau with nearest-neighbour mIoU", tau_table(studies, "knn")),

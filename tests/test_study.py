@@ -93,3 +93,13 @@ def test_one_checkpoint_is_refused(study, tables, tmp_path):
     study.write(tmp_path / "short.csv", list(_rows(study, [1.0], [0.2])))
     with pytest.raises(ValueError, match=r"short\.csv: 1 checkpoints, at least 2"):
         tables.load(tmp_path / "short.csv")
+
+
+def test_only_runs_with_every_checkpoint_enter_the_tables(study, tables, tmp_path):
+    first, second, *rest = (run.title for run in study.RUNS)
+    study.write(tmp_path / f"{second}.csv", list(_rows(study, [1.0, 1.1, 1.2], [0.2, 0.3, 0.3])))
+    study.write(tmp_path / f"{first}.csv", list(_rows(study, [1.0, 1.1], [0.2, 0.3])))
+    files, others = tables.finished(tmp_path, planned=3)
+    assert files == [tmp_path / f"{second}.csv"]
+    missing = [f"{name} (0 of 3 checkpoints)" for name in rest]
+    assert others == [f"{first} (2 of 3 checkpoints)", *missing]
