@@ -11,6 +11,7 @@ the figures (the study extra).
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import statistics
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.stats import kendalltau
 
 from dse_monitor.alerts.parameters import Rules
@@ -253,8 +255,11 @@ def draw(studies: Sequence[Study], target: Path) -> None:
         fontsize=9,
     )
     figure.tight_layout()
-    figure.savefig(target, dpi=75)
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=75)
     pyplot.close(figure)
+    with Image.open(stream) as picture:  # a third of the size in 64 colours
+        picture.convert("RGB").quantize(64).save(target, optimize=True)
 
 
 def main(setting: str = "cpu", results: Path = RESULTS, figures: Path | None = None) -> None:
