@@ -2,8 +2,8 @@
 
 Real checkpoints of a small ViT are written: numbered ones, of which only the newest stay, and one that is
 overwritten each time, some of them slowly and in place. ``dse-monitor watch`` follows them on the CPU, is
-killed with SIGKILL again and again, and started again. In the end every score must equal that of an undisturbed
-watcher over copies of the same checkpoints, bit for bit, and no content may have two scores.
+killed with SIGKILL again and again, and started again. In the end each score must equal, bit for bit, what an
+undisturbed watcher finds in copies of the same checkpoints, and no content may have two scores.
 
     python benchmarks/soak.py [--minutes 30] [--seed 0] [--out FOLDER]
 
