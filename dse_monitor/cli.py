@@ -24,10 +24,12 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from dse_monitor.alerts.parameters import Rules
 from dse_monitor.errors import DSEError, RunError
+from dse_monitor.labelled import Labelled
 from dse_monitor.record import OUTPUT_FOLDER, finite
 
 if TYPE_CHECKING:
     from dse_monitor.alerts.delivery import Sink
+    from dse_monitor.probe import ProbeResult
     from dse_monitor.record import Evaluation
     from dse_monitor.watch.console import Form
 
@@ -407,26 +409,32 @@ def replay(path: Positional[Path], json: bool = False, rules: Rules = Rules()) -
 @app.command
 def probe(
     checkpoint: Positional[tuple[Path, ...]],
-    images: Path,
-    masks: Path,
-    device: str = "auto",
+    labelled: OmitArgPrefixes[Labelled],
     json: bool = False,
 ) -> int:
     """Measure dense quality with labels (linear and nearest-neighbour mIoU), to compare DSE with.
 
-    A checkpoint that cannot be probed is named on stderr, the others go on, and the exit code is 3.
+    A watched RUN is probed checkpoint by checkpoint, at the image size and with the network DSE was measured
+    on; what was probed before is not probed again, and the numbers stand next to DSE in the tab and in
+    `dse-monitor export`. A checkpoint that cannot be probed is named on stderr, the others go on, and the
+    exit code is 3.
 
     Args:
-        checkpoint: Files or checkpoint folders.
-        images: Folder of images.
-        masks: Folder of segmentation masks under the same names.
-        device: auto, cpu, cuda, cuda:INDEX or mps.
+        checkpoint: Files or checkpoint folders, or one watched run.
+        labelled: Labelled images and their use.
         json: One JSON object per line.
     """
     from dse_monitor.errors import CheckpointError, FeatureError, NonFiniteFeatures
-    from dse_monitor.probe import Labelled, Prober
+    from dse_monitor.probe import Prober
 
-    prober = Prober(Labelled(images=images, masks=masks, device=device))
+    if not checkpoint:
+        raise RunError("nothing to probe: name checkpoints, or one watched run")
+    homes = [home for path in checkpoint if (home := _output_if_watched(path))]
+    if homes and len(checkpoint) > 1:
+        raise RunError(f"{homes[0]} belongs to a watched run: probe it alone, or name checkpoints")
+    if homes:
+        return _probe_run(homes[0], labelled, json)
+    prober = Prober(labelled)
     failed = False
     for path in checkpoint:
         try:
@@ -439,9 +447,7 @@ def probe(
         if json:
             _print_json(result.to_json())
         else:
-            print(
-                f"{path}  linear mIoU {result.linear.miou:.4f}  k-NN mIoU {result.knn.miou:.4f}", flush=True
-            )
+            print(f"{path}  {_miou_line(result)}", flush=True)
     return FAILED if failed else 0
 
 
@@ -484,14 +490,48 @@ def _plain_fields(measuring: Measuring) -> dict[str, Any]:
     return {**dataclasses.asdict(measuring), "images": str(measuring.images.expanduser().absolute())}
 
 
-def _output_folder(run: Path) -> Path:
+def _output_if_watched(run: Path) -> Path | None:
     """Where a run's ledger lies: the folder given, or `dse` below it."""
-    for folder in (run, run / OUTPUT_FOLDER):
-        if (folder / "records.jsonl").is_file():
-            return folder
+    folders = (run, run / OUTPUT_FOLDER)
+    return next((folder for folder in folders if (folder / "records.jsonl").is_file()), None)
+
+
+def _output_folder(run: Path) -> Path:
+    if folder := _output_if_watched(run):
+        return folder
     raise RunError(
         f"{run} was not watched: no records.jsonl in it or in {run / OUTPUT_FOLDER}; start dse-monitor watch"
     )
+
+
+def _probe_run(output: Path, labelled: Labelled, as_json: bool) -> int:
+    """Probe a watched run and say what its labels think of its DSE."""
+    from dse_monitor import probed
+    from dse_monitor.series import Series
+    from dse_monitor.watch import ledger
+
+    failed = False
+
+    def refused(evaluation: Evaluation, error: Exception) -> None:
+        nonlocal failed
+        failed = True
+        print(f"{evaluation.source.path}: not probed: {error}", file=sys.stderr, flush=True)
+
+    line = Series.from_evaluations(ledger.read(output).evaluations)
+    dse = {evaluation.seq: value for evaluation, value in zip(line.evaluations, line.dse, strict=True)}
+    for evaluation, result in probed.probe_run(output, labelled, _progress, refused):
+        if as_json:
+            _print_json({"seq": evaluation.seq, "dse": dse[evaluation.seq], **result.to_json()})
+        else:
+            place = f"{evaluation.source.path}  DSE {dse[evaluation.seq]:+.3f}"
+            print(f"{place}  {_miou_line(result)}", flush=True)
+    if not as_json:
+        print(probed.summary(output))
+    return FAILED if failed else 0
+
+
+def _miou_line(result: ProbeResult) -> str:
+    return f"linear mIoU {result.linear.miou:.4f}  k-NN mIoU {result.knn.miou:.4f}"
 
 
 def _score_line(evaluation: Evaluation) -> str:

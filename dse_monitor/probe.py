@@ -22,6 +22,7 @@ Shapes: n images, N tokens per image, D feature width, M tokens of a split, C cl
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -39,6 +40,7 @@ from dse_monitor.checkpoints import load_encoder
 from dse_monitor.encoder import Encoder
 from dse_monitor.errors import ImagesError, NonFiniteFeatures
 from dse_monitor.evaluate import resolve_device
+from dse_monitor.labelled import Labelled
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total); stages: "images", "forward", "probe"
 
@@ -49,46 +51,6 @@ ITERATIONS = 100  # of L-BFGS; ours, not tuned
 TEMPERATURE = 0.07  # of the votes; Caron et al. 2021, arXiv 2104.14294, eval_knn.py
 BANK = 8192  # tokens a neighbour is searched among, drawn at random from a larger training half; ours
 STANDARD_FLOOR = 1e-3  # of the mean deviation; a dimension that varies less is noise and is not blown up
-
-
-@dataclass(frozen=True, kw_only=True)
-class Labelled:
-    """Labelled images and how they are used.
-
-    Attributes:
-        images: folder of images.
-        masks: folder of masks under the same relative names (any suffix): one channel, the pixel's value is
-            its class.
-        num_images: pairs used, a seeded sample.
-        seed: of the sample and the splits.
-        splits: how many times the images are split in halves.
-        neighbours: tokens that vote.
-        ignore: mask value that is no class.
-        image_size: side of the centre crop, px; None for what each encoder wants.
-        device: as in `evaluate.Probe`.
-        precision: arithmetic of the forward pass.
-        micro_batch: images per forward pass; None for the device's default.
-        layout: name of the checkpoint layout, None to recognise it.
-        encoder: which network of the file, None for the layout's convention.
-        arch: timm model, None to derive it.
-        num_heads: attention heads, None to derive them.
-    """
-
-    images: Path
-    masks: Path
-    num_images: int = 1000
-    seed: int = 0
-    splits: int = 3
-    neighbours: int = 20
-    ignore: int = 255
-    image_size: int | None = None
-    device: str = "auto"
-    precision: str = "float32"
-    micro_batch: int | None = None
-    layout: str | None = None
-    encoder: str | None = None
-    arch: str | None = None
-    num_heads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +79,8 @@ class ProbeResult:
         epoch: epochs done, or None.
         step: steps done, or None.
         arch: the network, in words.
+        content: digest of the encoder's bytes, as in `record.Source`.
+        truth: twelve hexadecimal digits that are equal for equal labelled images and ways to use them.
         linear: of the linear probe.
         knn: of the nearest-neighbour probe.
         images: labelled images used, both halves.
@@ -128,6 +92,8 @@ class ProbeResult:
     epoch: float | None
     step: int | None
     arch: str
+    content: str
+    truth: str
     linear: Score
     knn: Score
     images: int
@@ -160,6 +126,23 @@ class Prober:
         self.device = resolve_device(labelled.device)
         self._pairs: dict[int, tuple[NDArray[np.uint8], NDArray[np.int32]]] = {}
         self._labels: dict[tuple[int, int], NDArray[np.int64]] = {}
+        self._truths: dict[int, str] = {}
+
+    def truth(self, size: int, progress: Progress | None = None) -> str:
+        """Fingerprint of the labelled images at a crop of ``size`` px and of how they are used.
+
+        Raises:
+            ImagesError: the labelled images cannot be used.
+        """
+        if size not in self._truths:
+            pixels, masks = self._read(size, progress)
+            used = self.labelled
+            how = (used.seed, used.splits, used.neighbours, used.ignore, used.precision, pixels.shape)
+            digest = hashlib.sha256(repr(how).encode())
+            digest.update(pixels.tobytes())
+            digest.update(masks.tobytes())
+            self._truths[size] = digest.hexdigest()[:12]
+        return self._truths[size]
 
     def __call__(self, path: Path | str, progress: Progress | None = None) -> ProbeResult:
         """Probe one checkpoint.
@@ -181,9 +164,7 @@ class Prober:
         if encoder.non_finite:
             raise NonFiniteFeatures(f"{path}: NaN or infinite weights in {len(encoder.non_finite)} tensors")
         size = labelled.image_size or encoder.image_size
-        if size not in self._pairs:
-            self._pairs[size] = read_pairs(labelled, size, progress)
-        pixels, masks = self._pairs[size]
+        pixels, masks = self._read(size, progress)
         tokens = self._encode(encoder, pixels, progress)
         key = (size, tokens.shape[1])
         if key not in self._labels:
@@ -203,12 +184,19 @@ class Prober:
             epoch=encoder.epoch,
             step=encoder.step,
             arch=encoder.arch,
+            content=encoder.source.content,
+            truth=self.truth(size),
             linear=linear,
             knn=knn,
             images=len(pixels),
             tokens=len(known),
             classes=len(np.unique(known)),
         )
+
+    def _read(self, size: int, progress: Progress | None) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        if size not in self._pairs:
+            self._pairs[size] = read_pairs(self.labelled, size, progress)
+        return self._pairs[size]
 
     def _encode(self, encoder: Encoder, pixels: NDArray[np.uint8], progress: Progress | None) -> Tensor:
         encoder.to(self.device)

@@ -17,6 +17,7 @@ from dse_monitor.metric.components import Components
 
 SCHEMA = 1  # raised when a field changes its meaning; a reader refuses a larger one
 
+PROBE_FOLDER = "probe"  # below the output folder: what probes with labels found
 OUTPUT_FOLDER = "dse"  # below the run: ledger, event file, best.json, image cache, feature maps
 
 # Names in the event file; docs/watching.md and tb_plugin/http_api.md explain the encoding.

@@ -21,6 +21,7 @@ from dse_monitor.record import (
     OUTPUT_FOLDER,
     PLUGIN,
     PLUGIN_STATE,
+    PROBE_FOLDER,
     TAG_ALERT,
     TAG_MAP,
     TAG_META,
@@ -154,25 +155,29 @@ class Reader:
                 data = _json_object(value.numpy)
                 if data and isinstance(data.get("seq"), int) and data["seq"] in wanted:
                     found[data["seq"]] = data
+        probed = self._probed(ctx, experiment, run)
+        names = sorted({name for numbers in probed.values() for name in numbers})
+        # A name without a number tells the page that there is such a metric.
+        for seq, data in found.items() if names else ():
+            measured = data["companions"] if isinstance(data.get("companions"), dict) else {}
+            data["companions"] = {**measured, **dict.fromkeys(names), **probed.get(seq, {})}
         return [found[seq] for seq in sorted(found)]
+
+    def _probed(self, ctx: Any, experiment: str, run: str) -> dict[int, dict[str, float]]:
+        """What `dse-monitor probe` found of a run with labels, by sequence number."""
+        beside = f"{run}/{PROBE_FOLDER}"
+        tags = list(self._tags(ctx, experiment, beside, TAG_META))
+        return _companions(self._read(ctx, experiment, beside, tags).values())
 
     def companions(self, ctx: Any, experiment: str, run: str) -> tuple[list[str], Floats]:
         """Companion metrics of every evaluation: their names, and float64 [n, 1 + names], ``seq`` first."""
         points = self.points(ctx, experiment, run)
-        names: dict[str, int] = {}
-        values: dict[float, dict[str, float]] = {}
         tags = sorted({TAG_META + tag for tag in points.tags})
-        for events in self._read(ctx, experiment, run, tags).values():
-            for event in events:
-                data = _json_object(event.numpy) or {}
-                measured = data.get("companions")
-                if not isinstance(measured, dict) or not isinstance(data.get("seq"), int):
-                    continue
-                numbers = {k: v for k, v in measured.items() if _is_number(v) and len(k) <= NAME_CHARACTERS}
-                for name in sorted(numbers):
-                    if name not in names and len(names) < COMPANIONS:
-                        names[name] = len(names)
-                values[data["seq"]] = numbers
+        values = _companions(self._read(ctx, experiment, run, tags).values())
+        for seq, numbers in self._probed(ctx, experiment, run).items():
+            values[seq] = {**numbers, **values.get(seq, {})}
+        every = dict.fromkeys(name for numbers in values.values() for name in sorted(numbers))
+        names = {name: k for k, name in enumerate(list(every)[:COMPANIONS])}
         table = np.full((len(points.table), 1 + len(names)), np.nan)
         for row, seq in enumerate(points.table[:, SEQ]):
             table[row, 0] = seq
@@ -267,6 +272,22 @@ class Reader:
 
 class _Malformed:
     numpy = None
+
+
+def _companions(read: Iterable[Sequence[Any]]) -> dict[int, dict[str, float]]:
+    """Numbers by sequence number and name in metadata; what is neither number nor name is left out."""
+    values = {}
+    for events in read:
+        for event in events:
+            data = _json_object(event.numpy) or {}
+            measured = data.get("companions")
+            if isinstance(measured, dict) and isinstance(data.get("seq"), int):
+                values[data["seq"]] = {
+                    name: value
+                    for name, value in measured.items()
+                    if _is_number(value) and len(name) <= NAME_CHARACTERS
+                }
+    return values
 
 
 def _json_object(value: Any) -> dict[str, Any] | None:

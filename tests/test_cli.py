@@ -18,7 +18,8 @@ OPTIONS = {
     "export": "run csv json events",
     "inspect": "path layout encoder arch num-heads json",
     "layouts": "json",
-    "probe": "checkpoint images masks device json",
+    "probe": "checkpoint images masks num-images seed splits neighbours ignore image-size device precision "
+    "micro-batch layout encoder arch num-heads json",
     "scenes": "folder count size seed masks",
     "silence": "run rule during off",
     "status": "run json",

@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -236,7 +237,7 @@ def test_unreadable_image_is_named(pairs):
 @pytest.mark.parametrize("changes", [{"splits": 0}, {"neighbours": 0}, {"num_images": 3}])
 def test_senseless_numbers_are_refused(changes):
     with pytest.raises(ValueError, match="are needed"):
-        probe.Prober(probe.Labelled(images="i", masks="m", **changes))
+        probe.Prober(probe.Labelled(images=Path("i"), masks=Path("m"), **changes))
 
 
 def test_checkpoint_is_probed_end_to_end(pairs, tmp_path, write_checkpoint):
@@ -276,9 +277,8 @@ def test_bad_checkpoints_do_not_stop_the_others(pairs, tmp_path, write_checkpoin
     garbage.write_bytes(b"no checkpoint")
     spoiled = write_checkpoint(tmp_path / "nan.pth", change=lambda net: net.norm.weight.fill_(math.nan))
     good = write_checkpoint(tmp_path / "checkpoint_0004.pth")
-    folders = {"images": pairs.images, "masks": pairs.masks, "device": "cpu", "json": True}
-    assert cli.probe((garbage, missing, spoiled, good), **folders) == cli.FAILED
+    assert cli.probe((garbage, missing, spoiled, good), pairs, json=True) == cli.FAILED
     said = capsys.readouterr()
     assert [json.loads(line)["path"] for line in said.out.splitlines()] == [good.as_posix()]
     assert all(f"{path}: not probed: " in said.err for path in (garbage, missing, spoiled))
-    assert cli.probe((good,), **folders) == 0
+    assert cli.probe((good,), pairs, json=True) == 0

@@ -36,7 +36,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -316,9 +316,7 @@ class EventWriter:
                 self._described.add(tag)
                 value.metadata.CopyFrom(_describe("scalars", _SCALAR_TEXT.get(tag, ""), DATA_CLASS_SCALAR))
             values.append(value)
-        source = evaluation.source
-        position = source.step if source.step is not None else source.epoch
-        step = len(known) if position is None else round(position)
+        step = _plain_step(evaluation, len(known))
         self._append(Event(wall_time=_time(evaluation), step=step, summary=Summary(value=values)))
 
     def _queue_map(self, evaluation: Evaluation) -> None:
@@ -406,19 +404,70 @@ def rebuild(
     Raises:
         OutputError: it could not be written; the old files are untouched.
     """
-    folder = Path(folder)
+    with _replacing_files(Path(folder)) as (draft, target), EventWriter(folder) as writer:
+        writer._output = _EventFile(draft, time.time())
+        for evaluation in sorted(evaluations, key=lambda record: record.seq):
+            writer.add_evaluation(evaluation)
+        for alert in sorted(alerts, key=lambda record: record.seq):
+            writer.add_alert(alert)
+        writer.set_state(state)
+    return target
+
+
+def rebuild_numbers(
+    folder: Path, tag: str, measured: Iterable[tuple[Evaluation, float, dict[str, float]]]
+) -> Path:
+    """Write further numbers of evaluations, in a folder of their own, in place of what was there.
+
+    Args:
+        folder: below the run's output folder; TensorBoard takes it for a run.
+        tag: prefix of the plain scalars' tags.
+        measured: evaluations in the order of their sequence numbers, when each number was found (seconds
+            since 1970), and the numbers by name; those that are not finite are left out.
+
+    Raises:
+        OutputError: it could not be written; the old files are untouched.
+    """
+    shards, described, lines = _Shards(TAG_META), set(), []
+    for count, (evaluation, when, numbers) in enumerate(measured, 1):
+        finite = {name: number for name, number in numbers.items() if math.isfinite(number)}
+        step, tags, first = shards.next(evaluation.seq)
+        joined = Summary.Value(tag=tags[0], tensor=_string({"seq": evaluation.seq, "companions": finite}))
+        if first:
+            joined.metadata.CopyFrom(_describe(PLUGIN, "See tb_plugin/http_api.md."))
+        lines.append(Event(wall_time=when, step=step, summary=Summary(value=[joined])))
+        values = []
+        for name, number in finite.items():
+            value = Summary.Value(tag=tag + name, tensor=TensorProto(dtype=DT_FLOAT, float_val=[number]))
+            if name not in described:
+                described.add(name)
+                value.metadata.CopyFrom(_describe("scalars", "", DATA_CLASS_SCALAR))
+            values.append(value)
+        lines.append(
+            Event(wall_time=when, step=_plain_step(evaluation, count), summary=Summary(value=values))
+        )
+    with _replacing_files(Path(folder)) as (draft, target):
+        file = _EventFile(draft, time.time())
+        try:
+            file.append([line.SerializeToString() for line in lines])
+        finally:
+            file.close()
+    return target
+
+
+@contextlib.contextmanager
+def _replacing_files(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """A path to write event data to, and the name it gets, once whole, in place of all that was there.
+
+    Raises:
+        OutputError: it could not be written; the old files are untouched.
+    """
     draft = folder / f"rebuilding-{os.getpid()}"  # a name that TensorBoard does not take for event data
+    target = _event_path(folder, time.time())
     try:
         draft.unlink(missing_ok=True)
-        with EventWriter(folder) as writer:
-            writer._output = _EventFile(draft, time.time())
-            for evaluation in sorted(evaluations, key=lambda record: record.seq):
-                writer.add_evaluation(evaluation)
-            for alert in sorted(alerts, key=lambda record: record.seq):
-                writer.add_alert(alert)
-            writer.set_state(state)
+        yield draft, target
         old = _event_files(folder)
-        target = _event_path(folder, time.time())
         os.replace(draft, target)
         for path in old:
             path.unlink(missing_ok=True)
@@ -427,7 +476,6 @@ def rebuild(
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
-    return target
 
 
 class _EventFile:
@@ -501,6 +549,12 @@ class _Growing:
     def columns(self) -> tuple[np.ndarray, np.ndarray]:
         rows = self._rows[: self._count]
         return rows[:, 0], rows[:, 1]
+
+
+def _plain_step(evaluation: Evaluation, count: int) -> int:
+    """Step of the plain scalars: optimiser steps, else epochs, else how many were measured."""
+    position = evaluation.source.step if evaluation.source.step is not None else evaluation.source.epoch
+    return count if position is None else round(position)
 
 
 def _time(record: Evaluation | Alert) -> float:

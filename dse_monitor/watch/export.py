@@ -4,7 +4,8 @@ Columns of the CSV, one row per evaluation in the order of recording; empty wher
     seq, status, path, aliases (separated by ;), epoch, step, dse, dse_se, lam, separability, m_inter,
     m_intra_image, m_intra_batch, m_dim, separability_se, m_inter_se, m_intra_image_se, m_intra_batch_se,
     m_dim_se, images, tokens, width, settings (fingerprint), layout, encoder, arch, content, size, mtime,
-    wall_time, seconds, reason, error, and one column per companion metric. `lam` is the adaptive lambda of
+    wall_time, seconds, reason, error, one column per companion metric, and, if the run was probed with
+    labels, miou_linear, miou_linear_std, miou_knn and miou_knn_std. `lam` is the adaptive lambda of
     the rows under the newest settings and 1 for all others, and `dse` is at `lam`.
 """
 
@@ -18,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dse_monitor import probed
 from dse_monitor.errors import OutputError
 from dse_monitor.publish import events
 from dse_monitor.publish.best import write_atomically
@@ -41,8 +43,11 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     evaluations = ledger.read(folder).evaluations
     line = Series.from_evaluations(evaluations)
     current = line.evaluations[-1].settings if len(line) else None
-    companions = sorted({name for evaluation in evaluations for name in evaluation.companions})
-    return [_row(e, line.lam if e.settings == current else 1.0, companions) for e in evaluations]
+    probes = {item.seq: item.numbers for item in probed.read(folder)}
+    beside = {e.seq: {**e.companions, **probes.get(e.seq, {})} for e in evaluations}
+    names = sorted({name for evaluation in evaluations for name in evaluation.companions})
+    names += probed.NUMBERS if probes else ()
+    return [_row(e, line.lam if e.settings == current else 1.0, beside[e.seq], names) for e in evaluations]
 
 
 def write_csv(folder: Path, path: Path | None) -> None:
@@ -54,7 +59,7 @@ def write_csv(folder: Path, path: Path | None) -> None:
     """
     table = rows(folder)
     text = io.StringIO()
-    columns = list(table[0]) if table else list(_row(_EMPTY, 1.0, []))
+    columns = list(table[0]) if table else list(_row(_EMPTY, 1.0, {}, []))
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(table)
@@ -93,7 +98,7 @@ def rebuild_events(folder: Path) -> int:
 _EMPTY = Evaluation(status="failed", source=Source(path=""))
 
 
-def _row(evaluation: Evaluation, lam: float, companions: list[str]) -> dict[str, Any]:
+def _row(evaluation: Evaluation, lam: float, beside: dict[str, float], names: list[str]) -> dict[str, Any]:
     source, parts = evaluation.source, evaluation.components
     values: dict[str, Any] = {
         "seq": evaluation.seq,
@@ -117,7 +122,7 @@ def _row(evaluation: Evaluation, lam: float, companions: list[str]) -> dict[str,
         "seconds": evaluation.seconds.get("total"),
         "reason": evaluation.reason,
         "error": evaluation.error,
-        **{name: evaluation.companions.get(name) for name in companions},
+        **{name: beside.get(name) for name in names},
     }
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value

@@ -246,6 +246,11 @@ function lossPanel(runs, focus, view, title, explanation) {
   return { key: 'loss', title, explanation, note, weight: 1, decimals: 4, log: view.logLoss, tools: view.lossTools, lines: placed ? lines : [] };
 }
 
+const probes = {
+  miou_linear: 'mIoU of a linear probe on labelled images, mean over splits (dse-monitor probe)',
+  miou_knn: 'mIoU of a nearest-neighbour probe on labelled images, mean over splits (dse-monitor probe)',
+};
+
 function companionPanel(runs, focus, name) {
   const lines = runs
     .filter((run) => run.companions?.columns[name])
@@ -254,7 +259,7 @@ function companionPanel(runs, focus, name) {
       const own = Float64Array.from(run.line.rows, (row) => values.get(run.points.columns.seq[row]) ?? NaN);
       return lineFrom(run, focus, `companion/${name}`, own, null);
     });
-  return { key: `companion:${name}`, title: name, explanation: `${name} of the same tokens; not part of DSE`, note: 'beside DSE, not part of it', weight: 1, decimals: 3, dots: true, lines };
+  return { key: `companion:${name}`, title: name, explanation: probes[name] ?? `${name} of the same tokens; not part of DSE`, note: probes[name] ? 'with labels, to compare DSE with' : 'beside DSE, not part of it', weight: 1, decimals: 3, dots: true, lines };
 }
 
 /** A chart without marks. */

@@ -125,6 +125,24 @@ def test_metadata_is_found_through_the_tag_of_its_point():
     assert reader.metadata(None, "", "exp/dse", [3]) == []
 
 
+def test_probes_of_the_run_join_its_companions():
+    def meta(seq, **companions):
+        return event(text({"seq": seq, "companions": companions}))
+
+    points = {
+        "dse/point/1": [event(row(1), 1), event(row(2), 2)],
+        "dse/meta/1": [meta(1, RankMe=30.0), meta(2, RankMe=10.0)],
+    }
+    probe = {"dse/meta/1": [meta(1, miou_linear=0.25), meta(9, miou_linear=0.9), meta(2, miou_knn="x")]}
+    reader = Reader(FakeProvider({"exp/dse": points, "exp/dse/probe": probe}))
+    names, table = reader.companions(None, "", "exp/dse")
+    assert names == ["RankMe", "miou_linear"]
+    np.testing.assert_equal(table, [[1, 30, 0.25], [2, 10, np.nan]])
+    (newest,) = reader.metadata(None, "", "exp/dse", [2])  # tells the page which metrics there are
+    assert newest["companions"] == {"RankMe": 10.0, "miou_linear": None}
+    assert [run["run"] for run in reader.runs(None, "")] == ["exp/dse"]
+
+
 def test_companions_align_with_points_and_ignore_what_is_no_number():
     def meta(seq, **companions):
         return event(text({"seq": seq, "companions": companions}))
