@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,6 +52,9 @@ class Setting:
         labelled: scenes with labels for the probes, split in halves twice.
         backbone: for methods that take a ViT; None for the method's own.
         flags: for every run.
+        taught: start from a network trained with labels (``study_starts.py``) in place of random weights; the
+            start is the checkpoint of epoch 0.
+        longest: limit of `Run.longer`.
     """
 
     scenes: int
@@ -60,10 +65,23 @@ class Setting:
     labelled: int
     backbone: str | None
     flags: tuple[str, ...]
+    taught: bool = False
+    longest: int = 4
+
+    @property
+    def checkpoints(self) -> int:
+        """Of each run."""
+        return self.epochs // self.save_every + self.taught
+
+    def every(self, run: Run) -> int:
+        """Epochs between checkpoints of this run."""
+        return self.save_every * min(run.longer, self.longest)
 
 
+_TINY = ("--preset", "tiny", "--batch-size", "32")
 SETTINGS = {
-    "cpu": Setting(256, 48, 2, 64, 256, 300, "vit_mini_patch8", ("--preset", "tiny", "--batch-size", "32")),
+    "cpu": Setting(256, 48, 2, 64, 256, 300, "vit_mini_patch8", _TINY),
+    "falls": Setting(256, 24, 1, 64, 256, 300, "vit_mini_patch8", _TINY, taught=True, longest=1),
     "large": Setting(
         4096,
         400,
@@ -209,30 +227,51 @@ def prepare(setting: Setting, out: Path, device: str, results: Path) -> Place:
 def train(run: Run, place: Place) -> None:
     """Train to the end, from the newest checkpoint if there is one."""
     folder, setting = place.out / run.title, place.setting
-    if len(checkpoints(folder)) >= setting.epochs // setting.save_every:
+    if len(checkpoints(folder)) >= setting.checkpoints:
         return
+    every = setting.every(run)
     flags = [*setting.flags, *(["--backbone", setting.backbone] if run.vit and setting.backbone else [])]
-    flags += [*run.flags, "--epochs", run.longer * setting.epochs]
-    flags += ["--save-every", run.longer * setting.save_every]
+    flags += [*run.flags, "--epochs", every * (setting.epochs // setting.save_every)]
+    flags += ["--save-every", every]
     flags += ["--data", place.train, "--out", folder, "--device", place.device, "--log-every", 10**9]
     flags += ["--workers", 0] if place.device == "cpu" else []
-    flags += ["--resume"] if checkpoints(folder) else []
+    if checkpoints(folder):
+        flags += ["--resume"]
+    elif setting.taught:
+        flags += ["--init-from", start(run, place, flags)]
     _call("trainers", run.method, *flags, log=place.out / f"{run.title}-train.log")
+
+
+def start(run: Run, place: Place, flags: Sequence[object]) -> Path:
+    """The checkpoint of epoch 0: the trainer's own after one step, with a taught network in it."""
+    import study_starts  # needs the trainers, which the rest of the study only calls
+
+    folder = place.out / "starts"
+    target = folder / f"{run.title}.pth"
+    if not target.exists():
+        fresh = folder / run.title
+        _call("trainers", run.method, *flags, "--out", fresh, "--max-steps", 1, log=folder / "starts.log")
+        size = run.measured_at * place.setting.size
+        study_starts.write(fresh / "checkpoint_last.pth", target, place.setting.scenes, size)
+    return target
 
 
 def score(run: Run, place: Place) -> None:
     """DSE of every checkpoint not scored yet, by the watcher."""
+    folder = place.out / run.title
+    if place.setting.taught:
+        shutil.copyfile(place.out / "starts" / f"{run.title}.pth", folder / "checkpoint_0000.pth")
     flags = ["--images", place.held_out[run.measured_at], "--num-images", place.setting.held_out]
     flags += ["--image-size", run.measured_at * place.setting.size, "--device", place.device]
     flags += ["--once", "--plain", "--settle-seconds", 0]
-    _call("dse_monitor", "watch", place.out / run.title, *flags, log=place.out / f"{run.title}-watch.log")
+    _call("dse_monitor", "watch", folder, *flags, log=place.out / f"{run.title}-watch.log")
 
 
 def measure(run: Run, place: Place) -> int:
     """Probe what was not probed and write the run's CSV file; returns its lines."""
     folder, target = place.out / run.title, place.results / f"{run.title}.csv"
     known = {float(row["epoch"]): row for row in read(target)}
-    losses = epoch_losses(folder, run.longer * place.setting.save_every)
+    losses = epoch_losses(folder, place.setting.every(run))
     labelled = place.labelled[run.measured_at]
     prober = Prober(
         Labelled(
@@ -306,6 +345,7 @@ def write(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def _call(module: str, *arguments: object, log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
         done = subprocess.run(
             [sys.executable, "-m", module, *map(str, arguments)],

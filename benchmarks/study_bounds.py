@@ -84,8 +84,7 @@ def main(
             images=folder / "images", masks=folder / "masks", num_images=setting.labelled, image_size=size
         )
         measured = _scenes(*read_pairs(labelled, size))
-        drawn = [scenes.generate(index, size, TRAIN_SEED) for index in range(setting.scenes)]
-        train = _scenes(*(np.stack(part) for part in zip(*drawn, strict=True)))
+        train = training_scenes(setting.scenes, size)
         for seed in range(seeds):
             torch.manual_seed(seed)
             model = build(network, size)
@@ -98,6 +97,12 @@ def main(
         print(f"| {network.title} | {' | '.join(cells)} |", flush=True)
     with (results.parent / "study_bounds.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+
+
+def training_scenes(count: int, size: int) -> Scenes:
+    """What the study trains on, with its masks."""
+    drawn = [scenes.generate(index, size, TRAIN_SEED) for index in range(count)]
+    return _scenes(*(np.stack(part) for part in zip(*drawn, strict=True)))
 
 
 def build(network: Network, size: int) -> nn.Module:
@@ -131,7 +136,7 @@ def fit(model: nn.Module, train: Scenes, epochs: int, seed: int) -> None:
     labels = torch.from_numpy(token_labels(train.masks, count))
     grid = round(count**0.5)
     head = nn.Linear(width, len(scenes.CLASSES))
-    weights = [*model.parameters(), *head.parameters()]
+    weights = [weight for weight in (*model.parameters(), *head.parameters()) if weight.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=LR, weight_decay=WEIGHT_DECAY)
     steps = epochs * (len(labels) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LR, total_steps=steps)
