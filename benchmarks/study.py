@@ -39,6 +39,10 @@ PROBES = ("miou_linear", "miou_linear_std", "accuracy_linear", "miou_knn", "miou
 COLUMNS = ("run", "epoch", "loss", *PARTS, "separability_dim_cov", *COMPANIONS, *PROBES)
 
 
+class Failed(Exception):
+    """One of our programs ended with an error; its log says which."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """How large the study is.
@@ -194,12 +198,20 @@ def main(
     first, parts = (int(number) for number in shard.split("/"))
     place = prepare(SETTINGS[setting], out / setting, device, results / setting)
     chosen = [run for run in RUNS if run.title in names]
+    failed = []
     for run in chosen[first::parts]:
         start = time.monotonic()
-        train(run, place)
-        score(run, place)
-        rows = measure(run, place)
+        try:
+            train(run, place)
+            score(run, place)
+            rows = measure(run, place)
+        except Failed as error:  # the others go on
+            failed.append(run.title)
+            print(f"{run.title}: {error}", file=sys.stderr, flush=True)
+            continue
         print(f"{run.title}: {rows} checkpoints, {time.monotonic() - start:.0f} s", flush=True)
+    if failed:
+        raise SystemExit(f"not finished: {', '.join(failed)}")
 
 
 def prepare(setting: Setting, out: Path, device: str, results: Path) -> Place:
@@ -229,17 +241,23 @@ def train(run: Run, place: Place) -> None:
     folder, setting = place.out / run.title, place.setting
     if len(checkpoints(folder)) >= setting.checkpoints:
         return
-    every = setting.every(run)
-    flags = [*setting.flags, *(["--backbone", setting.backbone] if run.vit and setting.backbone else [])]
-    flags += [*run.flags, "--epochs", every * (setting.epochs // setting.save_every)]
-    flags += ["--save-every", every]
-    flags += ["--data", place.train, "--out", folder, "--device", place.device, "--log-every", 10**9]
-    flags += ["--workers", 0] if place.device == "cpu" else []
+    flags = [*flags_of(run, place), "--out", folder]
     if checkpoints(folder):
         flags += ["--resume"]
     elif setting.taught:
         flags += ["--init-from", start(run, place, flags)]
-    _call("trainers", run.method, *flags, log=place.out / f"{run.title}-train.log")
+    call("trainers", run.method, *flags, log=place.out / f"{run.title}-train.log")
+
+
+def flags_of(run: Run, place: Place) -> list[object]:
+    """The trainer's flags, but where it starts and where it writes."""
+    setting = place.setting
+    every = setting.every(run)
+    flags: list[object] = [*setting.flags, *run.flags]
+    flags += ["--backbone", setting.backbone] if run.vit and setting.backbone else []
+    flags += ["--epochs", every * (setting.epochs // setting.save_every), "--save-every", every]
+    flags += ["--data", place.train, "--device", place.device, "--log-every", 10**9]
+    return flags + (["--workers", 0] if place.device == "cpu" else [])
 
 
 def start(run: Run, place: Place, flags: Sequence[object]) -> Path:
@@ -250,7 +268,7 @@ def start(run: Run, place: Place, flags: Sequence[object]) -> Path:
     target = folder / f"{run.title}.pth"
     if not target.exists():
         fresh = folder / run.title
-        _call("trainers", run.method, *flags, "--out", fresh, "--max-steps", 1, log=folder / "starts.log")
+        call("trainers", run.method, *flags, "--out", fresh, "--max-steps", 1, log=folder / "starts.log")
         size = run.measured_at * place.setting.size
         study_starts.write(fresh / "checkpoint_last.pth", target, place.setting.scenes, size)
     return target
@@ -264,7 +282,7 @@ def score(run: Run, place: Place) -> None:
     flags = ["--images", place.held_out[run.measured_at], "--num-images", place.setting.held_out]
     flags += ["--image-size", run.measured_at * place.setting.size, "--device", place.device]
     flags += ["--once", "--plain", "--settle-seconds", 0]
-    _call("dse_monitor", "watch", folder, *flags, log=place.out / f"{run.title}-watch.log")
+    call("dse_monitor", "watch", folder, *flags, log=place.out / f"{run.title}-watch.log")
 
 
 def measure(run: Run, place: Place) -> int:
@@ -344,7 +362,12 @@ def write(path: Path, rows: list[dict[str, str]]) -> None:
     part.replace(path)
 
 
-def _call(module: str, *arguments: object, log: Path) -> None:
+def call(module: str, *arguments: object, log: Path) -> None:
+    """Run one of our programs to its end, its words in ``log``.
+
+    Raises:
+        Failed: it ended with an error.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
         done = subprocess.run(
@@ -354,7 +377,7 @@ def _call(module: str, *arguments: object, log: Path) -> None:
             stderr=subprocess.STDOUT,
         )
     if done.returncode:
-        raise SystemExit(f"{module} {arguments[0]} ended with {done.returncode}; see {log}")
+        raise Failed(f"{module} {arguments[0]} ended with {done.returncode}; see {log}")
 
 
 if __name__ == "__main__":

@@ -173,8 +173,8 @@ def tau_table(studies: Sequence[Study], truth: str = "linear") -> list[str]:
 
 def choice_table(studies: Sequence[Study]) -> list[str]:
     """Linear mIoU, in points, of the checkpoint that each rule keeps."""
-    head = "last | best by DSE | best of DSE's three | before alarm | lowest loss | best of all"
-    lines = [f"| run | {head} | fall at the end |", "| --- " * 8 + "|"]
+    head = "last | first | best by DSE | best of DSE's three | before alarm | lowest loss | best of all"
+    lines = [f"| run | {head} | fall at the end |", "| --- " * 9 + "|"]
     gains = []
     for study in studies:
         truth = 100 * study.linear
@@ -182,6 +182,7 @@ def choice_table(studies: Sequence[Study]) -> list[str]:
         loss = study.numbers["-loss"]
         kept = [
             truth[-1],
+            truth[0],
             truth[study.series.best],
             max(truth[i] for i in study.series.candidates),
             max((truth[i] for i in early), default=math.nan),
@@ -266,12 +267,11 @@ def main(setting: str = "cpu", results: Path = RESULTS, figures: Path | None = N
     """Print all tables as Markdown; draw the figure.
 
     Args:
-        setting: ``cpu`` or ``large``.
+        setting: ``cpu``, ``falls`` or ``large``.
         results: folder of the CSV files.
-        figures: folder for ``validation.png``; None draws nothing.
+        figures: folder for ``validation-SETTING.png``; None draws nothing.
     """
-    planned = SETTINGS[setting].epochs // SETTINGS[setting].save_every
-    files, unfinished = finished(results / setting, planned)
+    files, unfinished = finished(results / setting, SETTINGS[setting].checkpoints)
     if not files:
         raise SystemExit(f"{results / setting}: no finished run; run benchmarks/study.py first")
     studies = [load(path) for path in files]
@@ -294,7 +294,7 @@ def main(setting: str = "cpu", results: Path = RESULTS, figures: Path | None = N
         print("\n".join(lines))
     print(f"\n{across_runs(studies)}")
     if figures is not None:
-        draw(studies, figures / "validation.png")
+        draw(studies, figures / f"validation-{setting}.png")
 
 
 if __name__ == "__main__":
