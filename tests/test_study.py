@@ -74,7 +74,7 @@ def test_a_number_that_goes_with_miou_has_tau_one(study, tables, tmp_path):
     assert math.isnan(tables.tau(found.numbers["RankMe"], found.linear))
     assert tables.first_alarm(found.series) > 24  # the fall begins there
     (row,) = (line for line in tables.choice_table([found]) if line.startswith("| falling"))
-    assert row == "| falling | 5.0 | 50.0 | 50.0 | 50.0 | 5.0 | 50.0 | 45.0 |"
+    assert row == "| falling | 5.0 | 10.0 | 50.0 | 50.0 | 50.0 | 5.0 | 50.0 | 45.0 |"
     (row,) = (line for line in tables.alarm_table([found]) if line.startswith("| falling"))
     assert row.startswith("| falling | 48 | 24 | 45.0 | 24 | ")
 
