@@ -264,6 +264,7 @@ class Evaluator:
         """Fields of a ``scored`` Evaluation. The features of one batch are in memory at a time."""
         from dse_monitor.metric import average, companions, measure
         from dse_monitor.metric.labels import first_labels
+        from dse_monitor.metric.precision import full_float32
 
         probe = self.probe
         components: list[Components] = []
@@ -275,7 +276,7 @@ class Evaluator:
             name: getattr(probe, name) for name in ("group", "local_clusters", "global_clusters", "normalize")
         }
         for index, part in enumerate(parts):
-            with stopwatch("forward"):
+            with stopwatch("forward"), full_float32():
                 tokens = encoder.encode(
                     held_out.pixels[part],
                     device=self.device,

@@ -41,6 +41,7 @@ from dse_monitor.encoder import Encoder
 from dse_monitor.errors import ImagesError, NonFiniteFeatures
 from dse_monitor.evaluate import resolve_device
 from dse_monitor.labelled import Labelled
+from dse_monitor.metric.precision import full_float32
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total); stages: "images", "forward", "probe"
 
@@ -200,13 +201,14 @@ class Prober:
 
     def _encode(self, encoder: Encoder, pixels: NDArray[np.uint8], progress: Progress | None) -> Tensor:
         encoder.to(self.device)
-        tokens = encoder.encode(
-            pixels,
-            device=self.device,
-            precision=self.labelled.precision,
-            micro_batch=self.labelled.micro_batch,
-            progress=(lambda done, total: progress("forward", done, total)) if progress else None,
-        )
+        with full_float32():
+            tokens = encoder.encode(
+                pixels,
+                device=self.device,
+                precision=self.labelled.precision,
+                micro_batch=self.labelled.micro_batch,
+                progress=(lambda done, total: progress("forward", done, total)) if progress else None,
+            )
         if not bool(tokens.isfinite().all()):
             raise NonFiniteFeatures(f"{encoder.source.path}: NaN or infinity among the tokens")
         return tokens

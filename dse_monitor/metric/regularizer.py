@@ -25,6 +25,7 @@ from dse_monitor.metric.measurement import (
     draw_chance,
     given_clusters,
 )
+from dse_monitor.metric.precision import full_float32
 
 WEIGHT = 1e-3  # beta, unitless; authors' setting, arXiv 2510.17299
 
@@ -116,7 +117,7 @@ class DSERegularizer(nn.Module):
         else:
             check_pseudo_labels(pseudo_labels, features.shape, self.group)
             chance = None
-        with torch.autocast(features.device.type, enabled=False):
+        with torch.autocast(features.device.type, enabled=False), full_float32():
             values = _Structure.apply(features, self.normalize, self.group, chance, pseudo_labels)
             self.last = RegularizerTerms(*values.detach())  # pyright: ignore[reportAttributeAccessIssue]
             return -self.weight * values[0]  # pyright: ignore[reportIndexIssue]
