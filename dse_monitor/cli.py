@@ -184,17 +184,25 @@ def score(
     measuring: OmitArgPrefixes[Measuring],
     device: str = "auto",
     cache: Path | None = None,
+    threads: int | None = None,
     json: bool = False,
 ) -> int:
-    """Measure single checkpoints; DSE is given at lambda 1, since lambda belongs to a run.
+    """Measure single checkpoints, or all of a finished RUN with many GPUs.
+
+    Single checkpoints: DSE is given at lambda 1, since lambda belongs to a run. A RUN is measured as `watch`
+    would do it, by as many processes as there are (`torchrun --nproc-per-node 8 -m dse_monitor score RUN`).
+    If one of them dies, the same command measures what is missing.
 
     Args:
-        checkpoint: Files or checkpoint folders.
+        checkpoint: Files or checkpoint folders, or one folder of a run.
         measuring: What is measured.
-        device: auto, cpu, cuda, cuda:INDEX or mps.
-        cache: Folder for decoded images; ~/.cache/dse-monitor if not given.
+        device: auto, cpu, cuda, cuda:INDEX or mps; for a RUN auto and cuda give each process its own GPU.
+        cache: Folder for decoded images of single checkpoints; ~/.cache/dse-monitor if not given.
+        threads: CPU threads of each process of a RUN; a quarter of the cores if not given, at most four.
         json: One JSON object per line.
     """
+    if run := _one_run(checkpoint):
+        return _score_run(run, measuring, device, threads, json)
     from dse_monitor.evaluate import Evaluator, Probe
     from dse_monitor.record import to_json
 
@@ -488,6 +496,43 @@ def demo(out: Path = Path("dse-demo"), serve: bool = True, port: int | None = No
 def _plain_fields(measuring: Measuring) -> dict[str, Any]:
     """Fields of evaluate.Probe as plain JSON types."""
     return {**dataclasses.asdict(measuring), "images": str(measuring.images.expanduser().absolute())}
+
+
+def _one_run(paths: tuple[Path, ...]) -> Path | None:
+    """The folder of a run, if one is named: among several processes any folder, else one without weights."""
+    from dse_monitor.checkpoints.archive import open_archive
+    from dse_monitor.errors import CheckpointError
+
+    def holds_no_weights(folder: Path) -> bool:
+        try:
+            open_archive(folder)
+        except CheckpointError as error:
+            return type(error) is CheckpointError  # the others tell what is wrong with a checkpoint
+        return False
+
+    runs = [p for p in paths if p.is_dir() and ("WORLD_SIZE" in os.environ or holds_no_weights(p))]
+    if runs and len(paths) > 1:
+        raise RunError(f"{runs[0]} is the folder of a run: score it alone, or name checkpoints")
+    if not runs and "WORLD_SIZE" in os.environ:
+        raise RunError("several processes score the folder of a run; score single checkpoints with one")
+    return runs[0] if runs else None
+
+
+def _score_run(run: Path, measuring: Measuring, device: str, threads: int | None, as_json: bool) -> int:
+    from dse_monitor.watch import ranks
+    from dse_monitor.watch.console import Console
+    from dse_monitor.watch.options import WatchOptions
+    from dse_monitor.watch.worker import Manners
+
+    manners = Manners.default(nice=0, **({} if threads is None else {"threads": threads}))
+    probe = _plain_fields(measuring)
+    options = WatchOptions(runs=(run,), probe=probe, devices=(device,), manners=manners, once=True)
+
+    def said(place: ranks.Place, evaluation: Evaluation) -> None:
+        if place.world > 1 and not as_json:
+            print(f"process {place.rank} of {place.world}: {_score_line(evaluation)}", flush=True)
+
+    return ranks.score(options, Console(form="json" if as_json else "plain"), said)
 
 
 def _output_if_watched(run: Path) -> Path | None:

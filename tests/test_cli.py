@@ -44,7 +44,7 @@ RULES = (
     "margin threshold sustain recovered warmup early-best worsened plateau failures stale-seconds "
     "remind-seconds per-hour lam"
 )
-OPTIONS["score"] = f"checkpoint device cache json {MEASURING}"
+OPTIONS["score"] = f"checkpoint device cache threads json {MEASURING}"
 OPTIONS["replay"] = "path json " + " ".join(f"rules.{name}" for name in RULES.split())
 OPTIONS["watch"] = (
     "run out device once until-epoch until-step exit-after-idle every since min-interval keep-best "

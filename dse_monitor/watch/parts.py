@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dse_monitor.checkpoints import archive, names
 from dse_monitor.checkpoints.names import NameFacts
 from dse_monitor.history import History
-from dse_monitor.watch.hints import Hints
 from dse_monitor.watch.settle import Completeness
+
+if TYPE_CHECKING:
+    from dse_monitor.watch.hints import Hints
+
+
+def _hints(folder: Path, wake: Callable[[], None], out: Path | None) -> Hints:
+    try:
+        from dse_monitor.watch.hints import Hints
+    except ImportError as error:  # images for GPUs may lack it; scans find everything, only later
+        raise OSError("watchdog is not installed") from error
+    return Hints(folder, wake, out)
 
 
 class Clock(Protocol):
@@ -50,7 +60,7 @@ class Parts:
     state: Callable[..., dict[str, Any]]
     book: Callable[[str, Any, History], Any]
     outbox: Callable[..., Any]
-    hints: Callable[[Path, Callable[[], None], Path | None], Hints] | None = Hints
+    hints: Callable[[Path, Callable[[], None], Path | None], Hints] | None = _hints
 
     @classmethod
     def real(cls) -> Parts:

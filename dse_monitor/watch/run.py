@@ -11,16 +11,15 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dse_monitor
 from dse_monitor import errors
 from dse_monitor.history import History
 from dse_monitor.record import Alert, Evaluation, Source
-from dse_monitor.watch import heartbeat, mounts, requests
+from dse_monitor.watch import heartbeat, mounts, requests, shards
 from dse_monitor.watch.aside import Aside
 from dse_monitor.watch.console import Console
-from dse_monitor.watch.hints import Hints
 from dse_monitor.watch.identity import Stamp, content_key, stamp
 from dse_monitor.watch.ledger import EVALUATIONS, Fact, Ledger
 from dse_monitor.watch.locking import RunLock
@@ -31,7 +30,10 @@ from dse_monitor.watch.report import Report
 from dse_monitor.watch.scanner import Scan, Scanner
 from dse_monitor.watch.settle import Settled, Settler
 from dse_monitor.watch.versions import Versions
-from dse_monitor.watch.waiting import Candidate, Filter, Queue
+from dse_monitor.watch.waiting import Candidate, Filter, Queue, in_training_order
+
+if TYPE_CHECKING:
+    from dse_monitor.watch.hints import Hints
 
 SCAN_SECONDS = 15.0  # between looks at a local folder; ours
 UNSETTLED_SECONDS = 5.0  # the same while a file is being written and no events come; ours
@@ -169,6 +171,22 @@ class WatchedRun:
             self._cancelled,
         )
         self.publication.resume(others["silence"], [data["delivery"] for data in others["delivery"]])
+        self._take_over_shards()
+
+    def _take_over_shards(self) -> None:
+        """Record what several processes measured together, as if it had been measured here."""
+        found: dict[Candidate, Evaluation] = {}
+        for item in shards.measured(self.out):
+            if item.request == self._options.request:
+                found[self._candidate(item.path, item.stamp, item.content_key, 0)] = item.evaluation
+        for candidate in in_training_order(found):
+            seq = self._versions.find(candidate.path, candidate.stamp)
+            if seq is None:
+                seq = self._versions.find_key(candidate.content_key)
+            if seq is None:
+                self._record_once(candidate, found[candidate])
+        if not self._ledger.pending:
+            shards.clear(self.out, self._options.request)
 
     def _learn(self, fact: Fact) -> None:
         evaluation = fact.evaluation
@@ -459,6 +477,10 @@ class WatchedRun:
         if evaluation.status == "failed" and evaluation.error in TORN and self._try_again(candidate):
             return
         self._torn.pop(candidate.path, None)
+        self._record_once(candidate, evaluation)
+
+    def _record_once(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        """Record an evaluation, or another name of one whose encoder is the same."""
         for seq in self._versions.find_content(evaluation):
             if _same_progress(self.history[self.history.row(seq)], evaluation):
                 self._same(candidate.path, candidate.stamp, seq, candidate.content_key)

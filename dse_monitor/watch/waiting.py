@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,8 +116,7 @@ class Queue:
 
     def _urgency(self, candidate: Candidate, now: float) -> tuple[Any, ...]:
         if self._once:
-            done = candidate.done if math.isfinite(candidate.done) else math.inf
-            return (-done, -candidate.stamp.mtime_ns, candidate.path)
+            return _training_order(candidate)
         return (
             self._about_to_go(candidate, now),
             candidate.appeared,
@@ -133,6 +132,16 @@ class Queue:
         if not self._lifetimes or not candidate.appeared:
             return False
         return now - candidate.appeared > min(self._lifetimes) / 2
+
+
+def in_training_order(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """As a queue hands them out when nobody writes any more."""
+    return sorted(candidates, key=_training_order, reverse=True)
+
+
+def _training_order(candidate: Candidate) -> tuple[Any, ...]:
+    done = candidate.done if math.isfinite(candidate.done) else math.inf
+    return (-done, -candidate.stamp.mtime_ns, candidate.path)
 
 
 class Filter:
