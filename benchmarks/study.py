@@ -277,8 +277,9 @@ def start(run: Run, place: Place, flags: Sequence[object]) -> Path:
 def score(run: Run, place: Place) -> None:
     """DSE of every checkpoint not scored yet, by the watcher."""
     folder = place.out / run.title
-    if place.setting.taught:
-        shutil.copyfile(place.out / "starts" / f"{run.title}.pth", folder / "checkpoint_0000.pth")
+    first = folder / "checkpoint_0000.pth"
+    if place.setting.taught and not first.exists():
+        shutil.copyfile(place.out / "starts" / f"{run.title}.pth", first)
     flags = ["--images", place.held_out[run.measured_at], "--num-images", place.setting.held_out]
     flags += ["--image-size", run.measured_at * place.setting.size, "--device", place.device]
     flags += ["--once", "--plain", "--settle-seconds", 0]

@@ -116,7 +116,10 @@ def continued(run: Run, place: Place, weight: float, seed: int) -> dict[str, Any
     folder = place.out / "regularized" / f"{run.title}-{weight:g}-{seed}"
     series = Series.from_evaluations(ledger.read(source / OUTPUT_FOLDER).evaluations)
     assert series.best is not None
-    (start,) = best.readable_files(source / OUTPUT_FOLDER, [series.evaluations[series.best]])
+    chosen = series.evaluations[series.best]
+    (start,) = best.readable_files(source / OUTPUT_FOLDER, [chosen])
+    if start is None:
+        raise SystemExit(f"{source / chosen.source.path} is gone or was overwritten since DSE was measured")
     end = int(series.x[series.best]) + MORE_EPOCHS
     last = folder / f"checkpoint_{end:04d}.pth"
     if not last.exists():

@@ -22,10 +22,10 @@ from dse_monitor.probed import kendall_tau
 from dse_monitor.series import adaptive_lambda
 
 if __package__:
-    from benchmarks.study import RESULTS, read
+    from benchmarks.study import RESULTS, RUNS, SETTINGS, read
     from benchmarks.study_tables import load, mean_interval
 else:
-    from study import RESULTS, read  # pyright: ignore[reportImplicitRelativeImport]
+    from study import RESULTS, RUNS, SETTINGS, read  # pyright: ignore[reportImplicitRelativeImport]
     from study_tables import load, mean_interval  # pyright: ignore[reportImplicitRelativeImport]
 
 Row = dict[str, str]
@@ -195,7 +195,7 @@ def main(setting: str = "falls", results: Path = RESULTS, figures: Path | None =
             clusters, ("local", "global"), truth, lambda key: f"{key[0]} per image, {key[1]} per group"
         )
     if sizes := experiments.get(("sizes",)):
-        tables["Image size, as a share of the run's"] = size_table(sizes, truth)
+        tables["Image size, as a share of the run's"] = size_table(sizes, truth, setting)
     for title, lines in tables.items():
         print(f"\n### {title}\n")
         print("\n".join(lines))
@@ -203,10 +203,15 @@ def main(setting: str = "falls", results: Path = RESULTS, figures: Path | None =
         draw(samples, lambdas, figures / "stability.png")
 
 
-def size_table(rows: list[Row], truth: dict[str, dict[int, float]]) -> list[str]:
+def size_table(rows: list[Row], truth: dict[str, dict[int, float]], setting: str) -> list[str]:
     """As `choices_table`, by the side of the images as a share of the side a run was measured at."""
-    usual = {run: max(float(row["size"]) for row in own) / 2 for (run,), own in by(rows, "run").items()}
-    shares = [{**row, "size": f"{float(row['size']) / usual[row['run']]:g}"} for row in rows]
+    usual = {run.title: run.measured_at * SETTINGS[setting].size for run in RUNS}
+    several = {run for (run,), own in by(rows, "run").items() if len(by(own, "size")) > 1}
+    shares = [
+        {**row, "size": f"{float(row['size']) / usual[row['run']]:g}"}
+        for row in rows
+        if row["run"] in several
+    ]
     return choices_table(shares, ("size",), truth, lambda key: f"{key[0]} x")
 
 
