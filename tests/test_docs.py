@@ -47,3 +47,13 @@ def test_readme_lists_every_command():
     commands = set(shown.partition("{")[2].partition("}")[0].split(","))
     listed = set(re.findall(r"^\| `([a-z]+)", README, re.MULTILINE))
     assert listed == commands
+
+
+def test_faults_are_those_that_tests_make():
+    """Every test that docs/failures.md names exists."""
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "failures.md").read_text()))
+    defined = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        defined |= set(re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE))
+    assert len(named) > 50
+    assert named <= defined, sorted(named - defined)
