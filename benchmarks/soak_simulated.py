@@ -76,7 +76,9 @@ def soak(run: Path, checkpoints: int) -> int:
     """Write, watch, print; the exit code."""
     run.mkdir()
     clock = Clock()
-    options = WatchOptions(runs=(run,), probe={"images": "none"}, maps=False, settle_seconds=2, poll_seconds=5)
+    options = WatchOptions(
+        runs=(run,), probe={"images": "none"}, maps=False, settle_seconds=2, poll_seconds=5
+    )
     found: list[tuple[float, int, int]] = []
     print("| checkpoints | resident MB | descriptors | threads | ms per checkpoint |")
     print("| --- | --- | --- | --- | --- |")
