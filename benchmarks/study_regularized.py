@@ -66,7 +66,7 @@ COLUMNS = ("run", "start", "weight", "seed", "epoch", "miou_linear", "miou_knn",
 
 def main(
     setting: str = "falls",
-    weights: tuple[float, ...] = (0.0, 0.001, 0.01),
+    weights: tuple[float, ...] = (0.0, 0.001),
     seeds: int = 3,
     shard: str = "0/1",
     out: Path = Path("runs/study"),
