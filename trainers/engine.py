@@ -283,6 +283,11 @@ class Trainer:
     def _start(self) -> str:
         """Resume or take over weights; returns what was done, in words."""
         settings = self.settings
+        if not settings.resume and (saving.numbered(settings.out) or (settings.out / saving.LAST).exists()):
+            raise TrainingError(
+                f"{settings.out} holds checkpoints of another run: --resume goes on with it, "
+                "another --out starts a new one"
+            )
         if settings.init_from:
             path = saving.best(settings.init_from) if settings.init_from.is_dir() else settings.init_from
             if not settings.more_epochs:
@@ -293,11 +298,6 @@ class Trainer:
             )
             return f"{path}, step {self.step}, {settings.more_epochs} epochs more"
         if not settings.resume:
-            if saving.numbered(settings.out) or (settings.out / saving.LAST).exists():
-                raise TrainingError(
-                    f"{settings.out} holds checkpoints of another run: --resume goes on with it, "
-                    "another --out starts a new one"
-                )
             return "new weights"
         found = saving.newest(settings.out)
         if found is None:

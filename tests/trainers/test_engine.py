@@ -154,6 +154,14 @@ def test_resuming_with_another_recipe_names_what_changed(finished):
         run(finished, recipe=dataclasses.replace(RECIPE, lr=0.005), resume=True, dse_weight=1e-3)
 
 
+def test_a_folder_with_another_runs_checkpoints_is_never_written_over(finished, tmp_path):
+    before = {path.name: path.read_bytes() for path in finished.glob("*.pth")}
+    for changes in ({}, {"init_from": max(finished.glob("checkpoint_*.pth"))}):
+        with pytest.raises(TrainingError, match="holds checkpoints of another run"):
+            trainer(finished, RECIPE, **changes).run()
+    assert {path.name: path.read_bytes() for path in finished.glob("*.pth")} == before
+
+
 def test_init_from_takes_weights_and_starts_counting_anew(finished, tmp_path):
     source = finished / "checkpoint_0002.pth"
     started = trainer(tmp_path, dataclasses.replace(RECIPE, epochs=1), init_from=source)
