@@ -1,4 +1,4 @@
-"""``python -m trainers METHOD --data DIR --out RUN [--preset tiny] [flags]``; installed as ``dse-train``."""
+"""``python -m trainers METHOD --data DIR --out RUN [--preset NAME] [flags]``; installed as ``dse-train``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 # Read when torch loads: waiting threads sleep, since spinning ones starve a watcher on the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -13,14 +14,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from trainers.methods import METHODS, load
 from trainers.settings import Settings, TrainingError
 
-PRESETS = ("official", "tiny")
-USAGE = """usage: dse-train METHOD --data DIR --out RUN [--preset tiny] [flags]
+if TYPE_CHECKING:  # it loads torch, which "--help" can do without
+    from trainers.method import Recipe
+
+OFFICIAL = "official"
+USAGE = """usage: dse-train METHOD --data DIR --out RUN [--preset NAME] [flags]
 
 Trains one of: {methods}.
 
   --data DIR        a folder of images, or 'scenes' for built-in ones
   --preset NAME     'official' (the authors' numbers, default) or 'tiny' (64-px images, minutes on a CPU)
-  METHOD --help     every flag: the run's, then each number of the recipe with its default
+  METHOD --help     its presets and every flag: the run's, then each number of the recipe with its default
 
 Several GPUs: torchrun --nproc-per-node N -m trainers METHOD ..."""
 
@@ -45,8 +49,8 @@ def _train(name: str, flags: list[str]) -> None:
 
     method_type = load(name)
     preset, flags = _take_preset(flags)
-    recipe_type = method_type.recipe_type
-    recipe = recipe_type.tiny() if preset == "tiny" else recipe_type()  # pyright: ignore[reportCallIssue]
+    recipe = _recipe(method_type.recipe_type, preset)
+    presets = " or ".join((OFFICIAL, *recipe.presets))
     command = dataclasses.make_dataclass(
         "Command", [("settings", Settings), ("recipe", type(recipe), dataclasses.field(default=recipe))]
     )
@@ -54,7 +58,7 @@ def _train(name: str, flags: list[str]) -> None:
         command,
         args=flags,
         prog=f"dse-train {name}",
-        description=f"Train {METHODS[name]} with the {preset} preset (--preset {' or '.join(PRESETS)}).",
+        description=f"Train {METHODS[name]} with the {preset} preset (--preset {presets}).",
         config=(tyro.conf.OmitArgPrefixes,),
     )
     train(name, method_type, chosen.recipe, chosen.settings)
@@ -62,7 +66,7 @@ def _train(name: str, flags: list[str]) -> None:
 
 def _take_preset(flags: list[str]) -> tuple[str, list[str]]:
     """Remove ``--preset NAME`` or ``--preset=NAME`` from the flags: it decides the defaults of the others."""
-    rest, preset, i = [], "official", 0
+    rest, preset, i = [], OFFICIAL, 0
     while i < len(flags):
         if flags[i] == "--preset":
             i += 1
@@ -72,9 +76,17 @@ def _take_preset(flags: list[str]) -> tuple[str, list[str]]:
         else:
             rest.append(flags[i])
         i += 1
-    if preset not in PRESETS:
-        raise TrainingError(f"--preset {preset!r}: expected {' or '.join(PRESETS)}")
     return preset, rest
+
+
+def _recipe(recipe_type: type[Recipe], preset: str) -> Recipe:
+    """The recipe that a preset names; what it says are the defaults of the flags."""
+    if preset == OFFICIAL:
+        return recipe_type()  # pyright: ignore[reportCallIssue]  a method's own has defaults
+    if preset not in recipe_type.presets:
+        expected = " or ".join((OFFICIAL, *recipe_type.presets))
+        raise TrainingError(f"--preset {preset!r}: expected {expected}")
+    return getattr(recipe_type, preset)()
 
 
 if __name__ == "__main__":

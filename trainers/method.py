@@ -54,7 +54,11 @@ class Recipe:
             (SwAV).
         betas: AdamW's decay rates.
         sgd_momentum: momentum of the SGD family.
+        presets: names of the classmethods that ``--preset`` offers beside ``official``, the defaults; each
+            returns a whole recipe.
     """
+
+    presets: ClassVar[tuple[str, ...]] = ("tiny",)
 
     backbone: str
     image_size: int = 224

@@ -8,6 +8,7 @@ import pytest
 
 from trainers import engine
 from trainers.__main__ import main
+from trainers.methods import METHODS, load
 from trainers.methods.dino import DINORecipe
 from trainers.settings import Settings
 
@@ -50,6 +51,16 @@ def test_preset_sets_defaults_and_flags_override_them(called):
     assert settings.dse_weight == 0.001
     main(["dino", "--preset=official", "--data", "scenes", "--out", "r"])
     assert called[1][2] == DINORecipe()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_preset_is_a_whole_recipe_of_its_own(method, called):
+    recipe_type = load(method).recipe_type
+    for preset in recipe_type.presets:
+        main([method, "--preset", preset, "--data", "scenes", "--out", "r"])
+    recipes = [recipe_type(), *(recipe for _, _, recipe, _ in called)]
+    assert all(type(recipe) is recipe_type for recipe in recipes)
+    assert len(set(recipes)) == 1 + len(recipe_type.presets)
 
 
 @pytest.mark.parametrize(
