@@ -1,13 +1,16 @@
 """MoCo v3 against vectors made with facebookresearch/moco-v3, at the tolerances of its fact sheet."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from trainers import backbones, teacher
+from trainers import backbones, optim, teacher
 from trainers.heads import mlp
-from trainers.method import Plan
+from trainers.method import Plan, Progress, Views
 from trainers.methods.mocov3 import MoCoV3, MoCoV3Recipe, contrast, initialise
 
 LOSS = {"rtol": 1e-5, "atol": 0.0}
@@ -48,10 +51,10 @@ def test_loss_on_one_of_two_processes_equals_official(g, rank):
 
 @pytest.mark.parametrize("name", ["projector", "predictor"])
 def test_heads_equal_official_in_both_modes(g, name):
-    last = 6 if name == "projector" else 3
+    layers = g[f"{name}/num_layers"]
     hidden, width = g[f"{name}/param/0.weight"].shape
-    output = g[f"{name}/param/{last}.weight"].shape[0]
-    widths = (width, *[hidden] * (g[f"{name}/num_layers"] - 1), output)
+    output = g[f"{name}/param/{3 * (layers - 1)}.weight"].shape[0]
+    widths = (width, *[hidden] * (layers - 1), output)
     head = mlp(widths, bias=False, last_bias=False, last_norm="plain")
     prefix = f"{name}/param/"
     head.load_state_dict({k[len(prefix) :]: v for k, v in g.items() if k.startswith(prefix)})
@@ -67,6 +70,14 @@ def test_heads_equal_official_in_both_modes(g, name):
     torch.testing.assert_close(
         head.eval()(g[f"{name}/in"]).detach(), g[f"{name}/out_eval"], rtol=1e-4, atol=1e-6
     )
+
+
+def test_the_methods_heads_are_the_official_ones(g):
+    """No biases, and a last norm without parameters: the same tensors in the same places."""
+    method = MoCoV3(MoCoV3Recipe.tiny())
+    for name, head in (("projector", method.student.projector), ("predictor", method.predictor)):
+        prefix = f"{name}/param/"
+        assert set(head.state_dict()) == {k[len(prefix) :] for k in g if k.startswith(prefix)}
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +149,96 @@ def test_norms_biases_and_cls_token_are_decayed():
     assert {"backbone.cls_token", "backbone.norm.weight", "backbone.blocks.0.attn.qkv.bias"} <= names
     assert "backbone.patch_embed.proj.weight" not in names
     assert group.weight_decay == "weight_decay"
+
+
+def test_queries_that_cannot_tell_keys_apart_cost_two_tau_log_batch():
+    same = torch.ones(5, 3)
+    for temperature in (0.2, 1.0):
+        expected = 2 * temperature * np.log(5)
+        assert contrast(same, same, temperature).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_loss_contrasts_the_predictors_output_with_keys_of_the_other_view():
+    torch.manual_seed(0)
+    method = MoCoV3(MoCoV3Recipe.tiny())
+    images = [torch.randn(3, 3, 64, 64) for _ in range(2)]
+    with torch.no_grad():
+        q1, q2 = (F.normalize(method.predictor(method.student(x)[0]), dim=1) for x in images)
+        k1, k2 = (F.normalize(method.teacher(x)[0], dim=1) for x in images)
+        terms = [F.cross_entropy(q @ k.T / 0.2, torch.arange(3)) for q, k in ((q1, k2), (q2, k1))]
+        loss = method(Views(images), Progress(Plan(1, 1, 3, 3))).loss
+    torch.testing.assert_close(loss, 0.4 * (terms[0] + terms[1]), rtol=1e-5, atol=0)
+
+
+def test_momentum_encoder_moves_before_it_makes_the_keys_and_not_after():
+    method = MoCoV3(MoCoV3Recipe.tiny())
+    progress = Progress(Plan(1, 1, 4, 4), 0, {"teacher_momentum": 0.75})
+    weight, key = method.student.projector[0].weight, method.teacher.projector[0].weight
+    before = key.clone()
+    weight.data.add_(1)
+    method.before_step(progress)
+    torch.testing.assert_close(key, before + 0.25)
+    method.after_step(progress)
+    torch.testing.assert_close(key, before + 0.25)
+
+
+def test_key_branch_has_norm_statistics_of_its_own():
+    method = MoCoV3(MoCoV3Recipe.tiny())
+    method.student.projector[1].running_mean.fill_(7)
+    method.before_step(Progress(Plan(1, 1, 4, 4), 0, {"teacher_momentum": 0.0}))
+    assert not method.teacher.projector[1].running_mean.any()
+    with torch.no_grad():
+        method(Views([torch.randn(4, 3, 64, 64) for _ in range(2)]), Progress(Plan(1, 1, 4, 4)))
+    assert method.teacher.projector[1].num_batches_tracked == 2
+
+
+def test_views_are_bilinear_flipped_last_and_asymmetric():
+    one, two = MoCoV3(MoCoV3Recipe.tiny()).views().crops
+    for crop in (one, two):
+        assert (crop.interpolation, crop.flip_last, crop.scale) == ("bilinear", True, (0.08, 1.0))
+        assert crop.jitter == (0.4, 0.4, 0.2, 0.1)
+    assert ((one.blur, one.solarise), (two.blur, two.solarise)) == ((1.0, 0.0), (0.1, 0.2))
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return MoCoV3(dataclasses.replace(MoCoV3Recipe.resnet50(), hidden=8, projection=4))
+
+
+def test_resnet_preset_is_the_official_command(resnet):
+    r = MoCoV3Recipe.resnet50()
+    assert (r.optimizer, r.lr, r.weight_decay, r.sgd_momentum) == ("lars", 0.6, 1e-6, 0.9)
+    assert (r.batch_size, r.epochs, r.warmup_epochs) == (4096, 100, 10)
+    assert (r.smallest_crop, r.temperature, r.teacher_momentum) == (0.2, 1.0, 0.99)
+    plan = Plan(r.epochs, 10, r.batch_size, images=1)
+    assert resnet.schedules(plan)["lr"].max() == pytest.approx(9.6)  # 0.6 x 4096 / 256
+    assert {crop.scale for crop in resnet.views().crops} == {(0.2, 1.0)}
+
+
+def test_resnet_heads_are_a_layer_shorter_and_the_predictor_ends_without_a_norm(resnet):
+    kinds = [[type(m).__name__ for m in head] for head in (resnet.student.projector, resnet.predictor)]
+    hidden = ["Linear", "BatchNorm1d", "ReLU", "Linear"]
+    assert kinds == [[*hidden, "BatchNorm1d"], hidden]
+    assert resnet.student.projector[4].weight is None
+    assert [m.bias for head in (resnet.student.projector, resnet.predictor) for m in head[::3]] == [None] * 4
+    assert all(p.requires_grad for p in resnet.student.parameters())
+
+
+def test_resnet_blocks_start_as_identities(resnet):
+    assert not resnet.student.backbone.layer1[0].bn3.weight.any()
+
+
+def test_lars_neither_decays_nor_adapts_one_dimensional_parameters(resnet):
+    groups = resnet.parameter_groups()
+    optimizer = optim.build(resnet.recipe, groups)
+    for entry, group in zip(optimizer.param_groups, groups, strict=True):
+        entry.update(lr=0.5, weight_decay=0.1 if group.weight_decay else 0.0)
+    vector, matrix = resnet.student.backbone.bn1.weight, resnet.predictor[0].weight
+    before = vector.detach().clone(), matrix.detach().clone()
+    for parameter in (vector, matrix):
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(vector.detach(), before[0] - 0.5)
+    update = 1 + 0.1 * before[1]
+    ratio = 1e-3 * before[1].norm() / update.norm()
+    torch.testing.assert_close(matrix.detach(), before[1] - 0.5 * ratio * update, rtol=1e-5, atol=1e-7)
