@@ -13,7 +13,7 @@ from torch.nn import functional as F
 def mlp(
     widths: Sequence[int],
     *,
-    norm: bool = True,
+    norm: bool | type[nn.Module] = True,
     bias: bool = True,
     last_bias: bool = True,
     last_norm: str = "none",
@@ -23,7 +23,7 @@ def mlp(
 
     Args:
         widths: input, hidden ..., output width.
-        norm: batch norm after every hidden layer.
+        norm: batch norm after every hidden layer, or another norm by its class (VICRegL's layer norm).
         bias: biases of the hidden layers.
         last_bias: bias of the last layer.
         last_norm: batch norm on the output: ``none``, ``plain`` (no affine parameters) or ``affine``.
@@ -42,7 +42,7 @@ def mlp(
         if last:
             break
         if norm:
-            layers.append(nn.BatchNorm1d(fan_out))
+            layers.append((nn.BatchNorm1d if norm is True else norm)(fan_out))
         layers.append(activation())
     if last_norm != "none":
         layers.append(nn.BatchNorm1d(widths[-1], affine=last_norm == "affine"))

@@ -30,9 +30,9 @@ class KeyQueue(nn.Module):
 
     def update(self) -> None:
         """Push what was observed since the last update: negatives are always keys of earlier steps."""
-        if self._waiting:
-            self.push(torch.cat(self._waiting))
-            self._waiting.clear()
+        for keys in self._waiting:  # one after another: together they may be more than the queue holds
+            self.push(keys)
+        self._waiting.clear()
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:

@@ -36,6 +36,11 @@ def test_mlp_numbers_its_layers_as_the_authors_do():
         mlp((2, 2), last_norm="batch")
 
 
+def test_mlp_takes_another_norm():
+    layers = mlp((4, 3, 3, 2), norm=nn.LayerNorm)
+    assert [type(m) for m in layers][1::3] == [nn.LayerNorm, nn.LayerNorm]
+
+
 def test_prototype_logits_are_cosines_times_the_scale():
     layer = Prototypes(4, 3, trainable_scale=True)
     with torch.no_grad():

@@ -99,6 +99,18 @@ def test_strong_crop_is_seeded_and_in_unit_range_before_erasing(image):
     assert 0 <= seen.min() <= seen.max() <= 1
 
 
+def test_strong_crop_never_takes_an_operation_twice(image):
+    augment, taken = StrongCrop(size=16, scale=(0.25, 1.0))._augment, []
+    augment.ops = [lambda x, i=i: taken.append(i) or x for i in range(3)]
+    augment.choice_weights = augment.choice_weights[:3] * len(augment.choice_weights) / 3
+    for key in range(40):
+        with seeded(key):
+            augment(image)
+    pairs = set(zip(taken[0::2], taken[1::2], strict=True))
+    assert len(pairs) == 6
+    assert all(a != b for a, b in pairs)
+
+
 def test_unknown_interpolation_is_refused():
     with pytest.raises(ValueError, match="bicubic"):
         Crop(size=8, scale=(0.2, 1.0), interpolation="nearest")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +43,10 @@ class MugsRecipe(Recipe):
         local_crops: local crops per image, student only.
         global_scale: area range of the global crops.
         local_scale: area range of the local crops.
+        weak_share: probability that a student's crops are weak ones; one draw for its two large crops.
+        same_large_crops: give the student the teacher's large crops.
+        randaugment: of the strong crops, in timm's notation.
+        erase: probability of random erasing in a strong crop.
         instance_weight: switches the instance loss on and counts in the mean of losses, without scaling it.
         local_group_weight: the same for the local-group loss.
         group_weight: the same for the group loss.
@@ -63,6 +67,8 @@ class MugsRecipe(Recipe):
         centre_momentum: of the centre's moving mean.
         teacher_momentum: of the teacher's EMA at the start; a cosine takes it to 1.
         clip: largest gradient norm of one parameter tensor; 0 for none.
+        late_clip_scale: factor on it for ViT-L after ``late_clip_epoch``.
+        late_clip_epoch: the last epoch, counted from 0, of ViT-L's looser clipping.
         freeze_last_layer: epochs during which the prototypes stay.
         drop_path: stochastic depth of the student.
     """
@@ -80,6 +86,10 @@ class MugsRecipe(Recipe):
     local_crops: int = 10  # --local_crops_number
     global_scale: tuple[float, float] = (0.25, 1.0)  # --global_crops_scale
     local_scale: tuple[float, float] = (0.05, 0.25)  # --local_crops_scale
+    weak_share: float = 0.5  # --prob
+    same_large_crops: bool = False  # --vanilla_weak_augmentation
+    randaugment: str = "rand-m9-mstd0.5-inc1"  # --timm_auto_augment_par
+    erase: float = 0.25  # --re_prob
     instance_weight: float = 1.0  # --loss_weights
     local_group_weight: float = 1.0  # --loss_weights
     group_weight: float = 1.0  # --loss_weights
@@ -100,8 +110,12 @@ class MugsRecipe(Recipe):
     centre_momentum: float = 0.9  # src/loss.py
     teacher_momentum: float = 0.996  # --momentum_teacher
     clip: float = 3.0  # --clip_grad
+    late_clip_scale: float = 0.1  # main.py: train_one_epoch, ViT-L only
+    late_clip_epoch: int = 100  # main.py: train_one_epoch, ViT-L only
     freeze_last_layer: int = 1  # --freeze_last_layer
     drop_path: float = 0.1  # --drop_path_rate
+
+    presets: ClassVar[tuple[str, ...]] = ("tiny", "vit_small_100", "vit_base", "vit_large")
 
     @classmethod
     def tiny(cls) -> MugsRecipe:
@@ -126,6 +140,48 @@ class MugsRecipe(Recipe):
             teacher_temperature_epochs=3,
             teacher_momentum=0.98,  # a tenth of the steps needs a faster teacher
             drop_path=0.0,
+        )
+
+    @classmethod
+    def vit_small_100(cls) -> MugsRecipe:
+        """The README's 100-epoch command, eight GPUs."""
+        return dataclasses.replace(
+            cls(),
+            batch_size=512,
+            epochs=100,
+            final_weight_decay=0.2,
+            teacher_temperature=0.04,
+            teacher_temperature_epochs=0,
+        )
+
+    @classmethod
+    def vit_base(cls) -> MugsRecipe:
+        """The README's 400-epoch command."""
+        return dataclasses.replace(
+            cls(),
+            backbone="vit_base_patch16_224",
+            epochs=400,
+            final_lr=2e-6,
+            teacher_temperature_epochs=50,
+            freeze_last_layer=3,
+        )
+
+    @classmethod
+    def vit_large(cls) -> MugsRecipe:
+        """The README's 250-epoch command; the gradients are clipped more tightly after epoch 100."""
+        return dataclasses.replace(
+            cls(),
+            backbone="vit_large_patch16_224",
+            batch_size=640,  # 40 GPUs x 16
+            epochs=250,
+            lr=1.5e-3,
+            final_lr=1.5e-4,
+            weight_decay=0.025,
+            final_weight_decay=0.08,
+            teacher_temperature_epochs=50,
+            norm_last_layer=True,
+            freeze_last_layer=3,
+            drop_path=0.3,
         )
 
 
@@ -157,9 +213,20 @@ def contrast_pairs(queries: Tensor, keys: Tensor, queue: Tensor, temperature: fl
 
 
 def weighted_mean(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Sum of the losses whose weight is positive over the sum of those weights: weights do not multiply."""
+    """Sum of the losses whose weight is positive over the sum of those weights: weights do not multiply.
+
+    Args:
+        losses: scalars.
+        weights: as many numbers, one of them positive; 0 switches a loss off.
+    """
     active = [(loss, weight) for loss, weight in zip(losses, weights, strict=True) if weight > 0]
     return torch.stack([loss for loss, _ in active]).sum() / sum(weight for _, weight in active)
+
+
+def clip_norm(recipe: MugsRecipe, epoch: int) -> float:
+    """Largest gradient norm of one tensor in an epoch, counted from 0: ViT-L's is smaller after a while."""
+    late = recipe.backbone.startswith("vit_large") and epoch > recipe.late_clip_epoch
+    return recipe.clip * (recipe.late_clip_scale if late else 1.0)
 
 
 class Memory(nn.Module):
@@ -189,7 +256,8 @@ class Memory(nn.Module):
     @torch.no_grad()
     def nearest(self, queries: Tensor) -> Tensor:
         """Indices of the most similar entries by cosine: queries [B, D] -> int64 [B, neighbours]."""
-        similarity = F.normalize(queries.float(), dim=-1) @ F.normalize(self.searched, dim=-1).T
+        with torch.autocast(queries.device.type, enabled=False):  # near ties would fall otherwise
+            similarity = F.normalize(queries.float(), dim=-1) @ F.normalize(self.searched, dim=-1).T
         return similarity.topk(self.neighbours, dim=-1).indices
 
     @torch.no_grad()
@@ -223,7 +291,7 @@ class ContrastHead(nn.Module):
         self.predictor = (
             None if predictor_hidden is None else mlp((projection, predictor_hidden, projection), **plain)
         )
-        for layer in self.modules():
+        for layer in self.projector:  # the predictor keeps torch's start: it is made after the authors' own
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
 
@@ -258,7 +326,11 @@ class Network(nn.Module):
         super().__init__()
         r, width = recipe, backbone.embed_dim
         self.backbone = backbone
-        self.relation_blocks = nn.Sequential(Block(width, heads, qkv_bias=True, norm_layer=LayerNorm))
+        inner: Any = backbone.blocks[0].mlp
+        ratio = inner.fc1.out_features / width
+        self.relation_blocks = nn.Sequential(
+            Block(width, heads, mlp_ratio=ratio, qkv_bias=True, norm_layer=LayerNorm)
+        )
         for layer in self.relation_blocks.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -281,13 +353,14 @@ class Network(nn.Module):
             self.encode(torch.cat([image for image in images if image.shape[-1] == size]), memory)
             for size in sizes
         ]
+        large = LARGE_CROPS * len(images[0])
         tokens = torch.cat([part[0][:, 0] for part in parts])
         related = torch.cat([part[1] for part in parts])
         return Outputs(
             self.instance_head(tokens),
             self.local_group_head(related),
             self.group_head(tokens),
-            parts[0][0][:, 1:],
+            parts[0][0][:large, 1:],
         )
 
     def encode(self, images: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
@@ -314,6 +387,8 @@ class MugsViews:
         weak_small: one weak small crop.
         strong_small: one strong small crop.
         small: number of small crops.
+        weak_share: probability of weak crops.
+        same_large: the student's large crops are the teacher's.
     """
 
     weak_large: tuple[views.Crop, views.Crop]
@@ -321,14 +396,23 @@ class MugsViews:
     weak_small: views.Crop
     strong_small: views.StrongCrop
     small: int
+    weak_share: float = 0.5
+    same_large: bool = False
 
     def __call__(self, image: Image.Image) -> Views:
         """Teacher's two, student's two, student's small ones."""
-        weak = bool(torch.rand(()) < 0.5)
-        student = self.weak_large if weak else (self.strong_large, self.strong_large)
-        crops = [*self.weak_large, *student]
-        crops += [self.weak_small if torch.rand(()) < 0.5 else self.strong_small for _ in range(self.small)]
-        return Views([_unit(crop(image)) for crop in crops], {"weak": torch.tensor(weak)})
+        teacher = [crop(image) for crop in self.weak_large]
+        weak = self.same_large or self._draw()
+        if self.same_large:
+            student = teacher
+        else:
+            crops = self.weak_large if weak else (self.strong_large, self.strong_large)
+            student = [crop(image) for crop in crops]
+        small = [(self.weak_small if self._draw() else self.strong_small)(image) for _ in range(self.small)]
+        return Views([_unit(view) for view in (*teacher, *student, *small)], {"weak": torch.tensor(weak)})
+
+    def _draw(self) -> bool:
+        return bool(torch.rand(()) < self.weak_share)
 
 
 def _unit(view: Tensor) -> Tensor:
@@ -346,16 +430,26 @@ class Mugs(Method):
         "The memory's pointer moves twice as far as it should, as released, so that every second chunk keeps "
         "its random start; kept, so that runs agree. Its third buffer, which is never read, is left out. "
         "Without local crops the large ones count in full; released, this divides by zero. RandAugment's "
-        "magnitude stops just below 10, where posterising would keep no bit, which Pillow refuses. The "
-        "tighter clipping of ViT-L after epoch 100 is not built in. Centre, queues and memories move after "
-        "the step: the same numbers."
+        "magnitude stops just below 10, where posterising would keep no bit, which Pillow refuses. The heads "
+        "of a loss that is switched off are built and stay as they are; released, they are not built. "
+        "Centre, queues and memories move after the step: the same numbers."
     )
 
     def __init__(self, recipe: MugsRecipe) -> None:
         super().__init__(recipe)
         self.recipe = r = recipe
+        self._weights = (r.instance_weight, r.local_group_weight, r.group_weight)
+        if max(self._weights) <= 0:
+            raise ValueError(
+                "Mugs needs at least one of instance_weight, local_group_weight and group_weight above 0"
+            )
         spec = self.backbone_spec = backbones.describe(r.backbone, r.image_size, ("vit",))
         self.student = self._network(predicts=True, drop_path_rate=r.drop_path)
+        parts = (("instance_head",), ("local_group_head", "relation_blocks"), ("group_head",))
+        for names, weight in zip(parts, self._weights, strict=True):
+            if weight <= 0:
+                for name in names:
+                    self.student.get_submodule(name).requires_grad_(False)
         self.teacher = self._network(predicts=False).requires_grad_(False)
         self.teacher.load_state_dict(self.student.state_dict(), strict=False)
         self.instance_queue = KeyQueue(r.projection, r.queue_length)
@@ -384,10 +478,16 @@ class Mugs(Method):
         )
         return MugsViews(
             (first, second),
-            views.StrongCrop(size=r.image_size, scale=r.global_scale),
+            views.StrongCrop(
+                size=r.image_size, scale=r.global_scale, randaugment=r.randaugment, erase=r.erase
+            ),
             small,
-            views.StrongCrop(size=r.local_size, scale=r.local_scale),
+            views.StrongCrop(
+                size=r.local_size, scale=r.local_scale, randaugment=r.randaugment, erase=r.erase
+            ),
             r.local_crops,
+            r.weak_share,
+            r.same_large_crops,
         )
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:
@@ -415,8 +515,7 @@ class Mugs(Method):
                 "group_loss": group,
             }
             losses = {name: granular_mean(value) for name, value in losses.items()}
-            weights = (r.instance_weight, r.local_group_weight, r.group_weight)
-            loss = weighted_mean(list(losses.values()), weights)
+            loss = weighted_mean(list(losses.values()), self._weights)
         self.centre.observe(target.group)
         for queue, keys in (
             (self.instance_queue, target.instance),
@@ -446,7 +545,8 @@ class Mugs(Method):
     def after_backward(self, progress: Progress) -> None:
         """Clip each tensor by itself; leave the prototypes out of the step while they are frozen."""
         frozen = progress.epoch < self.recipe.freeze_last_layer
-        optim.clip_and_freeze(self.student, self.recipe.clip, "last_layer" if frozen else None)
+        clip = clip_norm(self.recipe, progress.epoch)
+        optim.clip_and_freeze(self.student, clip, "last_layer" if frozen else None)
 
     def after_step(self, progress: Progress) -> None:
         """All follow; only weakly augmented images enter the student's memory."""

@@ -2,20 +2,23 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from PIL import Image
 
 from trainers import backbones
 from trainers.centre import updated_centre
+from trainers.data import seeded
 from trainers.heads import DINOHead
-from trainers.method import Plan, Progress
+from trainers.method import Plan, Progress, Views
 from trainers.methods.mugs import (
     ContrastHead,
     Memory,
     Mugs,
     MugsRecipe,
     Network,
+    clip_norm,
     contrast_pairs,
     granular_mean,
     weighted_mean,
@@ -113,9 +116,6 @@ def test_forward_with_memory_equals_official(g):
         mlp_ratio=g["vit/mlp_ratio"],
     )
     network = Network(backbones.build(spec), heads, MugsRecipe.tiny(), predicts=False).eval()
-    block = network.relation_blocks[0]
-    inner = len(g["vit/param/relation_blocks.0.mlp.fc1.weight"])
-    block.mlp.fc1, block.mlp.fc2 = nn.Linear(width, inner), nn.Linear(inner, width)
     prefix, state = "vit/param/", {}
     for key, value in g.items():
         if key.startswith(prefix):
@@ -192,3 +192,231 @@ def test_only_weakly_augmented_images_enter_the_students_memory():
     changed = (method.student_memory.searched != before).any(1)
     assert changed.sum() == 2
     assert (method.teacher_memory.searched == 1).all(1).sum() == 4
+
+
+# What is easily got wrong, one claim each ------------------------------------------------------------------
+
+BATCH = 4
+
+
+def small(**options):
+    """A method of a few parameters."""
+    sizes = {"prototypes": 32, "queue_length": 24, "memory_length": 16, "local_crops": 2}
+    sizes |= {"head_hidden": 16, "predictor_hidden": 16, "projection": 8, "head_bottleneck": 8}
+    torch.manual_seed(0)
+    return Mugs(dataclasses.replace(MugsRecipe.tiny(), **{**sizes, **options}))
+
+
+def crops(method, batch=BATCH):
+    """Random teacher and student crops; every other image is weak."""
+    r = method.recipe
+    sizes = [r.image_size] * 4 + [r.local_size] * r.local_crops
+    weak = torch.arange(batch) % 2 == 0
+    return Views([torch.randn(batch, 3, size, size) for size in sizes], {"weak": weak})
+
+
+def step(method, epoch=0):
+    values = {"teacher_temperature": 0.04, "teacher_momentum": 0.9}
+    return Progress(Plan(300, 1, BATCH, BATCH), epoch, values)
+
+
+def test_pair_of_equal_index_is_skipped_though_its_crops_are_different_draws():
+    pairs = torch.tensor([[100.0, 1.0, 5.0, 7.0], [3.0, 100.0, 9.0, 11.0]])
+    assert granular_mean(pairs) == (2.0 + 8.0) / 2
+
+
+def test_large_and_small_crops_count_the_same_however_many_there_are():
+    few, many = torch.full((2, 3), 1.0), torch.full((2, 12), 1.0)
+    few[:, 2:], many[:, 2:] = 5.0, 5.0
+    assert granular_mean(few) == granular_mean(many) == 3.0
+
+
+def test_without_small_crops_the_large_ones_count_in_full():
+    assert granular_mean(torch.tensor([[9.0, 1.0], [3.0, 9.0]])) == 2.0
+
+
+def test_weights_switch_losses_but_do_not_scale_them():
+    losses = [torch.tensor(value) for value in (1.0, 2.0, 4.0)]
+    assert weighted_mean(losses, (0.5, 2.0, 0.0)) == 3.0 / 2.5
+
+
+def test_query_pools_all_tokens_before_the_norm():
+    method = small()
+    network, memory = method.teacher, method.teacher_memory
+    seen = []
+    memory.nearest = lambda query: seen.append(query) or torch.zeros(len(query), 3, dtype=torch.long)
+    with torch.no_grad():
+        images = torch.randn(2, 3, 64, 64)
+        network.encode(images, memory)
+        raw = backbones.vit_encode(
+            network.backbone, backbones.vit_embed(network.backbone, images), norm=False
+        )
+    assert raw.shape[1] == 1 + 64  # with the cls token
+    torch.testing.assert_close(seen[0], raw.mean(1))
+
+
+def test_memory_takes_the_first_large_crops_patches_after_the_norm():
+    method = small()
+    views = crops(method)
+    with torch.no_grad():
+        tokens, _ = method.teacher.encode(views.images[0], method.teacher_memory)
+    method(views, step(method))
+    _, stored, _ = method._remembered[0]
+    torch.testing.assert_close(stored, tokens[:, 1:].mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_neighbours_and_negatives_are_those_of_the_steps_before():
+    method = small()
+    kept = ("student_memory", "teacher_memory", "instance_queue", "local_group_queue", "centre")
+    before = {k: v.clone() for k, v in method.state_dict().items() if k.split(".")[0] in kept}
+    progress = step(method)
+    out = method(crops(method), progress)
+    now = method.state_dict()
+    assert all(torch.equal(now[name], value) for name, value in before.items())
+    out.loss.backward()
+    method.after_step(progress)
+    now = method.state_dict()
+    assert all(not torch.equal(now[name], value) for name, value in before.items())
+
+
+def test_each_queue_takes_both_teacher_views_of_every_image():
+    method = small()
+    method(crops(method), step(method))
+    method.after_step(step(method))
+    assert method.instance_queue.pointer.item() == 2 * BATCH
+    assert method.local_group_queue.pointer.item() == 2 * BATCH
+
+
+def test_queue_shorter_than_both_views_keeps_the_later_ones():
+    queue = KeyQueue(2, 5)
+    first, second = torch.arange(12.0).view(2, 3, 2)
+    queue.observe(first)
+    queue.observe(second)
+    queue.update()
+    assert queue.pointer.item() == 1
+    assert torch.equal(queue.columns.T, torch.stack([second[2], *first[1:], *second[:2]]))
+
+
+def test_pointer_of_the_memory_skips_a_chunk_unless_it_wraps():
+    memory = Memory(2, 6, neighbours=1)
+    start = memory.searched.clone()
+    memory.push(torch.ones(2, 2))
+    assert memory.pointer.item() == 4
+    memory.push(torch.full((3, 2), 2.0))
+    assert memory.pointer.item() == 1
+    expected = torch.stack([*torch.tensor([[2.0, 2.0], [1.0, 1.0]]), *start[2:4], *torch.full((2, 2), 2.0)])
+    assert torch.equal(memory.returned[[0, 1, 4, 5]], expected[[0, 1, 4, 5]])
+    assert torch.equal(memory.searched, expected)
+
+
+def test_no_weak_image_leaves_the_memory_alone():
+    memory = Memory(2, 6, neighbours=1)
+    before = memory.searched.clone()
+    memory.push(torch.ones(3, 2), torch.zeros(3, dtype=torch.bool))
+    assert memory.pointer.item() == 0
+    assert torch.equal(memory.searched, before)
+
+
+def test_projector_starts_as_the_authors_and_predictor_as_torch():
+    torch.manual_seed(0)
+    head = ContrastHead(64, 256, 64, 256)
+    for layer, deviation in ((head.projector[0], 0.02), (head.predictor[0], (3 * 64) ** -0.5)):
+        assert layer.weight.std().item() == pytest.approx(deviation, rel=0.05)
+
+
+def test_vit_large_is_clipped_ten_times_tighter_after_epoch_100():
+    large = MugsRecipe.vit_large()
+    assert [clip_norm(large, epoch) for epoch in (0, 100)] == [3.0, 3.0]
+    assert clip_norm(large, 101) == pytest.approx(0.3)
+    assert clip_norm(MugsRecipe(), 101) == clip_norm(MugsRecipe.vit_base(), 101) == 3.0
+
+
+def test_clipping_is_that_of_the_epoch():
+    method = small(late_clip_epoch=3)
+    method.recipe = dataclasses.replace(method.recipe, backbone="vit_large_patch16_224")
+    weight = method.student.backbone.norm.weight
+    for epoch, norm in ((3, 3.0), (4, 0.3)):
+        weight.grad = torch.full_like(weight, 100.0)
+        method.after_backward(step(method, epoch))
+        assert weight.grad.norm().item() == pytest.approx(norm, rel=1e-4)
+
+
+def test_prototypes_rest_in_the_first_epoch_alone():
+    method = small()
+    head = method.student.group_head
+    for epoch, resting in ((0, True), (1, False)):
+        for parameter in head.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        method.after_backward(step(method, epoch))
+        assert all((p.grad is None) is resting for p in head.last_layer.parameters())
+        assert all(p.grad is not None for p in head.mlp.parameters())
+
+
+def test_patch_projection_learns_five_times_more_slowly():
+    groups = small().parameter_groups()
+    slow = {name for group in groups if group.lr_scale == 0.2 for name, _ in group.parameters}
+    assert slow == {"backbone.patch_embed.proj.weight", "backbone.patch_embed.proj.bias"}
+
+
+def test_loss_that_is_off_trains_nothing():
+    method = small(local_group_weight=0.0)
+    out = method(crops(method), step(method))
+    out.loss.backward()
+    idle = [name for name, p in method.student.named_parameters() if not p.requires_grad]
+    assert idle
+    assert all(name.startswith(("local_group_head.", "relation_blocks.")) for name in idle)
+    trained = [p for p in method.student.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in trained)
+    mean = (out.logs["instance_loss"] + out.logs["group_loss"]) / 2
+    torch.testing.assert_close(out.loss.detach(), mean)
+
+
+def test_all_losses_off_is_refused():
+    with pytest.raises(ValueError, match="at least one of instance_weight"):
+        small(instance_weight=0.0, local_group_weight=0.0, group_weight=0.0)
+
+
+def test_local_crops_as_large_as_the_large_ones_stay_out_of_dense_tokens_and_memory():
+    method = small(local_size=64)
+    out = method(crops(method), step(method))
+    assert out.dense.shape[0] == 2 * BATCH
+    assert [len(part) for part in method._remembered[0]] == [BATCH] * 3
+
+
+@pytest.fixture
+def image() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8))
+
+
+def transform(recipe):
+    with torch.device("meta"):
+        return Mugs(recipe).views()
+
+
+def draws(recipe, image, count=12):
+    view, drawn = transform(recipe), []
+    for key in range(count):
+        with seeded(key):
+            drawn.append(view(image))
+    return drawn
+
+
+def test_one_draw_decides_both_large_crops_of_the_student_and_is_reported(image):
+    seen = {bool(views.extra["weak"]) for views in draws(MugsRecipe.tiny(), image)}
+    assert seen == {True, False}
+    for share in (0.0, 1.0):
+        recipe = dataclasses.replace(MugsRecipe.tiny(), weak_share=share)
+        assert {bool(views.extra["weak"]) for views in draws(recipe, image, 4)} == {bool(share)}
+
+
+def test_student_may_be_given_the_teachers_large_crops(image):
+    (same,) = draws(dataclasses.replace(MugsRecipe.tiny(), same_large_crops=True), image, 1)
+    assert all(torch.equal(same.images[i], same.images[2 + i]) for i in (0, 1))
+    assert bool(same.extra["weak"])
+    (own,) = draws(dataclasses.replace(MugsRecipe.tiny(), weak_share=1.0), image, 1)
+    assert not any(torch.equal(own.images[i], own.images[2 + i]) for i in (0, 1))
+
+
+def test_crops_are_two_for_the_teacher_two_and_ten_for_the_student(image):
+    (views,) = draws(MugsRecipe(), image, 1)
+    assert [v.shape[-1] for v in views.images] == [224] * 4 + [96] * 10
