@@ -1,4 +1,4 @@
-"""Which patches are hidden, drawn beside the images: block masks (iBOT), multi-block masks (I-JEPA)."""
+"""Which patches are hidden, drawn beside the images: blocks or single ones (iBOT), multi-blocks (I-JEPA)."""
 
 from __future__ import annotations
 
@@ -65,6 +65,17 @@ def block_mask(rows: int, columns: int, ratio: float) -> NDArray[np.bool_]:
         else:
             break  # nothing fits any more
     return mask
+
+
+def random_mask(rows: int, columns: int, ratio: float) -> NDArray[np.bool_]:
+    """Single patches, ``ratio`` of them rounded down, as in iBOT's runs with random masks.
+
+    Returns:
+        bool [rows, columns], true where hidden. Draws from numpy's generator.
+    """
+    mask = np.arange(rows * columns) >= rows * columns - int(ratio * rows * columns)
+    np.random.shuffle(mask)
+    return mask.reshape(rows, columns)
 
 
 @dataclass(frozen=True, kw_only=True)

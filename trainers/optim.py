@@ -184,13 +184,16 @@ def build(recipe: Recipe, groups: Sequence[ParameterGroup], *, fused: bool = Fal
 
 
 def split_by_decay(named: Iterable[tuple[str, nn.Parameter]]) -> list[ParameterGroup]:
-    """Two groups: decayed, and not (biases, everything one-dimensional). Frozen parameters are left out."""
+    """Two groups: decayed, and not (biases, everything one-dimensional); LARS adapts the first only.
+
+    Frozen parameters are left out.
+    """
     trainable = [(name, p) for name, p in named if p.requires_grad]
     plain = [(name, p) for name, p in trainable if name.endswith(".bias") or p.ndim == 1]
     plain_names = {name for name, _ in plain}
     return [
         ParameterGroup("decayed", [(name, p) for name, p in trainable if name not in plain_names]),
-        ParameterGroup("not decayed", plain, weight_decay=""),
+        ParameterGroup("not decayed", plain, weight_decay="", adapt=False),
     ]
 
 
@@ -281,12 +284,14 @@ def epoch_cosine(base: float, final: float, epochs: int, steps_per_epoch: int) -
 
 
 def epoch_table(
-    start: float, end: float, warmup_epochs: int, epochs: int, steps_per_epoch: int
+    start: float, end: float, warmup_epochs: int, epochs: int, steps_per_epoch: int, *, delay: int = 0
 ) -> np.ndarray:
-    """Teacher temperatures: linspace(start, end) over the warmup, then ``end``; one value per epoch."""
-    warmup = min(warmup_epochs, epochs)
-    table = np.concatenate([np.linspace(start, end, warmup_epochs)[:warmup], np.full(epochs - warmup, end)])
-    return np.repeat(table, steps_per_epoch)
+    """Teacher temperatures: linspace(start, end) over the warmup, then ``end``; one value per epoch.
+
+    Before the warmup come ``delay`` epochs of ``start`` (iBOT's patches where masking begins later).
+    """
+    table = np.concatenate([np.full(delay, start), np.linspace(start, end, warmup_epochs)])[:epochs]
+    return np.repeat(np.concatenate([table, np.full(epochs - len(table), end)]), steps_per_epoch)
 
 
 def constant(value: float, steps: int) -> np.ndarray:

@@ -19,7 +19,7 @@ def frozen_copy(module: M) -> M:
 
 
 @torch.no_grad()
-def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+def ema_update(teacher: nn.Module, student: nn.Module, momentum: float, *, common_only: bool = False) -> None:
     """Teacher <- momentum * teacher + (1 - momentum) * student, for every parameter; buffers are left alone.
 
     Call it in ``after_step`` (DINO family, MEC, I-JEPA) or, where the authors update inside their forward and
@@ -30,18 +30,21 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
         student: must hold every parameter of the teacher under the same name; further ones (a predictor, a
             mask token) are ignored.
         momentum: in [0, 1].
+        common_only: leave a teacher's parameter that the student does not list where it is (iBOT).
 
     Raises:
         KeyError: a teacher's parameter has no counterpart.
     """
-    online = dict(student.named_parameters())
-    names = [name for name, _ in teacher.named_parameters()]
+    online, own = dict(student.named_parameters()), dict(teacher.named_parameters())
+    if common_only:
+        own = {name: p for name, p in own.items() if name in online}
+    names = list(own)
     missing = [name for name in names if name not in online]
     if missing:
         raise KeyError(
             f"the student has no parameter {missing[0]!r} ({len(missing)} of {len(names)} missing)"
         )
-    averaged = [local(p.data) for p in teacher.parameters()]  # spread as the student's, if they are
+    averaged = [local(p.data) for p in own.values()]  # spread as the student's, if they are
     # one kernel for all tensors; torch has no public name for these
     torch._foreach_mul_(averaged, momentum)  # pyright: ignore[reportPrivateImportUsage]
     current = [local(online[name].data) for name in names]

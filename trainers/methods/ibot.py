@@ -1,14 +1,14 @@
 """iBOT: DINO across views, and the same for each masked patch within a view, with the teacher as tokenizer.
 
 Zhou et al., "iBOT: Image BERT Pre-Training with Online Tokenizer", arXiv 2111.07832.
-Reference: bytedance/ibot, branch main: main_ibot.py, loader.py, models/head.py, models/vision_transformer.py.
+Reference: bytedance/ibot @ da316d8, main_ibot.py, loader.py, models/head.py, models/vision_transformer.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from trainers import backbones, optim, teacher, views
 from trainers.centre import Centre
 from trainers.heads import DINOHead, Prototypes
-from trainers.masks import block_mask, mask_ratio
+from trainers.masks import block_mask, mask_ratio, random_mask
 from trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
 from trainers.objectives import centred_softmax, mean_over_distinct, pair_cross_entropies
 
@@ -37,6 +37,8 @@ class IBOTRecipe(Recipe):
         local_scale: area range of the local crops.
         mask_ratios: shares of hidden patches, one of which is taken for each crop.
         mask_spreads: half-widths of the ranges that each share is drawn from.
+        mask_shape: ``block``, or ``random`` for single patches.
+        mask_from_epoch: first epoch in which patches are hidden.
         prototypes: output width K for cls tokens.
         patch_prototypes: output width for patches; equal to ``prototypes`` with a shared head.
         head_hidden: hidden width of the head.
@@ -74,6 +76,8 @@ class IBOTRecipe(Recipe):
     local_scale: tuple[float, float] = (0.05, 0.25)  # README --local_crops_scale
     mask_ratios: tuple[float, ...] = (0.0, 0.3)  # README --pred_ratio
     mask_spreads: tuple[float, ...] = (0.0, 0.2)  # README --pred_ratio_var
+    mask_shape: Literal["block", "random"] = "block"  # --pred_shape (random: rand)
+    mask_from_epoch: int = 0  # --pred_start_epoch
     prototypes: int = 8192  # --out_dim
     patch_prototypes: int = 8192  # --patch_out_dim
     head_hidden: int = 2048  # iBOTHead
@@ -239,20 +243,20 @@ class MaskedCrops:
         grid: patches per side of a global crop.
         ratios: see ``IBOTRecipe.mask_ratios``.
         spreads: see ``IBOTRecipe.mask_spreads``.
+        shape: see ``IBOTRecipe.mask_shape``.
     """
 
     crops: views.MultiCrop
     grid: int
     ratios: tuple[float, ...]
     spreads: tuple[float, ...]
+    shape: Literal["block", "random"] = "block"
 
     def __call__(self, image: Image.Image) -> Views:
         """Views of an RGB image."""
+        draw = block_mask if self.shape == "block" else random_mask
         masks = np.stack(
-            [
-                block_mask(self.grid, self.grid, mask_ratio(self.ratios, self.spreads))
-                for _ in range(GLOBAL_CROPS)
-            ]
+            [draw(self.grid, self.grid, mask_ratio(self.ratios, self.spreads)) for _ in range(GLOBAL_CROPS)]
         )
         return Views(self.crops(image).images, {"masks": torch.from_numpy(masks)})
 
@@ -265,8 +269,8 @@ class IBOT(Method):
     teachers = ("teacher",)
     differences = (
         "Masks are drawn for global crops only; the released loader draws them for local crops as well, "
-        "where nothing reads them. Only block masks, from the first epoch on, as in the recipe. Centres move "
-        "after the step instead of after the loss: the same numbers, and micro-batches add up."
+        "where nothing reads them. ViTs only: the released code can train Swins too. Centres move after the "
+        "step instead of after the loss: the same numbers, and micro-batches add up."
     )
 
     def __init__(self, recipe: IBOTRecipe) -> None:
@@ -306,13 +310,13 @@ class IBOT(Method):
         """Two global crops with masks, then the local ones."""
         r = self.recipe
         crops = views.dino_crops(r.image_size, r.local_size, r.global_scale, r.local_scale, r.local_crops)
-        return MaskedCrops(views.MultiCrop(crops), self.grid, r.mask_ratios, r.mask_spreads)
+        return MaskedCrops(views.MultiCrop(crops), self.grid, r.mask_ratios, r.mask_spreads, r.mask_shape)
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:
         """Dense: the student's patch tokens of the masked global crops, after the final norm, [2B, N, D]."""
         r, values = self.recipe, progress.values
         crops, masks = torch.cat(views.images[:GLOBAL_CROPS]), views.extra["masks"].flatten(2)  # [B, 2, N]
-        masks = masks.transpose(0, 1)
+        masks = masks.transpose(0, 1) & (progress.epoch >= r.mask_from_epoch)
         cls, patches, dense = self.student(crops, masks.flatten(0, 1))
         if len(views.images) > GLOBAL_CROPS:
             cls = torch.cat([cls, self.student.cls_logits(torch.cat(views.images[GLOBAL_CROPS:]))])
@@ -347,6 +351,7 @@ class IBOT(Method):
                 r.teacher_temperature_epochs,
                 plan.epochs,
                 plan.steps_per_epoch,
+                delay=r.mask_from_epoch,
             ),
         }
 
@@ -360,7 +365,8 @@ class IBOT(Method):
         optim.clip_and_freeze(self.student, self.recipe.clip, "last_layer" if frozen else None)
 
     def after_step(self, progress: Progress) -> None:
-        """Teacher and centres follow."""
-        teacher.ema_update(self.teacher, self.student, progress.values["teacher_momentum"])
+        """Teacher and centres follow; its own patch prototypes stay where the student's are shared."""
+        momentum = progress.values["teacher_momentum"]
+        teacher.ema_update(self.teacher, self.student, momentum, common_only=True)
         self.centre.update()
         self.patch_centre.update()
