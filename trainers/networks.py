@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -31,14 +32,14 @@ class Projected(nn.Module):
         return self.projector(features.pooled), features.dense
 
 
-def build_without_zero_init(spec: backbones.Backbone) -> nn.Module:
+def build_without_zero_init(spec: backbones.Backbone, **kwargs: Any) -> nn.Module:
     """As :func:`trainers.backbones.build`, but the last norm of a ResNet's blocks starts at 1, not at 0.
 
-    timm starts residual blocks as identities; BYOL, SwAV and DenseCL did not.
+    timm starts residual blocks as identities; BYOL, SwAV, DenseCL and DINO did not.
     """
     with torch.device("meta"):
-        is_resnet = isinstance(timm.create_model(spec.name), ResNet)
-    return backbones.build(spec, **({"zero_init_last": False} if is_resnet else {}))
+        is_resnet = spec.family == "conv" and isinstance(timm.create_model(spec.name), ResNet)
+    return backbones.build(spec, **({"zero_init_last": False, **kwargs} if is_resnet else kwargs))
 
 
 def multicrop_features(backbone: nn.Module, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,14 @@
 """DINO: on every crop, a student matches what its EMA teacher says of another, global crop.
 
 Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", arXiv 2104.14294.
-Reference: facebookresearch/dino, branch main: main_dino.py, vision_transformer.py, utils.py.
+Reference: facebookresearch/dino @ 7c446df, main_dino.py, vision_transformer.py, utils.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,13 +18,13 @@ from trainers import backbones, optim, teacher, views
 from trainers.centre import Centre, updated_centre
 from trainers.heads import DINOHead
 from trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
-from trainers.networks import multicrop_features
+from trainers.networks import build_without_zero_init, multicrop_features
 from trainers.objectives import centred_softmax, mean_over_distinct, pair_cross_entropies
 
 
 @dataclass(frozen=True, kw_only=True)
 class DINORecipe(Recipe):
-    """DINO's numbers: the defaults of main_dino.py, ViT-S/16.
+    """DINO's numbers: the defaults of main_dino.py, ViT-S/16; ``boosted`` and ``resnet50`` are the README's.
 
     Attributes:
         local_size: side of the local crops, pixels.
@@ -44,8 +45,10 @@ class DINORecipe(Recipe):
         final_weight_decay: where the weight decay ends.
         clip: largest gradient norm of one parameter tensor; 0 for none.
         freeze_last_layer: epochs during which the prototypes stay.
-        drop_path: stochastic depth of the student.
+        drop_path: stochastic depth of the student; convolutional networks have none.
     """
+
+    presets: ClassVar[tuple[str, ...]] = ("tiny", "boosted", "resnet50")
 
     backbone: str = "vit_small_patch16_224"  # --arch vit_small, --patch_size 16
     image_size: int = 224  # DataAugmentationDINO
@@ -63,11 +66,11 @@ class DINORecipe(Recipe):
     prototypes: int = 65536  # --out_dim
     head_hidden: int = 2048  # DINOHead
     head_bottleneck: int = 256  # DINOHead
-    norm_last_layer: bool = True  # --norm_last_layer (README's boosted ViT-S: false)
+    norm_last_layer: bool = True  # --norm_last_layer
     student_temperature: float = 0.1  # DINOLoss
     warmup_teacher_temperature: float = 0.04  # --warmup_teacher_temp
-    teacher_temperature: float = 0.04  # --teacher_temp (boosted ViT-S: 0.07)
-    teacher_temperature_epochs: int = 0  # --warmup_teacher_temp_epochs (boosted ViT-S: 30)
+    teacher_temperature: float = 0.04  # --teacher_temp
+    teacher_temperature_epochs: int = 0  # --warmup_teacher_temp_epochs
     centre_momentum: float = 0.9  # DINOLoss
     teacher_momentum: float = 0.996  # --momentum_teacher (0.9995 recommended at batch 256)
     clip: float = 3.0  # --clip_grad
@@ -97,6 +100,32 @@ class DINORecipe(Recipe):
             head_bottleneck=64,
             teacher_momentum=0.99,  # few steps need a faster teacher
             drop_path=0.0,
+        )
+
+    @classmethod
+    def boosted(cls) -> DINORecipe:
+        """The README's "boosting DINO performance", ViT-S/16."""
+        return dataclasses.replace(
+            cls(),
+            epochs=300,  # --epochs
+            norm_last_layer=False,  # --norm_last_layer
+            teacher_temperature=0.07,  # --teacher_temp
+            teacher_temperature_epochs=30,  # --warmup_teacher_temp_epochs
+        )
+
+    @classmethod
+    def resnet50(cls) -> DINORecipe:
+        """The README's command for a ResNet-50."""
+        return dataclasses.replace(
+            cls(),
+            backbone="resnet50",  # --arch
+            batch_size=512,  # 8 GPUs x 64
+            optimizer="sgd",  # --optimizer
+            lr=0.03,  # --lr, per 256 images
+            weight_decay=1e-4,  # --weight_decay
+            final_weight_decay=1e-4,  # --weight_decay_end
+            global_scale=(0.14, 1.0),  # --global_crops_scale
+            local_scale=(0.05, 0.14),  # --local_crops_scale
         )
 
 
@@ -175,7 +204,9 @@ class DINO(Method):
         super().__init__(recipe)
         self.recipe = recipe
         spec = self.backbone_spec = backbones.describe(recipe.backbone, recipe.image_size)
-        self.student = self._network(drop_path_rate=recipe.drop_path)
+        # released convolutional networks are torchvision's, which have no stochastic depth
+        options = {} if spec.family == "conv" else {"drop_path_rate": recipe.drop_path}
+        self.student = self._network(**options)
         self.teacher = self._network().requires_grad_(False)
         self.teacher.load_state_dict(self.student.state_dict())
         self.centre = Centre(1, recipe.prototypes, momentum=recipe.centre_momentum)
@@ -184,7 +215,7 @@ class DINO(Method):
 
     def _network(self, **options: float) -> Network:
         r = self.recipe
-        backbone = backbones.build(self.backbone_spec, **options)
+        backbone = build_without_zero_init(self.backbone_spec, **options)
         if self.backbone_spec.family == "vit":
             nn.init.trunc_normal_(backbone.cls_token, std=0.02)  # pyright: ignore[reportArgumentType]
         head = DINOHead(
