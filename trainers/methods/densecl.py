@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from trainers.queues import KeyQueue
 
 @dataclass(frozen=True, kw_only=True)
 class DenseCLRecipe(Recipe):
-    """DenseCL's numbers: configs/selfsup/densecl/densecl_imagenet_200ep.py, ResNet-50.
+    """DenseCL's numbers: configs/selfsup/densecl/densecl_imagenet_200ep.py, ResNet-50; ``coco`` for COCO.
 
     Attributes:
         hidden: hidden width of both heads.
@@ -37,11 +37,13 @@ class DenseCLRecipe(Recipe):
         teacher_momentum: of the key network, constant.
     """
 
+    presets: ClassVar[tuple[str, ...]] = ("tiny", "coco")
+
     backbone: str = "resnet50"  # model.backbone
     batch_size: int = 256  # 8 GPUs x 32
     epochs: int = 200  # total_epochs
     warmup_epochs: int = 0  # there is none
-    lr: float = 0.03  # optimizer.lr, not scaled by the batch (COCO: 0.3)
+    lr: float = 0.03  # optimizer.lr, not scaled by the batch
     weight_decay: float = 1e-4  # optimizer.weight_decay, on every parameter
     optimizer: str = "sgd"
     hidden: int = 2048  # model.neck.hid_channels
@@ -65,6 +67,11 @@ class DenseCLRecipe(Recipe):
             queue_length=512,
             teacher_momentum=0.98,  # a tenth of the steps needs faster keys
         )
+
+    @classmethod
+    def coco(cls) -> DenseCLRecipe:
+        """densecl_coco_800ep.py: the same but for these two."""
+        return dataclasses.replace(cls(), lr=0.3, epochs=800)  # optimizer.lr, total_epochs
 
 
 def correspondence(query_features: Tensor, key_features: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """EsViT: DINO on a multi-stage network, for the whole view and for each region matched across views.
 
 Li et al., "Efficient Self-supervised Vision Transformers for Representation Learning", arXiv 2106.09785.
-Reference: microsoft/esvit, branch main: main_esvit.py, models/swin_transformer.py, datasets/build.py.
+Reference: microsoft/esvit @ 2d6becd, main_esvit.py, models/swin_transformer.py, datasets/build.py.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ LARGE_CROPS = 2  # the views that assignments are made from, --crops_for_assign
 
 @dataclass(frozen=True, kw_only=True)
 class SwAVRecipe(Recipe):
-    """SwAV's numbers: the large-batch script (swav_800ep_pretrain.sh), ResNet-50.
+    """SwAV's numbers: swav_800ep_pretrain.sh, ResNet-50 on 64 GPUs; ``batch256`` is for one machine.
 
     Attributes:
         start_lr: learning rate at the start of the warmup; like ``lr`` it is not scaled by the batch.
@@ -46,13 +47,15 @@ class SwAVRecipe(Recipe):
         queue_from_epoch: first epoch in which the queue is filled.
     """
 
+    presets: ClassVar[tuple[str, ...]] = ("tiny", "batch256")
+
     backbone: str = "resnet50"  # --arch
     batch_size: int = 4096  # 64 GPUs x 64
     epochs: int = 800  # --epochs
-    warmup_epochs: int = 10  # --warmup_epochs (batch 256: 0)
-    lr: float = 4.8  # --base_lr (batch 256: 0.6)
+    warmup_epochs: int = 10  # --warmup_epochs
+    lr: float = 4.8  # --base_lr
     start_lr: float = 0.3  # --start_warmup
-    final_lr: float = 0.0048  # --final_lr (batch 256: 0.0006)
+    final_lr: float = 0.0048  # --final_lr
     weight_decay: float = 1e-6  # --wd
     optimizer: str = "larc"
     local_size: int = 96  # --size_crops
@@ -65,8 +68,8 @@ class SwAVRecipe(Recipe):
     temperature: float = 0.1  # --temperature
     epsilon: float = 0.05  # --epsilon
     sinkhorn_iterations: int = 3  # --sinkhorn_iterations
-    freeze_prototypes_steps: int = 313  # --freeze_prototypes_niters (batch 256: 5005)
-    queue_length: int = 0  # --queue_length (batch 256: 3840)
+    freeze_prototypes_steps: int = 313  # --freeze_prototypes_niters
+    queue_length: int = 0  # --queue_length
     queue_from_epoch: int = 15  # --epoch_queue_starts
 
     @classmethod
@@ -88,6 +91,20 @@ class SwAVRecipe(Recipe):
             projection=64,
             prototypes=128,
             freeze_prototypes_steps=10,
+        )
+
+    @classmethod
+    def batch256(cls) -> SwAVRecipe:
+        """The small-batch script with a queue (swav_200ep_bs256_pretrain.sh; 400 epochs is another)."""
+        return dataclasses.replace(
+            cls(),
+            batch_size=256,  # 4 GPUs x 64
+            epochs=200,  # --epochs
+            warmup_epochs=0,  # --warmup_epochs
+            lr=0.6,  # --base_lr
+            final_lr=0.0006,  # --final_lr
+            freeze_prototypes_steps=5005,  # --freeze_prototypes_niters
+            queue_length=3840,  # --queue_length
         )
 
 
