@@ -121,11 +121,12 @@ class MultiBlock:
             ValueError: a block of this step cannot show more than ``min_keep`` patches.
         """
         target, context = self.sizes(step)
-        if target[0] * target[1] <= self.min_keep:
-            raise ValueError(
-                f"a target block of {target[0]} x {target[1]} patches on a {self.grid} x {self.grid} grid "
-                f"never shows more than min_keep={self.min_keep}: lower min_keep or use larger images"
-            )
+        for kind, (height, width) in (("target", target), ("context", context)):
+            if height * width <= self.min_keep:
+                raise ValueError(
+                    f"a {kind} block of {height} x {width} patches on a {self.grid} x {self.grid} grid "
+                    f"never shows more than min_keep={self.min_keep}: lower min_keep or use larger images"
+                )
         target_masks, context_masks = [], []
         for _ in range(batch):
             placed = [self._place(target, []) for _ in range(self.targets)]

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,45 +27,57 @@ from trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, Step
 
 @dataclass(frozen=True, kw_only=True)
 class IJEPARecipe(Recipe):
-    """I-JEPA's numbers: configs/in1k_vith14_ep300.yaml; ViT-Base/16 as the DSE paper trains it.
+    """I-JEPA's numbers: configs/in1k_vith14_ep300.yaml, and the paper's length and warmup for ViT-Base/16.
 
     Attributes:
         start_lr: learning rate at the start of the warmup; like ``lr`` it is not scaled by the batch.
         final_lr: where the learning rate ends.
         final_weight_decay: where the weight decay ends.
-        teacher_momentum: of the target encoder at the start; a line takes it to 1.
+        teacher_momentum: of the target encoder at the start; a line takes it to ``final_teacher_momentum``.
+        final_teacher_momentum: at the end.
         schedule_stretch: factor on the steps that the schedules are spread over.
         predictor_width: width of the predictor.
         predictor_depth: its blocks.
         crop_scale: area range of the one view.
+        flip: probability of a horizontal flip.
+        colour: strength of colour jitter and greyscale; 0 for neither.
+        blur: probability of a Gaussian blur.
         targets: target blocks per image.
         contexts: context blocks per image.
         target_scale: range of a target's share of the grid.
         target_aspect: range of its aspect ratio.
         context_scale: range of the context's share of the grid.
         min_keep: a block must show strictly more patches than this.
+        allow_overlap: whether a context may show what a target hides.
     """
 
     backbone: str = "vit_base_patch16_224"  # model_name, patch_size
     batch_size: int = 2048  # 16 GPUs x 128
-    epochs: int = 600  # paper, ViT-B (ViT-H/14: 300)
-    warmup_epochs: int = 40  # optimization.warmup
+    epochs: int = 600  # paper, ViT-B (optimization.epochs: 300)
+    warmup_epochs: int = 15  # paper (optimization.warmup: 40)
     lr: float = 1e-3  # optimization.lr
-    start_lr: float = 2e-4  # optimization.start_lr
+    start_lr: float = 1e-4  # paper (optimization.start_lr: 2e-4)
     final_lr: float = 1e-6  # optimization.final_lr
     weight_decay: float = 0.04  # optimization.weight_decay
     final_weight_decay: float = 0.4  # optimization.final_weight_decay
     teacher_momentum: float = 0.996  # optimization.ema
+    final_teacher_momentum: float = 1.0  # optimization.ema
     schedule_stretch: float = 1.0  # optimization.ipe_scale
     predictor_width: int = 384  # meta.pred_emb_dim
     predictor_depth: int = 6  # meta.pred_depth (12 for ViT-L and ViT-H)
     crop_scale: tuple[float, float] = (0.3, 1.0)  # data.crop_scale
+    flip: float = 0.0  # data.use_horizontal_flip (true: 0.5)
+    colour: float = 0.0  # data.use_color_distortion, color_jitter_strength
+    blur: float = 0.0  # data.use_gaussian_blur (true: 0.5)
     targets: int = 4  # mask.num_pred_masks
     contexts: int = 1  # mask.num_enc_masks
     target_scale: tuple[float, float] = (0.15, 0.2)  # mask.pred_mask_scale
     target_aspect: tuple[float, float] = (0.75, 1.5)  # mask.aspect_ratio
     context_scale: tuple[float, float] = (0.85, 1.0)  # mask.enc_mask_scale
     min_keep: int = 10  # mask.min_keep
+    allow_overlap: bool = False  # mask.allow_overlap
+
+    presets: ClassVar[tuple[str, ...]] = ("tiny", "vit_huge")
 
     @classmethod
     def tiny(cls) -> IJEPARecipe:
@@ -76,10 +89,23 @@ class IJEPARecipe(Recipe):
             batch_size=64,
             epochs=10,
             warmup_epochs=1,
+            start_lr=2e-4,
             predictor_width=48,
             predictor_depth=2,
             teacher_momentum=0.98,  # a tenth of the steps needs a faster target
             min_keep=4,  # an 8 x 8 grid has targets of nine patches
+        )
+
+    @classmethod
+    def vit_huge(cls) -> IJEPARecipe:
+        """The released configuration as it stands: ViT-Huge/14, 300 epochs."""
+        return dataclasses.replace(
+            cls(),
+            backbone="vit_huge_patch14_224",
+            epochs=300,
+            warmup_epochs=40,
+            start_lr=2e-4,
+            predictor_depth=12,
         )
 
 
@@ -145,11 +171,11 @@ class Predictor(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """The authors' start, by which helper.init_model overwrites the constructors' own."""
+    """The authors' start: helper.init_model undoes the rescaling by depth that their constructors do."""
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
             nn.init.trunc_normal_(layer.weight, std=0.02)
-            if isinstance(layer, nn.Linear):
+            if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     if isinstance(module, VisionTransformer):
         grid = math.isqrt(module.patch_embed.num_patches)
@@ -181,8 +207,9 @@ class IJEPA(Method):
     recipe_type = IJEPARecipe
     teachers = ("teacher",)
     differences = (
-        "The network is ViT-B/16, as the DSE paper trains it, with the numbers of the ViT-H/14 "
-        "configuration, since none was released for it. A block that can never show more than min_keep "
+        "The network is ViT-B/16, as the DSE paper trains it; no configuration was released for it, so that "
+        "epochs, warmup and its first learning rate are the paper's and all else is the ViT-H/14 "
+        "configuration's (`--preset vit_huge`). A block that can never show more than min_keep "
         "patches is refused with a message; released, the search for its place does not end. Block sizes "
         "follow the number of the micro-batch, so that workers and interruptions change nothing."
     )
@@ -204,9 +231,18 @@ class IJEPA(Method):
         self.teacher = nn.ModuleDict({"backbone": teacher.frozen_copy(backbone)})
 
     def views(self) -> views.MultiCrop:
-        """One crop, neither flipped nor coloured."""
+        """One crop, neither flipped nor coloured unless the recipe says so."""
         r = self.recipe
-        crop = views.plain_crop(r.image_size, r.crop_scale, interpolation="bilinear", flip=0.0)
+        crop = views.Crop(
+            size=r.image_size,
+            scale=r.crop_scale,
+            interpolation="bilinear",
+            flip=r.flip,
+            jitter=(0.8 * r.colour, 0.8 * r.colour, 0.8 * r.colour, 0.2 * r.colour),
+            jitter_probability=0.8 if r.colour else 0.0,
+            grey=0.2 if r.colour else 0.0,
+            blur=r.blur,
+        )
         return views.MultiCrop([crop])
 
     def collator(self) -> MultiBlock:
@@ -220,6 +256,7 @@ class IJEPA(Method):
             target_aspect=r.target_aspect,
             context_scale=r.context_scale,
             min_keep=r.min_keep,
+            allow_overlap=r.allow_overlap,
         )
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:
@@ -235,18 +272,20 @@ class IJEPA(Method):
     def schedules(self, plan: Plan) -> dict[str, np.ndarray]:
         """The authors' schedulers move before the update and count from 1; the momentum counts from 0."""
         r, steps = self.recipe, plan.total_steps
-        length = int(r.schedule_stretch * plan.epochs * plan.steps_per_epoch)
+        exact = r.schedule_stretch * plan.epochs * plan.steps_per_epoch
+        length = int(exact)
         warmup = int(r.warmup_epochs * plan.steps_per_epoch)
         t = np.arange(1, steps + 1, dtype=np.float64)
         rising = r.start_lr + t / max(warmup, 1) * (r.lr - r.start_lr)
         falling = _cosine(r.lr, r.final_lr, (t - warmup) / max(length - warmup, 1))
-        momentum = r.teacher_momentum + np.arange(steps) * (1 - r.teacher_momentum) / length
+        share = np.minimum(np.arange(steps) / exact, 1)  # a schedule shorter than the run stays at its end
+        rise = r.final_teacher_momentum - r.teacher_momentum
+        decay = _cosine(r.weight_decay, r.final_weight_decay, t / length)
+        bound = np.maximum if r.final_weight_decay <= r.weight_decay else np.minimum
         return {
             "lr": np.where(t < warmup, rising, np.maximum(falling, r.final_lr)),
-            "weight_decay": np.minimum(
-                _cosine(r.weight_decay, r.final_weight_decay, t / length), r.final_weight_decay
-            ),
-            "teacher_momentum": momentum,
+            "weight_decay": bound(decay, r.final_weight_decay),
+            "teacher_momentum": r.teacher_momentum + share * rise,
         }
 
     def parameter_groups(self) -> list[ParameterGroup]:
