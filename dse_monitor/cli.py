@@ -131,13 +131,16 @@ def watch(
         plain: Plain lines, also on a terminal.
         json: One JSON object per line.
     """
-    from dse_monitor.alerts.sinks import from_spec
     from dse_monitor.watch.console import Console
     from dse_monitor.watch.monitor import watch as follow
     from dse_monitor.watch.options import WatchOptions
     from dse_monitor.watch.worker import Manners
 
-    sinks = [from_spec(spec, link) for spec in alert]
+    sinks: list[Sink] = []
+    if alert:  # who has none does without the memory of HTTP and SMTP clients
+        from dse_monitor.alerts.sinks import from_spec
+
+        sinks = [from_spec(spec, link) for spec in alert]
     if test_alert:
         return _try_sinks(run[0] if run else Path(), sinks)
     manners: dict[str, Any] = {"gpu_share": gpu_share, "cpu_fallback": cpu_fallback}

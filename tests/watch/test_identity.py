@@ -1,6 +1,7 @@
 """Equal content is recognised under any name; different content never passes for equal."""
 
 import os
+import tracemalloc
 
 import pytest
 from watch_fakes import write_checkpoint
@@ -81,6 +82,33 @@ def test_crashes_are_counted_by_content():
     assert versions.crashed(one, "key") == 1
     assert versions.crashed(other, "key") == 2
     assert versions.crashed(one, None) == 1
+
+
+def test_ten_thousand_versions_are_all_found_in_little_memory(evaluation):
+    versions = Versions()
+    tracemalloc.start()
+    try:
+        for k in range(10_000):
+            versions.add(f"c{k}.pth", Stamp(k, 8, k, -1 if k % 2 else 1 << 70), k + 1, content_key=f"key {k}")
+            versions.add_content(evaluation(f"c{k}.pth", content=f"{k // 2:064x}", seq=k + 1))
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 1.5 * 2**20
+    for k in range(0, 10_000, 77):
+        assert versions.find(f"c{k}.pth", Stamp(k, 8, k, -1 if k % 2 else 1 << 70)) == k + 1
+        assert versions.find("other.pth", Stamp(k, 9, k, 1)) is None
+        assert versions.find_key(f"key {k}") == k + 1
+        twins = versions.find_content(evaluation("c.pth", content=f"{k // 2:064x}"))
+        assert twins == [k // 2 * 2 + 1, k // 2 * 2 + 2]
+
+
+def test_a_version_dealt_with_again_belongs_to_the_newer_evaluation():
+    versions, mark = Versions(), Stamp(1, 2, 3, 4)
+    versions.add("a.pth", mark, 1, "key")
+    versions.add("a.pth", mark, 5, "key")
+    assert versions.find("a.pth", mark) == 5
+    assert versions.find_key("key") == 5
 
 
 MOUNTINFO = r"""
