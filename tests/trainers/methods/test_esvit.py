@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from timm.layers import DropPath
+from torch import nn
 
 from trainers import backbones
 from trainers.centre import updated_centre
@@ -147,3 +149,90 @@ def test_mixed_views_train_and_leave_the_teacher_views_whole():
     loss = method(Views(images), Progress(Plan(1, 1, 4, 4), 0, {"teacher_temperature": 0.04})).loss
     loss.backward()
     assert loss.isfinite()
+
+
+VALUES = {"teacher_temperature": 0.04, "teacher_momentum": 0.75}
+STEP = Progress(Plan(10, 5, 4, 20), 0, VALUES)
+
+
+@pytest.fixture
+def method():
+    torch.manual_seed(0)
+    return EsViT(EsViTRecipe.tiny())
+
+
+def crops(*sizes, batch=2):
+    return Views([torch.randn(batch, 3, size, size) for size in sizes])
+
+
+@pytest.mark.parametrize("sizes", [(64, 64), (64, 64, 32), (64, 64, 32, 32, 32)])
+def test_region_loss_works_with_any_number_of_local_crops(method, sizes):
+    """Without local crops too, where the released code fails."""
+    out = method(crops(*sizes), STEP)
+    out.loss.backward()
+    assert out.loss.isfinite()
+    assert method.student.head_dense.mlp[0].weight.grad.any()
+
+
+def test_loss_is_half_views_half_regions_each_a_mean_over_pairs(method):
+    out = method(crops(64, 64, 32), STEP)
+    torch.testing.assert_close(out.loss.detach(), (out.logs["view_loss"] + out.logs["region_loss"]) / 2)
+    unsure = [torch.zeros(2, size, 6) for size in (4, 4, 1)]
+    targets, features = torch.softmax(torch.randn(2, 2, 4, 6), -1), torch.randn(2, 2, 4, 3)
+    pairs = region_pairs(unsure, [torch.randn(2, x.shape[1], 3) for x in unsure], targets, features, 0.1)
+    assert mean_over_distinct(pairs).item() == pytest.approx(np.log(6), rel=1e-5)
+
+
+def test_matches_are_by_features_and_targets_by_logits():
+    """A student region meets the target of the teacher region that its features match, not its logits."""
+    features = torch.eye(2)[None]
+    targets = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])[None]  # of teacher regions 0 and 1
+    logits = torch.tensor([[[0.0, 50.0], [50.0, 0.0]]])
+    swapped = features.flip(1)  # student region 0 looks like teacher region 1, whose target its logits give
+    ((_, pair),) = region_pairs([logits] * 2, [swapped] * 2, targets, features[None], 1.0)
+    assert pair.item() == pytest.approx(0, abs=1e-6)
+    ((_, pair),) = region_pairs([logits] * 2, [features] * 2, targets, features[None], 1.0)
+    assert pair.item() == pytest.approx(50)
+
+
+def test_two_centres_move_after_the_step_over_all_rows_of_both_global_views(method):
+    views = crops(64, 64, 32)
+    with torch.no_grad():
+        logits, regions, _ = method.teacher(views.images[:2])
+        method(views, STEP)
+    assert not method.centre.value.any()
+    assert not method.region_centre.value.any()
+    method.after_step(STEP)
+    torch.testing.assert_close(method.centre.value, 0.1 * logits.mean(0, keepdim=True))
+    rows = torch.cat([x.flatten(0, 1) for x in regions])
+    torch.testing.assert_close(method.region_centre.value, 0.1 * rows.mean(0, keepdim=True))
+
+
+def test_one_temperature_serves_both_levels(method):
+    schedules = method.schedules(Plan(10, 5, 64, 320))
+    assert [name for name in schedules if "temperature" in name] == ["teacher_temperature"]
+
+
+def test_first_epoch_leaves_both_heads_prototypes_out_of_the_step(method):
+    for parameter in method.student.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    method.after_backward(STEP)
+    left_out = {name for name, p in method.student.named_parameters() if p.grad is None}
+    assert left_out == {
+        f"{head}.last_layer.{kind}" for head in ("head", "head_dense") for kind in ("weight_g", "weight_v")
+    }
+
+
+def test_swin_has_the_authors_epsilon_and_only_the_student_drops_paths():
+    method = EsViT(dataclasses.replace(EsViTRecipe.tiny(), drop_path=0.1))
+    assert {m.eps for m in method.modules() if isinstance(m, nn.LayerNorm)} == {1e-6}
+    assert any(isinstance(m, DropPath) for m in method.student.modules())
+    assert not any(isinstance(m, DropPath) for m in method.teacher.modules())
+
+
+def test_dense_tokens_are_the_students_regions_of_the_global_crops(method):
+    views = crops(64, 64, 32)
+    out = method(views, STEP)
+    _, _, tokens = method.student(views.images)
+    torch.testing.assert_close(out.dense, torch.cat(tokens[:2]))
+    assert out.dense.requires_grad

@@ -6,12 +6,14 @@ import random
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from trainers import backbones, optim
 from trainers.centre import updated_centre
-from trainers.masks import block_mask, mask_ratio
-from trainers.method import Plan, Progress
-from trainers.methods.ibot import IBOT, IBOTHead, IBOTRecipe, ibot_losses
+from trainers.data import seeded
+from trainers.masks import block_mask, mask_ratio, random_mask
+from trainers.method import Plan, Progress, Views
+from trainers.methods.ibot import IBOT, IBOTHead, IBOTRecipe, ibot_losses, patch_loss
 
 LOSS = {"rtol": 1e-5, "atol": 0.0}
 GRADIENT = {"rtol": 1e-4, "atol": 1e-6}
@@ -156,6 +158,7 @@ def test_temperature_tables_equal_official(g):
             g["warmup_teacher_temp_epochs"],
             g["nepochs"],
             1,
+            delay=g["mim_start_epoch"] if kind else 0,
         )
         expected = g[f"teacher_{kind}temp_schedule"].numpy()
         np.testing.assert_allclose(table, expected, atol=1e-12, rtol=0)
@@ -174,3 +177,186 @@ def test_first_epoch_leaves_both_prototype_layers_out_of_the_step():
 def test_shared_teacher_starts_from_the_students_patch_prototypes():
     method = IBOT(dataclasses.replace(IBOTRecipe.tiny(), shared_head=False, shared_head_teacher=True))
     assert torch.equal(method.teacher.head.last_layer.weight_v, method.student.head.last_layer2.weight_v)
+
+
+VALUES = {"teacher_temperature": 0.04, "teacher_patch_temperature": 0.05, "teacher_momentum": 0.75}
+STEP = Progress(Plan(10, 5, 4, 20), 0, VALUES)
+
+
+@pytest.fixture
+def method():
+    torch.manual_seed(0)
+    return IBOT(IBOTRecipe.tiny())
+
+
+def masked_crops(*sizes, batch=3):
+    """Image 0 shows everything in both crops, the last hides everything in the second."""
+    masks = torch.rand(batch, 2, 8, 8) < 0.3
+    masks[0] = False
+    masks[-1, 1] = True
+    return Views([torch.randn(batch, 3, size, size) for size in sizes], {"masks": masks})
+
+
+def test_patches_learn_from_the_same_view_and_cls_tokens_from_others():
+    """One view's targets are made certain: only the pairs that may use them notice."""
+    zeros = dict(
+        student_cls=torch.zeros(3, 2, 4),
+        student_patches=torch.zeros(2, 2, 5, 4),
+        teacher_cls=torch.zeros(2, 2, 4),
+        teacher_patches=torch.zeros(2, 2, 5, 4),
+        masks=torch.ones(2, 2, 5, dtype=torch.bool),
+        centre=torch.zeros(1, 4),
+        patch_centre=torch.zeros(1, 1, 4),
+        student_temperature=0.1,
+        teacher_temperature=0.04,
+        teacher_patch_temperature=0.05,
+    )
+
+    def gradients(name):
+        x = zeros[name].clone().requires_grad_()
+        teacher = {k: v.clone() for k, v in zeros.items() if k in ("teacher_cls", "teacher_patches")}
+        for value in teacher.values():
+            value[0, ..., 0] = 9
+            value[1, ..., 1] = 9
+        losses = ibot_losses(**{**zeros, **teacher, name: x})
+        (losses.across_views + losses.masked_patches).backward()
+        return -x.grad.flatten(1, -2).sum(1)  # [views, K]: what each view is pulled to
+
+    cls, patches = gradients("student_cls"), gradients("student_patches")
+    assert [row.argmax().item() for row in cls[:2]] == [1, 0]  # each global crop to the other's target
+    assert cls[2, 0] == pytest.approx(cls[2, 1].item())  # the local crop to both
+    assert [row.argmax().item() for row in patches] == [0, 1]
+
+
+def test_whole_images_count_nothing_but_stay_in_the_mean():
+    logits, targets = torch.zeros(1, 4, 5, 3), torch.softmax(torch.randn(1, 4, 5, 3), -1)
+    masks = torch.zeros(1, 4, 5, dtype=torch.bool)
+    assert patch_loss(logits, targets, masks, 0.1) == 0
+    masks[0, 0, 2] = masks[0, 1, :4] = True  # one patch, or four: each image counts once
+    assert patch_loss(logits, targets, masks, 0.1).item() == pytest.approx(np.log(3) * 2 / 4, rel=1e-6)
+
+
+def test_patch_centre_moves_by_all_patches_hidden_or_not(method):
+    views = masked_crops(64, 64, 32)
+    with torch.no_grad():
+        cls, patches, _ = method.teacher(torch.cat(views.images[:2]))
+        method(views, STEP)
+    assert not method.patch_centre.value.any()
+    method.after_step(STEP)
+    torch.testing.assert_close(method.centre.value, 0.1 * cls.mean(0, keepdim=True))
+    torch.testing.assert_close(method.patch_centre.value, 0.1 * patches.mean((0, 1), keepdim=True))
+
+
+def test_teacher_sees_whole_crops_and_the_student_masked_ones(method):
+    """The hidden patches' pixels reach the targets but not the predictions."""
+    views = masked_crops(64, 64)
+    hidden = views.extra["masks"][-1, 1].all()
+    assert hidden
+    other = Views([views.images[0], views.images[1].clone()], views.extra)
+    other.images[1][-1] += 1
+    outputs = {"student": [], "teacher": []}
+    for name, found in outputs.items():
+        getattr(method, name).register_forward_hook(
+            lambda module, args, output, found=found: found.append(output[1][-1].detach())
+        )
+    for seen in (views, other):
+        method(seen, STEP)
+    assert torch.equal(*outputs["student"])
+    assert not torch.equal(*outputs["teacher"])
+
+
+def test_local_crops_are_whole_and_give_cls_tokens_only(method):
+    method.student.masked_embed.data.fill_(9)
+    views = masked_crops(64, 64, 32, 32)
+    seen = []
+    method.student.head.last_layer.register_forward_hook(lambda module, args, output: seen.append(output))
+    method(views, STEP)
+    with torch.no_grad():
+        expected = method.teacher.cls_logits(torch.cat(views.images[2:]))  # has no masked embedding
+    assert [tuple(x.shape[:-1]) for x in seen[:3]] == [(6,), (6, 64), (6,)]
+    torch.testing.assert_close(seen[2].detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_masked_embedding_starts_at_zero_is_decayed_and_the_students_alone(method):
+    assert not method.student.masked_embed.any()
+    decayed, _ = method.parameter_groups()
+    assert "masked_embed" in {name for name, _ in decayed.parameters}
+    assert "masked_embed" not in dict(method.teacher.named_parameters())
+
+
+def test_head_shares_one_pass_with_all_tokens_and_takes_cls_tokens_alone():
+    torch.manual_seed(0)
+    head = IBOTHead(6, 5, 4, shared=False, hidden=8, bottleneck=3, norm_last_layer=False)
+    tokens = torch.randn(2, 1 + 7, 6)
+    cls, patches = head.tokens(tokens)
+    assert (cls.shape, patches.shape) == ((2, 5), (2, 7, 4))
+    torch.testing.assert_close(head(tokens[:, 0]), cls)
+
+
+@pytest.mark.parametrize(("student", "teacher"), [(True, True), (True, False), (False, True), (False, False)])
+def test_teacher_follows_what_both_networks_name(student, teacher):
+    recipe = dataclasses.replace(IBOTRecipe.tiny(), shared_head=student, shared_head_teacher=teacher)
+    method = IBOT(recipe)
+    follower = method.teacher.head
+    before = {name: p.detach().clone() for name, p in follower.named_parameters()}
+    for parameter in method.student.parameters():
+        parameter.data.add_(1)
+    method.after_step(STEP)
+    for name, parameter in follower.named_parameters():
+        online = dict(method.student.head.named_parameters()).get(name)
+        expected = before[name] if online is None else 0.75 * before[name] + 0.25 * online.detach()
+        torch.testing.assert_close(parameter.detach(), expected)
+
+
+def test_only_global_crops_are_masked_each_with_a_share_of_its_own(method):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8))
+    view = method.views()
+    shares = []
+    for key in range(60):
+        with seeded(key):
+            seen = view(image)
+        assert seen.extra["masks"].shape == (2, 8, 8)
+        assert len(seen.images) == 6
+        shares.append(seen.extra["masks"].float().mean((1, 2)))
+    shares = torch.stack(shares)
+    assert 0.3 < (shares == 0).float().mean() < 0.7  # one crop in two is whole
+    assert shares.max() <= 0.5
+    assert (shares[:, 0] != shares[:, 1]).any()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(14, 14), (6, 6), (5, 9), (3, 3), (2, 2), (1, 4)])
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.3, 0.5, 1.0])
+def test_masks_fit_any_grid_and_never_hide_more_than_their_share(rows, columns, ratio):
+    random.seed(0)
+    np.random.seed(0)
+    for _ in range(20):
+        block, single = block_mask(rows, columns, ratio), random_mask(rows, columns, ratio)
+        assert block.shape == single.shape == (rows, columns)
+        assert block.sum() <= ratio * rows * columns
+        assert single.sum() == int(ratio * rows * columns)
+
+
+def test_random_masks_hide_single_patches_anywhere(method):
+    np.random.seed(0)
+    seen = np.mean([random_mask(4, 4, 0.3) for _ in range(400)], axis=0)
+    np.testing.assert_allclose(seen, 4 / 16, atol=0.1)
+    recipe = dataclasses.replace(
+        IBOTRecipe.tiny(), mask_shape="random", mask_ratios=(0.3,), mask_spreads=(0.0,)
+    )
+    masks = IBOT(recipe).views()(Image.new("RGB", (80, 80))).extra["masks"]
+    assert masks.sum((1, 2)).tolist() == [19, 19]  # of 64, rounded down
+
+
+def test_masking_can_begin_later_and_its_temperature_waits():
+    recipe = dataclasses.replace(IBOTRecipe.tiny(), mask_from_epoch=2, teacher_temperature_epochs=3)
+    method, views = IBOT(recipe), masked_crops(64, 64)
+    for epoch in (1, 2):
+        out = method(views, Progress(Plan(8, 5, 3, 15), 5 * epoch, VALUES))
+        assert bool(out.logs["patch_loss"] > 0) is (epoch == 2)
+    table = method.schedules(Plan(8, 5, 3, 15))["teacher_patch_temperature"][::5]
+    np.testing.assert_allclose(table, [0.04, 0.04, 0.04, 0.055, 0.07, 0.07, 0.07, 0.07])
+
+
+def test_shared_head_of_two_widths_is_refused():
+    with pytest.raises(ValueError, match="shared head needs"):
+        IBOT(dataclasses.replace(IBOTRecipe.tiny(), patch_prototypes=7))
