@@ -89,7 +89,9 @@ def coding_trace(p: Tensor, z: Tensor, lambda_inverse: float, order: int = TAYLO
     return total
 
 
-def mec_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor, lambda_inverse: float) -> Tensor:
+def mec_loss(
+    p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor, lambda_inverse: float, order: int = TAYLOR_ORDER
+) -> Tensor:
     """-lambda_inverse * (T(p1, z2) + T(p2, z1)) / (2m) over the batch of all processes.
 
     Args:
@@ -98,10 +100,16 @@ def mec_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor, lambda_inverse: flo
         z1: student's predictions of view 1, [m, d].
         z2: student's predictions of view 2, [m, d].
         lambda_inverse: its value at this step.
+        order: terms of the series.
     """
     p1, p2 = p1.detach(), p2.detach()
-    traces = coding_trace(p1, z2, lambda_inverse) + coding_trace(p2, z1, lambda_inverse)
+    traces = coding_trace(p1, z2, lambda_inverse, order) + coding_trace(p2, z1, lambda_inverse, order)
     return -lambda_inverse * traces / (2 * len(z1))
+
+
+def coding_length(loss: Tensor, lambda_inverse: float, batch_size: int, width: int) -> Tensor:
+    """Per-sample coding length (m + d) / 2 * (T(p1, z2) + T(p2, z1)) / (2m), read off the loss; for logs."""
+    return -loss / lambda_inverse * (batch_size + width) / 2
 
 
 class MEC(Method):
@@ -141,8 +149,10 @@ class MEC(Method):
             p1, p2 = (self.teacher(images)[0] for images in views.images)
         with torch.autocast(z1.device.type, enabled=False):
             p1, p2, z1, z2 = (gather_with_gradient(x.float()) for x in (p1, p2, z1, z2))
-            loss = mec_loss(p1, p2, z1, z2, progress.values["inverse_lambda"])
-        return StepOutput(loss, torch.cat([dense1, dense2]))
+            lambda_inverse = progress.values["inverse_lambda"]
+            loss = mec_loss(p1, p2, z1, z2, lambda_inverse)
+            length = coding_length(loss.detach(), lambda_inverse, *z1.shape)
+        return StepOutput(loss, torch.cat([dense1, dense2]), {"coding_length": length})
 
     def schedules(self, plan: Plan) -> dict[str, np.ndarray]:
         """Per step; lambda has a warmup of its own."""

@@ -7,11 +7,13 @@ Reference: winci-ai/resa @ e7869d1, method/base.py, method/resa.py, src/model.py
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainers import backbones, optim, teacher, views
@@ -28,7 +30,14 @@ class ReSARecipe(Recipe):
 
     Attributes:
         final_lr_fraction: where the learning rate ends, as a fraction of its peak.
+        strong_crops: strong views of each size, beside the one weak view; as many entries as sizes.
+        further_sizes: sides of the strong views, pixels, after the first, which is ``image_size``.
+        min_scales: smallest area of the views of each size; the first holds for the weak view too.
+        max_scales: largest area, in the same way.
+        solarise: probability of solarising the strong views of each size.
         hidden: hidden width of projector and predictor.
+        projector_layers: linear layers of the projector.
+        predict: whether the online branch has a predictor.
         projection: output width of both.
         temperature: of the embeddings' softmax.
         sinkhorn_temperature: of the assignment.
@@ -44,12 +53,21 @@ class ReSARecipe(Recipe):
     final_lr_fraction: float = 0.1  # build_optimizer
     weight_decay: float = 1e-5  # --weight_decay, on every parameter
     optimizer: str = "sgd"
+    strong_crops: tuple[int, ...] = (1,)  # --crops_nmb (example: 1 10)
+    further_sizes: tuple[int, ...] = ()  # --crops_size without its first (example: 96)
+    min_scales: tuple[float, ...] = (0.2,)  # --crops_min_scale (example: 0.32 0.05)
+    max_scales: tuple[float, ...] = (1.0,)  # --crops_max_scale (example: 1.0 0.32)
+    solarise: tuple[float, ...] = (0.2,)  # --solarization_prob (example: 0.2 0.0)
     hidden: int = 2048  # src/model.py
+    projector_layers: int = 3  # --mlp_layers
+    predict: bool = True  # --no_pred
     projection: int = 512  # --emb
     temperature: float = 0.4  # --temperature
     sinkhorn_temperature: float = 0.05  # method/base.py, a default argument
     sinkhorn_iterations: int = 3  # method/base.py, a default argument
     teacher_momentum: float = 0.996  # --momentum
+
+    presets: ClassVar[tuple[str, ...]] = ("tiny", "four_gpus", "four_gpus_800")
 
     @classmethod
     def tiny(cls) -> ReSARecipe:
@@ -65,6 +83,16 @@ class ReSARecipe(Recipe):
             projection=64,
             teacher_momentum=0.98,  # a tenth of the steps needs a faster teacher
         )
+
+    @classmethod
+    def four_gpus(cls) -> ReSARecipe:
+        """The README's command for four GPUs."""
+        return dataclasses.replace(cls(), batch_size=1024, warmup_epochs=10)
+
+    @classmethod
+    def four_gpus_800(cls) -> ReSARecipe:
+        """The README's long run."""
+        return dataclasses.replace(cls.four_gpus(), epochs=800, lr=0.4)
 
 
 def assignment(online: Tensor, momentum: Tensor, temperature: float, iterations: int) -> Tensor:
@@ -83,8 +111,12 @@ def assignment(online: Tensor, momentum: Tensor, temperature: float, iterations:
     return sinkhorn(scores, temperature, iterations)
 
 
-def resa_loss(online: list[Tensor], momentum: list[Tensor], targets: Tensor, temperature: float) -> Tensor:
+def resa_loss(
+    online: Sequence[Tensor], momentum: Sequence[Tensor], targets: Tensor, temperature: float
+) -> Tensor:
     """Mean cross-entropy of embedding similarities with the assignment, over pairs of different views.
+
+    Views after the second are compared with both momentum views.
 
     Args:
         online: predictions [B, C] of every view.
@@ -102,40 +134,57 @@ def resa_loss(online: list[Tensor], momentum: list[Tensor], targets: Tensor, tem
     return torch.stack(terms).mean()
 
 
+def crops(recipe: ReSARecipe) -> list[views.Crop]:
+    """The weak view, then the strong ones size by size (src/transform.py: MuiltiCropDataset).
+
+    Raises:
+        ValueError: the lists have different lengths, or there is no strong view.
+    """
+    r, sizes = recipe, (recipe.image_size, *recipe.further_sizes)
+    lists = (r.strong_crops, sizes, r.min_scales, r.max_scales, r.solarise)
+    if len({len(entries) for entries in lists}) != 1:
+        raise ValueError(
+            f"strong_crops {r.strong_crops}, sizes {sizes} (image_size and further_sizes), min_scales "
+            f"{r.min_scales}, max_scales {r.max_scales} and solarise {r.solarise} need one entry per size"
+        )
+    if sum(r.strong_crops) < 1:
+        raise ValueError("strong_crops holds no view: ReSA compares a weak view with at least one strong one")
+    weak = views.plain_crop(r.image_size, (r.min_scales[0], r.max_scales[0]), interpolation="bilinear")
+    strong = [
+        views.Crop(size=size, scale=(low, high), blur=0.5, solarise=solarise, flip_last=True)
+        for count, size, low, high, solarise in zip(*lists, strict=True)
+        for _ in range(count)
+    ]
+    return [weak, *strong]
+
+
 class ReSA(Method):
     """Representation self-assignment."""
 
     recipe_type = ReSARecipe
     teachers = ("teacher",)
     batch_coupled = "batch norm, and an assignment over the batch"
-    differences = (
-        "Two views, one weak and one strong; the further views that the released lists allow are not built "
-        "in."
-    )
+    differences = "Nothing is known to differ."
 
     def __init__(self, recipe: ReSARecipe) -> None:
         super().__init__(recipe)
         self.recipe = r = recipe
         spec = self.backbone_spec = backbones.describe(r.backbone, r.image_size)
-        projector = mlp((spec.width, r.hidden, r.hidden, r.projection), last_norm="plain")
-        self.student = Projected(backbones.build(spec), projector)
-        self.predictor = mlp((r.projection, r.hidden, r.projection))
+        widths = (spec.width, *[r.hidden] * (r.projector_layers - 1), r.projection)
+        self.student = Projected(backbones.build(spec), mlp(widths, last_norm="plain"))
+        self.predictor = mlp((r.projection, r.hidden, r.projection)) if r.predict else nn.Identity()
         self.teacher = teacher.frozen_copy(self.student)
 
     def views(self) -> views.MultiCrop:
-        """A weak view without colour, then a strong one."""
-        size, scale = self.recipe.image_size, (0.2, 1.0)
-        weak = views.plain_crop(size, scale, interpolation="bilinear")
-        return views.MultiCrop(
-            [weak, views.Crop(size=size, scale=scale, blur=0.5, solarise=0.2, flip_last=True)]
-        )
+        """A weak view without colour, then the strong ones."""
+        return views.MultiCrop(crops(self.recipe))
 
     def before_step(self, progress: Progress) -> None:
         """The momentum network follows the weights of the step before, then is read."""
         teacher.ema_update(self.teacher, self.student, progress.values["teacher_momentum"])
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:
-        """One pass per view and network. Dense: the online tokens, both views, [2B, N, D]."""
+        """One pass per view and network. Dense: the online tokens of the large views, [2B, N, D]."""
         online = [backbones.features(self.student.backbone, images) for images in views.images]
         predictions = [self.predictor(self.student.projector(f.pooled)) for f in online]
         with torch.no_grad():
@@ -147,7 +196,9 @@ class ReSA(Method):
                 online[0].pooled, gather(momentum[0].pooled), r.sinkhorn_temperature, r.sinkhorn_iterations
             )
             loss = resa_loss(predictions, keys, targets, r.temperature)
-        return StepOutput(loss, torch.cat([f.dense for f in online]))
+        large = views.images[0].shape[-1]
+        tokens = [f.dense for f, image in zip(online, views.images, strict=True) if image.shape[-1] == large]
+        return StepOutput(loss, torch.cat(tokens))
 
     def schedules(self, plan: Plan) -> dict[str, np.ndarray]:
         """Per step; the learning rate ends at a tenth of its peak."""
