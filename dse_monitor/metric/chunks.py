@@ -22,10 +22,13 @@ CPU_BYTES = (
 ACCELERATOR_BYTES = 512 * 2**20  # ours: enough work for one kernel, little beside the features
 
 
-def chunks(count: int, item_bytes: int, device: torch.device) -> Iterator[slice]:
-    """Slices that cover ``range(count)``, each of items that together take about one piece's bytes."""
+def chunks(count: int, item_bytes: int, device: torch.device, together: int = 1) -> Iterator[slice]:
+    """Slices that cover ``range(count)``, each of items that together take about ``together`` pieces' bytes.
+
+    On an accelerator, where pieces are large, ``together`` changes nothing.
+    """
     budget = CPU_BYTES if device.type == "cpu" else ACCELERATOR_BYTES
-    step = max(1, budget // max(item_bytes, 1))
+    step = max(1, budget // max(item_bytes, 1)) * (together if device.type == "cpu" else 1)
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
 

@@ -20,6 +20,7 @@ MAX_ITERATIONS = 20  # Lloyd iterations; released code, estimator.py
 SHIFT_TOLERANCE = (
     1e-4  # Frobenius norm of the centroid shift that counts as converged; released code, estimator.py
 )
+SEEDED_TOGETHER = 2  # pieces: seeding is many small steps, which cost less for several problems at once; ours
 
 
 class Clusters(NamedTuple):
@@ -62,9 +63,8 @@ def kmeans(points: Tensor, draws: Tensor) -> Clusters:
     def cluster(part: slice) -> None:
         labels[part], centroids[part] = _kmeans(points[part], draws[part])
 
-    chunks.run(
-        cluster, chunks.chunks(problems, size * width * points.element_size(), points.device), points.device
-    )
+    item = size * width * points.element_size()
+    chunks.run(cluster, chunks.chunks(problems, item, points.device, SEEDED_TOGETHER), points.device)
     return Clusters(labels, centroids)
 
 
@@ -83,10 +83,18 @@ def assign(points: Tensor, centroids: Tensor) -> Tensor:
 
 
 def _kmeans(points: Tensor, draws: Tensor) -> Clusters:
-    """K-means of as many problems as are worked on at once; a converged problem is frozen until all are."""
+    """K-means of as many problems as are seeded at once."""
     centre = points.mean(1, keepdim=True)
     points = points - centre  # distances by products lose digits when the points lie far from the origin
-    centroids = _seed(points, draws)
+    seeds = _seed(points, draws)
+    item = points[0].numel() * points.element_size()
+    found = [_lloyd(points[part], seeds[part]) for part in chunks.chunks(len(points), item, points.device)]
+    labels, centroids = (torch.cat(part) for part in zip(*found, strict=True))
+    return Clusters(labels, centroids + centre)
+
+
+def _lloyd(points: Tensor, centroids: Tensor) -> Clusters:
+    """Iterations of as many problems as are worked on at once; a converged one is frozen until all are."""
     labels = torch.zeros(points.shape[:2], dtype=torch.int64, device=points.device)
     running = torch.ones(points.shape[0], dtype=torch.bool, device=points.device)
     for _ in range(MAX_ITERATIONS):
@@ -99,35 +107,33 @@ def _kmeans(points: Tensor, draws: Tensor) -> Clusters:
         # Asking costs nothing on a CPU; on an accelerator it would wait for the device in every iteration.
         if points.device.type == "cpu" and not running.any():
             break
-    return Clusters(labels, centroids + centre)
+    return Clusters(labels, centroids)
 
 
 def _seed(points: Tensor, draws: Tensor) -> Tensor:
     """First centres [P, K, D]. Looping over K is inherent: each draw depends on the centres before it."""
-    problems, size, width = points.shape
+    problems, size, _ = points.shape
     row = torch.arange(problems, device=points.device)
     squares = points.square().sum(-1)
-    centroids = points.new_empty(problems, draws.shape[1], width)
     nearest = torch.full_like(squares, torch.inf)
-    index = (draws[:, 0] * size).long().clamp_(max=size - 1)
+    chosen = torch.empty(problems, draws.shape[1], dtype=torch.int64, device=points.device)
     for k in range(draws.shape[1]):
         if k > 0:
             index = _draw(nearest.sqrt(), draws[:, k])
-        chosen = points[row, index]
-        centroids[:, k] = chosen
-        products = torch.bmm(chosen[:, None], points.mT)[:, 0]
-        distance = (squares + squares[row, index][:, None]).sub_(products, alpha=2).clamp_(min=0)
+        else:
+            index = (draws[:, 0] * size).long().clamp_(max=size - 1)
+        chosen[:, k] = index
+        distance = torch.baddbmm(squares[:, None], points[row, index][:, None], points.mT, alpha=-2)[:, 0]
+        distance.add_(squares[row, index][:, None]).clamp_(min=0)
         distance[row, index] = 0  # exactly, whatever the rounding of the products
         nearest = torch.minimum(nearest, distance)
-    return centroids
+    return points[row[:, None], chosen]
 
 
 def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
     """One index per row [P] with probability proportional to weights [P, N]; any index where all are zero."""
-    cumulative = weights.cumsum(1, dtype=torch.float64)
-    total = cumulative[:, -1:]
-    even = torch.arange(1, weights.shape[1] + 1, dtype=torch.float64, device=weights.device)
-    cumulative = torch.where(total > 0, cumulative, even)
+    # The tiny number is lost in any weight that is not zero.
+    cumulative = weights.double().add_(torch.finfo(torch.float64).tiny).cumsum_(1)
     target = uniform[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=weights.shape[1] - 1)
 

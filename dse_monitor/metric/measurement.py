@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dse_monitor.metric import chunks, clustering, terms, uncertainty
+from dse_monitor.metric import chunks, clustering, radius, terms, uncertainty
 from dse_monitor.metric.components import Components, NonFiniteFeatures
 from dse_monitor.metric.precision import full_float32
 
@@ -297,8 +297,8 @@ def _image_radii(tokens: Tensor, chance: Chance, given: PseudoLabels | None) -> 
     else:
         labels = given.local_labels.to(tokens.device).long()
         clusters = int(labels.max()) + 1
-    radii = terms.cluster_radii(tokens, labels, clusters)
-    return terms.mean_radius(radii, terms.cluster_sizes(labels, clusters))
+    radii = radius.cluster_radii(tokens, labels, clusters)
+    return radius.mean_radius(radii, radius.cluster_sizes(labels, clusters))
 
 
 def _groups(tokens: Tensor, group: int, chance: Chance, given: PseudoLabels | None) -> Groups:
@@ -313,8 +313,8 @@ def _groups(tokens: Tensor, group: int, chance: Chance, given: PseudoLabels | No
         fill = partial(_fill_separation, separation, points, labels, centroids)
         item = points[0].numel() * points.element_size()
         chunks.run(fill, chunks.chunks(points.shape[0], item, points.device), points.device)
-        radii = terms.cluster_radii(points, labels, centroids.shape[1])
-        counted = (terms.cluster_sizes(labels, centroids.shape[1]) > 1).sum(1).double()
+        radii = radius.cluster_radii(points, labels, centroids.shape[1])
+        counted = (radius.cluster_sizes(labels, centroids.shape[1]) > 1).sum(1).double()
         found.append(Groups(separation.cpu(), radii.sum(1).cpu(), counted.cpu()))
     return Groups(*(torch.cat(part) for part in zip(*found, strict=True)))
 
@@ -322,8 +322,8 @@ def _groups(tokens: Tensor, group: int, chance: Chance, given: PseudoLabels | No
 def _fill_separation(
     separation: Tensor, points: Tensor, labels: Tensor, centroids: Tensor, part: slice
 ) -> None:
-    distance = terms.nearest_other_distance(points[part], labels[part], centroids[part])
-    separation[part] = distance.mean(1, dtype=torch.float64)
+    offsets = terms.offsets_to_nearest_other(points[part], labels[part], centroids[part])
+    separation[part] = torch.linalg.vector_norm(offsets, dim=-1).mean(1, dtype=torch.float64)
 
 
 def _dimensions(tokens: Tensor, permutation: Tensor, group: int) -> tuple[Tensor, Tensor]:
@@ -381,10 +381,10 @@ def _components(
         groups.separation.mean(), uncertainty.of_mean(groups.separation), scale_by_group
     )
     m_intra_image, image_parts = over_scale(image_radii.mean(), uncertainty.of_mean(image_radii), scale_parts)
-    radius, radius_parts = uncertainty.ratio(
-        groups.radius_sum, groups.radius_count, terms.RADIUS_WITHOUT_CLUSTERS
+    batch_radius, radius_parts = uncertainty.ratio(
+        groups.radius_sum, groups.radius_count, radius.RADIUS_WITHOUT_CLUSTERS
     )
-    m_intra_batch, batch_parts = over_scale(radius, radius_parts, scale_by_group)
+    m_intra_batch, batch_parts = over_scale(batch_radius, radius_parts, scale_by_group)
     separability_parts = inter_parts - (by_group(image_parts) + batch_parts) / 2
     dim_parts = uncertainty.of_left_out(dimensions_without)
     block = uncertainty.left_out_block(images, group)

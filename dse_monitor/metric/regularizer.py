@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dse_monitor.metric import chunks, clustering, terms
+from dse_monitor.metric import chunks, clustering, radius, terms
 from dse_monitor.metric.measurement import (
     SHORTEST_TOKEN,
     Chance,
@@ -198,7 +198,7 @@ class _Slopes:
         m_dim = self._dimension()
         found = [_clusters(points, which, chance, given) for which, points in blocks(self.tokens, group)]
         groups = sum(labels.shape[0] for labels, _ in found)
-        sizes = [terms.cluster_sizes(labels, centroids.shape[1]) for labels, centroids in found]
+        sizes = [radius.cluster_sizes(labels, centroids.shape[1]) for labels, centroids in found]
         counted = torch.stack([(size > 1).sum() for size in sizes]).sum()
         inter, intra_batch = [], []
         for (which, points), (labels, centroids) in zip(blocks(self.tokens, group), found, strict=True):
@@ -207,12 +207,12 @@ class _Slopes:
             weight = (1 / counted.clamp(min=1)).double().expand(labels.shape[0], centroids.shape[1])
             intra_batch.append(self._radii(points, labels, weight, first))
         local = _local_labels(self.tokens, chance, given)
-        sizes = terms.cluster_sizes(local, int(local.max()) + 1)
+        sizes = radius.cluster_sizes(local, int(local.max()) + 1)
         several = (sizes > 1).sum(1, keepdim=True)
         weight = (1 / several.clamp(min=1)).double().expand_as(sizes) / images
         intra_image = self._radii(self.tokens, local, weight, 0)
-        intra_image = intra_image + (several == 0).double().mean() * terms.RADIUS_WITHOUT_CLUSTERS
-        intra_batch = torch.where(counted > 0, torch.stack(intra_batch).sum(), terms.RADIUS_WITHOUT_CLUSTERS)
+        intra_image = intra_image + (several == 0).double().mean() * radius.RADIUS_WITHOUT_CLUSTERS
+        intra_batch = torch.where(counted > 0, torch.stack(intra_batch).sum(), radius.RADIUS_WITHOUT_CLUSTERS)
         parts = torch.stack([torch.stack(inter).sum(), intra_image, intra_batch]) * self.per_unit
         separability = parts[0] - (parts[1] + parts[2]) / 2
         self._through_scale(separability)
@@ -234,18 +234,14 @@ class _Slopes:
         """Weighted sum of the distances of groups [P, n * N, D], whose tokens start at ``first``."""
         sums = torch.zeros(points.shape[0], dtype=torch.float64, device=points.device)
         rows = self._gradient_rows(first, points)
+        per_unit = (self.per_unit * weight).to(points.dtype)
 
         def separate(part: slice) -> None:
-            with torch.set_grad_enabled(rows is not None):
-                own = points[part].detach().requires_grad_(rows is not None)
-                total = (
-                    terms.nearest_other_distance(own, labels[part], centroids[part]).double().sum((1,))
-                    * weight
-                )
-            sums[part] = total.detach()
+            offsets = terms.offsets_to_nearest_other(points[part], labels[part], centroids[part])
+            distances = torch.linalg.vector_norm(offsets, dim=-1)
+            sums[part] = distances.sum(1, dtype=torch.float64) * weight
             if rows is not None:
-                (slope,) = torch.autograd.grad(total, own, torch.ones_like(total))
-                rows.view_as(points)[part] += slope * self.per_unit.to(slope.dtype)
+                rows.view_as(points)[part].addcmul_(offsets, terms.inverse(distances)[..., None] * per_unit)
 
         item = points[0].numel() * points.element_size()
         chunks.run(separate, chunks.chunks(points.shape[0], item, points.device), points.device)
@@ -258,29 +254,28 @@ class _Slopes:
         own = points.flatten(0, 1)
         rows = self._gradient_rows(first, points)
 
-        def widen(members: terms.Members) -> None:
-            with torch.set_grad_enabled(rows is not None):
-                tokens = own[members.rows].detach().requires_grad_(rows is not None)
-                radius = terms.radii(tokens, members) * weights[members.which]
-            result[members.which] = radius.detach()
+        def widen(members: radius.Members) -> None:
+            share = weights[members.which]
+            width, slopes = radius.radii(
+                own, members, -0.5 * self.per_unit * share if rows is not None else None
+            )
+            result[members.which] = width * share
             if rows is not None:
-                (slope,) = torch.autograd.grad(radius, tokens, torch.ones_like(radius))
-                slope *= (-0.5 * self.per_unit).to(slope.dtype)
-                inside = members.inside  # rows past the end belong to clusters of other pieces
-                rows.index_add_(0, members.rows[inside], slope[inside])
+                rows.index_add_(0, members.rows.flatten(), slopes.flatten(0, 1))
 
-        pieces = terms.clusters_by_size(labels, weights.numel() // points.shape[0], points.shape[2])
+        pieces = radius.clusters_by_size(labels, weights.numel() // points.shape[0], points.shape[2])
         chunks.run(widen, pieces, points.device)
         return result.sum()
 
     def _through_scale(self, separability: Tensor) -> None:
+        """Add what the scale, which separability is divided by, passes on."""
         gradient = self.gradient
         if gradient is None:
             return
-        images, slope = self.tokens.shape[0], (separability * self.per_unit).to(self.tokens.dtype)
+        factor = -(separability * self.per_unit).to(self.tokens.dtype)
 
         def convert(part: slice) -> None:
-            gradient[part] -= slope * terms.feature_scale_gradient(self.tokens[part], self.scale, images)
+            terms.add_scale_gradient(gradient[part], self.tokens[part], self.scale, factor)
 
         _run_on_images(convert, self.tokens)
 
@@ -295,9 +290,9 @@ def _through_normalisation(gradient: Tensor, tokens: Tensor, lengths: Tensor) ->
     """Turn the slope in normalised tokens into the slope in the tokens they came from, in place."""
 
     def convert(part: slice) -> None:
-        along = (gradient[part] * tokens[part]).sum(-1, keepdim=True)
+        along = torch.linalg.vecdot(gradient[part], tokens[part])[..., None]
         inverse = torch.where(lengths[part] > SHORTEST_TOKEN, 1 / lengths[part], 0.0)
-        gradient[part] = (gradient[part] - along * tokens[part]) * inverse
+        gradient[part].addcmul_(along, tokens[part], value=-1).mul_(inverse)
 
     _run_on_images(convert, tokens)
 

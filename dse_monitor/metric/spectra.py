@@ -38,7 +38,7 @@ class _SingularValues(torch.autograd.Function):
     def forward(ctx: Any, matrices: Tensor) -> Tensor:
         gram = _smaller_gram(matrices)
         if not ctx.needs_input_grad[0]:
-            return _roots(torch.linalg.eigvalsh(gram))
+            return root_values(gram)
         squares, vectors = torch.linalg.eigh(gram)
         values = _roots(squares)
         ctx.save_for_backward(matrices, values, vectors)
@@ -51,14 +51,37 @@ class _SingularValues(torch.autograd.Function):
     ) -> Tensor:
         (gradient,) = gradients
         matrices, values, vectors = ctx.saved_tensors
-        weights = torch.where(values > 0, gradient / values, 0.0)
-        middle = ((vectors * weights[..., None, :]) @ vectors.mT).to(matrices.dtype)
+        middle = _over_values(vectors, values, gradient).to(matrices.dtype)
         return middle @ matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices @ middle
+
+
+def root_values(gram: Tensor) -> Tensor:
+    """Singular values of the matrices whose products [..., R, R] these are, ascending [..., R].
+
+    Args:
+        gram: float64, right up to the diagonal.
+    """
+    return _roots(torch.linalg.eigvalsh(gram))
+
+
+def inverse_root(gram: Tensor, gains: Tensor) -> tuple[Tensor, Tensor]:
+    """The same singular values, and gains [...] times the inverse of the root of ``gram``, [..., R, R].
+
+    Directions whose value is zero within rounding are left out of the inverse.
+    """
+    squares, vectors = torch.linalg.eigh(gram)
+    values = _roots(squares)
+    return values, _over_values(vectors, values, gains[..., None])
+
+
+def _over_values(vectors: Tensor, values: Tensor, gains: Tensor) -> Tensor:
+    """V diag(gains / values) V^T, zero where a value is."""
+    return (vectors * torch.where(values > 0, gains / values, 0.0)[..., None, :]) @ vectors.mT
 
 
 def _roots(squares: Tensor) -> Tensor:
     """Singular values from eigenvalues [..., R]; zero where an eigenvalue is rounding of the largest."""
-    rounding = torch.finfo(squares.dtype).eps * (squares.shape[-1] + 16)
+    rounding = torch.finfo(squares.dtype).eps * 4 * (squares.shape[-1] + 16)
     return torch.where(squares > squares[..., -1:] * rounding, squares, 0.0).sqrt()
 
 
@@ -67,14 +90,14 @@ def _smaller_gram(matrices: Tensor) -> Tensor:
     rows, columns = matrices.shape[-2:]
     if rows <= columns:
         exact = matrices.double()
-        return _lower_products(exact)
+        return lower_products(exact)
     gram = matrices.new_zeros(*matrices.shape[:-2], columns, columns, dtype=torch.float64)
     for part in _row_chunks(matrices):
-        gram += _lower_products(matrices[..., part, :].double().mT)
+        gram += lower_products(matrices[..., part, :].double().mT)
     return gram
 
 
-def _lower_products(rows: Tensor) -> Tensor:
+def lower_products(rows: Tensor) -> Tensor:
     """Products [..., M, M] of rows but most of those above the diagonal, which eigenvalues do not need."""
     count = rows.shape[-2]
     if count <= 2 * TRIANGLE_BLOCK:

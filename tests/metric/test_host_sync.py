@@ -31,5 +31,5 @@ def test_terms_read_nothing_back():
     tokens, _ = as_tokens(_on_meta(6, 30, 8), normalize=True)
     assert terms.feature_scale(tokens).value.shape == ()
     labels = _on_meta(6, 30, dtype=torch.int64)
-    assert terms.nearest_other_distance(tokens, labels, _on_meta(6, 5, 8)).shape == (6, 30)
+    assert terms.offsets_to_nearest_other(tokens, labels, _on_meta(6, 5, 8)).shape == (6, 30, 8)
     assert terms.effective_dimension(tokens).shape == (6,)

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from dse_monitor.metric import spectra, terms
+from dse_monitor.metric import radius, spectra, terms
 
 
 def _radii(points, labels, clusters):
-    return terms.cluster_radii(points, labels, clusters)
+    return radius.cluster_radii(points, labels, clusters)
 
 
 def test_parallel_tokens_use_one_direction():
@@ -49,18 +49,14 @@ def test_single_tokens_have_no_radius():
 
 def test_orthonormal_points_lie_sqrt_two_apart():
     points = torch.eye(4)[None]
-    distances = terms.nearest_other_distance(points, torch.arange(4)[None], points)
+    distances = terms.offsets_to_nearest_other(points, torch.arange(4)[None], points).norm(dim=-1)
     torch.testing.assert_close(distances, torch.full((1, 4), math.sqrt(2)))
 
 
 def test_a_single_cluster_has_no_other():
-    points = torch.randn(2, 5, 3, requires_grad=True)
-    distances = terms.nearest_other_distance(
-        points, torch.zeros(2, 5, dtype=torch.int64), points[:, :1].detach()
-    )
-    assert distances.tolist() == [[0] * 5] * 2
-    distances.sum().backward()
-    assert (points.grad == 0).all()
+    points = torch.randn(2, 5, 3)
+    offsets = terms.offsets_to_nearest_other(points, torch.zeros(2, 5, dtype=torch.int64), points[:, :1])
+    assert (offsets == 0).all()
 
 
 def test_scale_of_equal_tokens_is_exactly_zero():
@@ -71,8 +67,9 @@ def test_scale_gradient_equals_autograd():
     features = torch.randn(4, 5, 6, dtype=torch.float64, requires_grad=True)
     (features - features.mean((0, 1))).norm(dim=-1).mean().backward()
     fixed = features.detach()
-    gradient = terms.feature_scale_gradient(fixed, terms.feature_scale(fixed), 4)
-    torch.testing.assert_close(gradient, features.grad)
+    gradient = torch.ones_like(fixed)
+    terms.add_scale_gradient(gradient, fixed, terms.feature_scale(fixed), torch.tensor(3.0))
+    torch.testing.assert_close(gradient, 1 + 3 * features.grad)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5), (2, 5, 3), (300, 7), (7, 300), (250, 230), (230, 250)])
