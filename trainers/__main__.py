@@ -26,11 +26,14 @@ Trains one of: {methods}.
   --preset NAME     'official' (the authors' numbers, default) or 'tiny' (64-px images, minutes on a CPU)
   METHOD --help     its presets and every flag: the run's, then each number of the recipe with its default
 
-Several GPUs: torchrun --nproc-per-node N -m trainers METHOD ..."""
+Several GPUs: torchrun --nproc-per-node N -m trainers METHOD ...
+
+Exit codes: 0 trained to the end, 1 an error, 2 wrong flags, 143 stopped by SIGTERM and 130 by Ctrl-C, both
+after saving: the same command with --resume goes on from there."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the flags of one method and train; errors are one line and exit code 1 (2 for wrong flags)."""
+    """Parse the flags of one method and train; exit codes are in :data:`USAGE`, errors are one line."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print(USAGE.format(methods=", ".join(METHODS)))
@@ -45,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _train(name: str, flags: list[str]) -> None:
     import tyro
 
-    from trainers.engine import train
+    from trainers.engine import Stopped, train
 
     method_type = load(name)
     preset, flags = _take_preset(flags)
@@ -61,7 +64,10 @@ def _train(name: str, flags: list[str]) -> None:
         description=f"Train {METHODS[name]} with the {preset} preset (--preset {presets}).",
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    train(name, method_type, chosen.recipe, chosen.settings)
+    try:
+        train(name, method_type, chosen.recipe, chosen.settings)
+    except Stopped as stopped:
+        raise SystemExit(128 + stopped.number) from None  # as a shell reports a process ended by the signal
 
 
 def _take_preset(flags: list[str]) -> tuple[str, list[str]]:

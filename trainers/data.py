@@ -7,12 +7,15 @@ alone; so neither workers nor interruptions nor the number of processes change w
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -28,6 +31,7 @@ from trainers.settings import TrainingError
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
 SCENE_CACHE_BYTES = 2**30  # drawn scenes are kept up to this size
 LONGEST_BAD_STREAK = 100  # unreadable images in a row before we stop looking for a readable one
+MOST_LOSSES = 3  # times in an epoch that killed loader processes are replaced
 
 
 @contextmanager
@@ -212,7 +216,7 @@ class Order(Sampler[list[Key]]):
     """The micro-batches of one epoch for one process, from optimiser step ``first_step`` on.
 
     The images of an optimiser step are the same whatever the number of processes and micro-batches; process r
-    takes the r-th part of each.
+    takes the r-th part of each. ``given`` micro-batches from there on are left out.
     """
 
     plan: Plan
@@ -220,8 +224,15 @@ class Order(Sampler[list[Key]]):
     accumulate: int
     epoch: int = 0
     first_step: int = 0
+    given: int = 0
 
     def __iter__(self) -> Iterator[list[Key]]:
+        return islice(self._all(), self.given, None)
+
+    def __len__(self) -> int:
+        return (self.plan.steps_per_epoch - self.first_step) * self.accumulate - self.given
+
+    def _all(self) -> Iterator[list[Key]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.plan.images, generator=generator).tolist()
         size = self.plan.batch_size // self.plan.world_size // self.accumulate
@@ -231,8 +242,102 @@ class Order(Sampler[list[Key]]):
                 start = step * self.plan.batch_size + (micro * self.plan.world_size + self.plan.rank) * size
                 yield [Key(self.epoch, index, number) for index in order[start : start + size]]
 
-    def __len__(self) -> int:
-        return (self.plan.steps_per_epoch - self.first_step) * self.accumulate
+
+# Loading -------------------------------------------------------------------------------------------------
+
+
+class Loader:
+    """The batches of ``order``; set its epoch and first step before iterating.
+
+    Loader processes that are killed (mostly for memory) are replaced, and what they had in hand is drawn
+    again: the same, since a view depends on its key alone.
+
+    Args:
+        dataset: the views.
+        order: which images form a micro-batch.
+        collator: joins samples.
+        workers: loader processes; 0 loads in this one.
+        pin: page-locked memory, from which copies to a GPU do not wait.
+        say: where to tell of a loss.
+    """
+
+    def __init__(
+        self,
+        dataset: ViewsDataset,
+        order: Order,
+        collator: Collator,
+        *,
+        workers: int,
+        pin: bool,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.dataset, self.order, self.collator = dataset, order, collator
+        self.workers, self.pin, self.say = workers, pin, say
+        self.processes: list[BaseProcess] = []
+        self._torch: DataLoader[Any] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One epoch.
+
+        Raises:
+            TrainingError: too many images cannot be read, or loader processes are killed again and again.
+        """
+        losses = self.order.given = 0
+        while True:
+            try:
+                for batch in self._begin():
+                    self.order.given += 1
+                    yield batch
+                return
+            except (RuntimeError, OSError, EOFError):
+                dead = [process for process in self.processes if not process.is_alive()]
+                if not dead:
+                    raise
+                losses += 1
+                self._report(dead, losses)
+                self.close()
+            except TrainingError as error:  # from a loader process it comes with a trace before it
+                raise TrainingError(str(error).strip().rpartition("TrainingError: ")[2]) from error
+
+    def close(self) -> None:
+        """End the loader processes at once: they hold nothing, and one may wait for a lock of a dead one."""
+        for process in self.processes:
+            process.kill()
+        self.processes, self._torch = [], None
+
+    def _begin(self) -> Iterator[Batch]:
+        if self._torch is None:
+            self._torch = DataLoader(
+                self.dataset,
+                batch_sampler=self.order,
+                num_workers=self.workers,
+                collate_fn=self.collator,
+                pin_memory=self.pin,
+                persistent_workers=self.workers > 0,
+                # of its own, so that starting an epoch does not move the global one
+                generator=torch.Generator().manual_seed(0),
+                prefetch_factor=4 if self.workers else None,
+                worker_init_fn=_leave_signals_to_the_trainer,
+            )
+        others, heard = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
+        batches = iter(self._torch)
+        if not self.processes:
+            self.processes = [p for p in multiprocessing.active_children() if p not in others]
+        if signal.getsignal(signal.SIGCHLD) is not heard:
+            # torch's handler raises in the middle of whatever runs when a loader process dies; waiting for a
+            # batch finds it too, between two steps
+            signal.signal(signal.SIGCHLD, heard or signal.SIG_DFL)
+        return batches
+
+    def _report(self, dead: Sequence[BaseProcess], losses: int) -> None:
+        ends = sorted({-(process.exitcode or 0) for process in dead})
+        what = f"{len(dead)} loader process(es) died (signal {', '.join(map(str, ends))})"
+        if losses > MOST_LOSSES:
+            raise TrainingError(
+                f"{what}; that happened {losses} times in this epoch, as a lack of memory makes it: give "
+                "fewer --workers; --resume goes on from the last checkpoint"
+            )
+        self.say(f"warning   {what}; new ones draw their batches again")
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
@@ -240,23 +345,3 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
     del worker
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def loader(
-    dataset: ViewsDataset, order: Order, collator: Collator, *, workers: int, pin: bool
-) -> DataLoader[Any]:
-    """A loader whose sampler is ``order``; set its epoch and first step before iterating.
-
-    It has a generator of its own, so that starting an epoch does not move the global one.
-    """
-    return DataLoader(
-        dataset,
-        batch_sampler=order,
-        num_workers=workers,
-        collate_fn=collator,
-        pin_memory=pin,
-        persistent_workers=workers > 0,
-        generator=torch.Generator().manual_seed(0),
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_leave_signals_to_the_trainer,
-    )

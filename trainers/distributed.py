@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -31,6 +33,15 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
 def mean_over_processes(tensor: Tensor) -> Tensor:
     """Mean over processes, without gradient; the input is left alone."""
     return sum_over_processes(tensor) / world_size()
+
+
+def means_over_processes(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each scalar's mean over processes, in one collective; every process must know the same names."""
+    if world_size() == 1 or not values:
+        return dict(values)
+    names = sorted(values)
+    means = mean_over_processes(torch.stack([values[name].float() for name in names]))
+    return dict(zip(names, means, strict=True))
 
 
 def local(tensor: Tensor) -> Tensor:

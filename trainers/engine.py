@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -29,6 +30,18 @@ class NonFiniteLoss(TrainingError):
     """The loss became NaN or infinite; the message says when, and where the batch was saved."""
 
 
+class Stopped(Exception):
+    """A run was told to stop by a signal and has saved where it was.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
 def train(name: str, method_type: type[Method], recipe: Recipe, settings: Settings) -> None:
     """Run a method to the end of its recipe, until ``max_steps``, or until told to stop by SIGTERM or Ctrl-C.
 
@@ -43,12 +56,14 @@ def train(name: str, method_type: type[Method], recipe: Recipe, settings: Settin
     Raises:
         TrainingError: the run cannot start or go on.
         NonFiniteLoss: training diverged.
+        Stopped: told to; what was done is saved.
     """
     with _processes(settings) as device:
         trainer = Trainer(name, method_type, recipe, settings, device)
         try:
             trainer.run()
         finally:
+            trainer.loader.close()
             trainer.report.close()
 
 
@@ -89,27 +104,38 @@ class Trainer:
         self._dse_from = self.first_step / self.plan.steps_per_epoch if begin == "best" else begin
         self.report = Report(settings.out, self.step, silent=self.plan.rank > 0)
         self.order = data.Order(self.plan, settings.seed, settings.accumulate)
-        self.loader = data.loader(
+        self.loader = data.Loader(
             data.ViewsDataset(self.source, self.method.views(), settings.seed),
             self.order,
             data.Collator(self.method.collator(), settings.seed, self.plan.rank),
             workers=_workers(settings, device),
             pin=device.type == "cuda",
+            say=self.report.say,
         )
         self._unreadable: set[str] = set()
-        self._told_to_stop = False
-        self._unchecked: tuple[Tensor, Views] | None = None
+        self._asked = 0  # the signal that asked this process to stop
+        self._told_to_stop = 0  # the signal that all processes agreed to stop for
+        self._unchecked: tuple[Finite, Views] | None = None
         self._introduce(origin)
 
     def run(self) -> None:
-        """Train to the end, or until told to stop."""
+        """Train to the end, or until told to stop.
+
+        Raises:
+            Stopped: by a signal.
+        """
         total = self._total_steps()
         with self._signals():
             while self.step < total and not self._told_to_stop:
                 self._epoch(total)
-        if self.step % self.plan.steps_per_epoch:
-            self._save(saving.LAST)
-            self.report.say(f"stopped after step {self.step} of {self.plan.total_steps}; --resume goes on")
+            if self.step % self.plan.steps_per_epoch:
+                self._save(saving.LAST)
+        stopped = self._told_to_stop and self.step < total
+        if stopped or self.step % self.plan.steps_per_epoch:
+            done = f"stopped after step {self.step} of {self.plan.total_steps}"
+            self.report.say(f"{done}; --resume goes on")
+        if stopped:
+            raise Stopped(self._told_to_stop)
 
     def _total_steps(self) -> int:
         """Optimiser steps after which to stop, those of the run that this one goes on from included."""
@@ -136,17 +162,18 @@ class Trainer:
             self.report.advance(measured)
             self.step += 1
             if self.step % every == 0 or self.step == end:
-                scalars = {f"train/{name}": value.item() for name, value in means.take().items()}
+                taken = distributed.means_over_processes(means.take())
+                scalars = {f"train/{name}": value.item() for name, value in taken.items()}
                 now = time.perf_counter()
                 scalars["train/images_per_second"] = (self.step - logged) * plan.batch_size / (now - then)
                 logged, then = self.step, now
                 self.report.log(self.step, {**scalars, **self._state_of(progress)})
             self._agree_to_stop()
-        self._check_finite()
+        self._check_finite()  # of the last step too, before anything is saved
         self.report.end_epoch(title, (self.step - epoch * plan.steps_per_epoch - first) * plan.batch_size)
         if self.step == (epoch + 1) * plan.steps_per_epoch:
             done = epoch + 1
-            if done % self.settings.save_every == 0 or self.step == self._total_steps():
+            if done % self.settings.save_every == 0 or self.step == total or self._told_to_stop:
                 self._save(f"checkpoint_{done:04d}.pth")
 
     def _optimise(self, batches: Iterator[data.Batch], progress: Progress) -> dict[str, Tensor]:
@@ -163,7 +190,7 @@ class Trainer:
             with self._synchronised(micro == accumulate - 1):
                 loss, terms = self._loss(views, progress)
                 self._check_finite()
-                self._unchecked = loss.detach(), views
+                self._unchecked = Finite(loss), views
                 self.scaler.scale(loss / accumulate).backward()
             means.add(terms)
         self.scaler.unscale_(self.optimizer)
@@ -205,14 +232,7 @@ class Trainer:
 
     def _received(self, batch: data.Batch) -> Views:
         """A batch on the device, normalised; unreadable files are counted once and listed in ``out``."""
-        new = [line for line in batch.unreadable if line not in self._unreadable]
-        if new:
-            self._unreadable.update(new)
-            listing = self.settings.out / "unreadable_images.txt"
-            with listing.open("a", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in new)
-            if len(self._unreadable) == len(new):
-                self.report.say(f"skipping an unreadable image ({new[0]}); all are listed in {listing}")
+        self._list(batch.unreadable)
         form = torch.channels_last if self._channels_last else torch.preserve_format
 
         def moved(tensor: Tensor) -> Tensor:
@@ -225,10 +245,31 @@ class Trainer:
         views = normalise(views, self.method.mean, self.method.std)
         return Views([image.contiguous(memory_format=form) for image in views.images], views.extra)
 
+    def _list(self, unreadable: Sequence[str]) -> None:
+        """Write down files that could not be read, each once however many processes and runs meet it."""
+        if self._unreadable.issuperset(unreadable):
+            return
+        listing = self.settings.out / "unreadable_images.txt"
+        before = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
+        first, self._unreadable = not self._unreadable, self._unreadable.union(before)
+        new = [line for line in dict.fromkeys(unreadable) if line not in self._unreadable]
+        with listing.open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in new)
+        self._unreadable.update(new)
+        if first:
+            self.report.say(
+                f"skipping an unreadable image ({unreadable[0]}); all are listed in {listing} and counted as "
+                "train/unreadable_images"
+            )
+
     def _state_of(self, progress: Progress) -> dict[str, float]:
         state = {f"schedule/{name}": value for name, value in progress.values.items()}
         if self.device.type == "cuda":
             state["train/memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
+        else:
+            state["train/memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        if self._unreadable:
+            state["train/unreadable_images"] = len(self._unreadable)
         return {**state, "epoch": self.step / self.plan.steps_per_epoch}
 
     # Stopping ---------------------------------------------------------------------------------------------
@@ -237,10 +278,11 @@ class Trainer:
         """Look at the loss before this one, known by now; waiting for the newest would stall a GPU."""
         if self._unchecked is None:
             return
-        loss, views = self._unchecked
+        finite, views = self._unchecked
         self._unchecked = None
-        if bool(loss.isfinite()):
+        if finite:
             return
+        loss = finite.loss
         folder = self.settings.out / "non_finite"
         folder.mkdir(exist_ok=True)
         path = folder / f"batch_step{self.step:07d}_process{self.plan.rank}.npz"
@@ -260,9 +302,8 @@ class Trainer:
         def stop(number: int, frame: FrameType | None) -> None:
             if self._asked and number == signal.SIGINT:
                 raise KeyboardInterrupt
-            self._asked = True
+            self._asked = self._asked or number
 
-        self._asked = False
         before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
@@ -275,8 +316,8 @@ class Trainer:
         if self.plan.world_size == 1:
             self._told_to_stop = self._asked
         elif self.step % STOP_CHECK_STEPS == 0:
-            asked = torch.tensor(float(self._asked), device=self.device)
-            self._told_to_stop = bool(distributed.sum_over_processes(asked) > 0)
+            asked = distributed.gather(torch.tensor([self._asked], device=self.device))
+            self._told_to_stop = int(asked.max())
 
     # Starting and saving ----------------------------------------------------------------------------------
 
@@ -380,8 +421,34 @@ class Trainer:
         say(f"start     {origin}")
         say(f"output    {self.settings.out}")
         parts = self.settings.accumulate
-        if parts > 1 and method.batch_coupled:
-            say(f"warning   {parts} micro-batches are not one large batch here: {method.batch_coupled}")
+        coupled = [method.batch_coupled] if method.batch_coupled else []
+        if self.regularizer is not None:
+            coupled.append("the DSE term, which is measured on each")
+        if parts > 1 and coupled:
+            say(f"warning   {parts} micro-batches are not one large batch here: {'; '.join(coupled)}")
+
+
+class Finite:
+    """Whether a loss is finite, asked now and answered later: reading a fresh loss would stall a GPU.
+
+    The answer travels to page-locked memory behind the work that is queued now, so that waiting for it does
+    not wait for what is queued afterwards.
+    """
+
+    def __init__(self, loss: Tensor) -> None:
+        self.loss = loss.detach()
+        answer = self.loss.isfinite()
+        self._arrived: torch.cuda.Event | None = None
+        if answer.is_cuda:
+            answer = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(answer, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+        self._answer = answer
+
+    def __bool__(self) -> bool:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return bool(self._answer)
 
 
 def _plan(recipe: Recipe, settings: Settings, images: int) -> Plan:

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from trainers import distributed
+
 
 class Means:
     """Running means of scalars that stay on their device: only :meth:`take` synchronises."""
@@ -80,10 +82,14 @@ class Report:
             self._bar.update(self._bar.task_ids[0], words=_words(scalars))
 
     def end_epoch(self, title: str, images: int) -> None:
-        """Close the bar and leave one line: mean loss, DSE if measured, speed, seconds."""
+        """Close the bar and leave one line: mean loss, DSE if measured, speed, seconds.
+
+        A collective: every process must call it.
+        """
         self._stop_bar()
         seconds = time.perf_counter() - self._start
-        means = {f"train/{name}": value.item() for name, value in self._means.take().items()}
+        taken = distributed.means_over_processes(self._means.take())
+        means = {f"train/{name}": value.item() for name, value in taken.items()}
         means["train/images_per_second"] = images / seconds
         self.say(f"{title}  {_words(means)}  {seconds:.1f} s")
         if self._writer:

@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from trainers import optim
+from trainers.engine import train
 from trainers.method import Method, ParameterGroup, Plan, Recipe
+from trainers.methods import load
+from trainers.settings import Settings
 
 torch.set_num_threads(1)  # small tensors: threads only get in each other's way
 
@@ -76,3 +79,50 @@ def distillation_schedules() -> Callable[..., None]:
             np.testing.assert_allclose(schedules[ours], g[f"sched/{theirs}"].numpy(), atol=1e-12, rtol=0)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def small() -> Callable[..., Recipe]:
+    """small("dino", epochs=1) -> the tiny preset with batches of eight and with queues in use at once."""
+
+    def recipe(name: str, **changes: Any) -> Recipe:
+        found = load(name).recipe_type.tiny()
+        values = {"batch_size": 8, "epochs": 2, "warmup_epochs": 0, "freeze_prototypes_steps": 0}
+        if name == "swav":
+            values |= {"queue_length": 16, "queue_from_epoch": 0}
+        known = {field.name for field in dataclasses.fields(found)}
+        chosen = {key: value for key, value in values.items() if key in known}
+        return dataclasses.replace(found, **{**chosen, **changes})
+
+    return recipe
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[..., None]:
+    """run("dino", recipe, folder, method=None, **settings) trains on 16 scenes on the CPU to the end."""
+
+    def train_on_scenes(
+        name: str, recipe: Recipe, out: Path, method: type[Method] | None = None, **changes: Any
+    ) -> None:
+        values = {"data": "scenes", "scenes": 16, "device": "cpu", "workers": 0, "log_every": 1}
+        train(name, method or load(name), recipe, Settings(out=out, **{**values, **changes}))
+
+    return train_on_scenes
+
+
+def _difference(a: Any, b: Any, where: str = "") -> str:
+    if isinstance(a, torch.Tensor):
+        return "" if a.dtype == b.dtype and torch.equal(a, b) else where
+    if isinstance(a, dict):
+        if a.keys() != b.keys():
+            return f"{where}: other keys {a.keys() ^ b.keys()}"
+        return next(filter(None, (_difference(a[k], b[k], f"{where}/{k}") for k in a)), "")
+    if isinstance(a, (list, tuple)):
+        return _difference(dict(enumerate(a)), dict(enumerate(b)), where)
+    return "" if a == b else where
+
+
+@pytest.fixture(scope="session")
+def difference() -> Callable[[Any, Any], str]:
+    """Where two nested states first differ, tensors bit for bit; empty if nowhere."""
+    return _difference

@@ -106,6 +106,9 @@ def test_a_step_holds_the_same_images_however_it_is_split(world, accumulate):
 def test_order_goes_on_where_it_stopped():
     plan = Plan(epochs=2, steps_per_epoch=5, batch_size=2, images=10)
     assert keys(plan, epoch=1, first_step=3) == keys(plan, epoch=1)[3:]
+    split = data.Order(plan, seed=3, accumulate=2, epoch=1, first_step=3, given=1)
+    assert list(split) == keys(plan, 2, epoch=1)[7:]
+    assert len(split) == len(list(split)) == 3
 
 
 def test_seeding_leaves_the_global_generators_alone():
@@ -125,8 +128,9 @@ def test_workers_do_not_change_what_is_seen():
     seen = []
     for workers in (0, 2):
         order = data.Order(plan, seed=0, accumulate=1)
-        batches = data.loader(views, order, data.Collator(collate, 1, 0), workers=workers, pin=False)
-        seen.append([batch.views.images[0] for batch in batches])
+        loader = data.Loader(views, order, data.Collator(collate, 1, 0), workers=workers, pin=False)
+        seen.append([batch.views.images[0] for batch in loader])
+        loader.close()
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
 
-import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainers import saving
-from trainers.engine import NonFiniteLoss, Trainer, train
-from trainers.method import StepOutput
+from trainers.engine import Trainer, train
 from trainers.methods.dino import DINO, DINORecipe
 from trainers.settings import Settings, TrainingError
 
@@ -100,7 +96,6 @@ def test_micro_batches_add_up_to_the_large_batch(tmp_path):
     recipe = dataclasses.replace(RECIPE, drop_path=0.0, freeze_last_layer=0)
     runs = [trainer(tmp_path / str(parts), recipe, accumulate=parts) for parts in (1, 4)]
     for one in runs:
-        one._asked = False
         one._optimise(iter(one.loader), one._progress())
         one.report.close()
     large, small = (dict(one.method.student.named_parameters()) for one in runs)
@@ -108,40 +103,6 @@ def test_micro_batches_add_up_to_the_large_batch(tmp_path):
         if parameter.grad is not None:
             torch.testing.assert_close(small[name].grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
     torch.testing.assert_close(runs[0].method.centre.value, runs[1].method.centre.value)
-
-
-class Terminated(DINO):
-    """Gets SIGTERM during its second step."""
-
-    def after_step(self, progress) -> None:
-        super().after_step(progress)
-        if progress.step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def test_sigterm_saves_after_the_step_and_ends(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
-    run(tmp_path, Terminated)
-    content = saving.read(tmp_path / saving.LAST)
-    assert (content["step"], content["epoch"]) == (2, 0)
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-class Diverging(DINO):
-    """Its second loss is NaN."""
-
-    def forward(self, views, progress) -> StepOutput:
-        out = super().forward(views, progress)
-        return dataclasses.replace(out, loss=out.loss * torch.nan) if progress.step == 1 else out
-
-
-def test_non_finite_loss_stops_and_keeps_the_batch(tmp_path):
-    with pytest.raises(NonFiniteLoss, match="nan"):
-        run(tmp_path, Diverging)
-    (file,) = (tmp_path / "non_finite").iterdir()
-    with np.load(file) as batch:
-        assert batch["image_0"].shape == (8, 3, 32, 32)
-    assert saving.newest(tmp_path) is None
 
 
 def test_new_run_refuses_a_folder_with_checkpoints(finished):
