@@ -276,11 +276,11 @@ def blocks(tokens: Tensor, group: int) -> Iterator[tuple[slice, Tensor]]:
         yield slice(full, full + 1), tokens[full * group :].reshape(1, -1, width)
 
 
-def given_clusters(given: PseudoLabels, groups: slice, device: torch.device) -> clustering.Clusters:
-    """Pseudo-labels of some groups of equal size as if k-means had found them."""
+def given_clusters(given: PseudoLabels, groups: slice, points: Tensor) -> clustering.Clusters:
+    """Pseudo-labels of some groups of equal size as if k-means had found them in ``points``."""
     return clustering.Clusters(
-        torch.stack([labels.to(device).long() for labels in given.global_labels[groups]]),
-        torch.stack([centroids.to(device) for centroids in given.global_centroids[groups]]),
+        torch.stack([labels.to(points.device).long() for labels in given.global_labels[groups]]),
+        torch.stack([centroids.to(points) for centroids in given.global_centroids[groups]]),
     )
 
 
@@ -308,7 +308,7 @@ def _groups(tokens: Tensor, group: int, chance: Chance, given: PseudoLabels | No
         if given is None:
             labels, centroids = clustering.kmeans(points, chance.groups[which, : points.shape[1]])
         else:
-            labels, centroids = given_clusters(given, which, tokens.device)
+            labels, centroids = given_clusters(given, which, points)
         separation = points.new_empty(points.shape[0], dtype=torch.float64)
         fill = partial(_fill_separation, separation, points, labels, centroids)
         item = points[0].numel() * points.element_size()

@@ -314,7 +314,7 @@ def _clusters(
 ) -> clustering.Clusters:
     """Labels of the final centroids, and the centroids, of some groups [P, n * N, D]."""
     if given is not None:
-        return given_clusters(given, groups, points.device)
+        return given_clusters(given, groups, points)
     assert chance is not None
     centroids = clustering.kmeans(points, chance.groups[groups, : points.shape[1]]).centroids
     return clustering.Clusters(clustering.assign(points, centroids), centroids)

@@ -61,6 +61,18 @@ def test_value_and_gradient_equal_autograd_through_the_plain_definition(
     torch.testing.assert_close(-gradient, slope, rtol=1e-4, atol=1e-5 * float(slope.abs().max()))
 
 
+@pytest.mark.parametrize("condition", [1e2, 1e3, 1e4])
+def test_gradient_of_ill_conditioned_float32_features_is_that_of_float64(released, condition):
+    generator = torch.Generator().manual_seed(0)
+    spectrum = torch.logspace(0, -math.log10(condition), 48)
+    features = torch.randn(16, 30, 48, generator=generator) * spectrum + torch.randn(48, generator=generator)
+    given_labels = _labels(released, features, DSERegularizer(1.0, False, global_clusters=9))
+    _, single = _gradient(DSERegularizer(1.0, False, global_clusters=9), features, given_labels)
+    _, double = _gradient(DSERegularizer(1.0, False, global_clusters=9), features.double(), given_labels)
+    # float32 products lose as many digits as the smallest extent of a cluster lies below its largest
+    assert (single - double).norm() < (1e-6 + 3e-8 * condition) * double.norm()
+
+
 @pytest.mark.parametrize("normalize", [True, False])
 def test_gradient_passes_gradcheck(released, normalize):
     features = torch.randn(4, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
