@@ -43,6 +43,9 @@ class UnfitBackbone(ValueError):
 class Backbone:
     """A network that timm can build again: ``timm.create_model(name, num_classes=0, **kwargs)``.
 
+    Where an option is None, which ``create_model`` drops, it is the model's own function that builds it:
+    ``timm.models.model_entrypoint(name)(num_classes=0, **kwargs)``.
+
     Attributes:
         name: timm's name.
         kwargs: plain keyword arguments for timm.
@@ -115,9 +118,15 @@ def build(spec: Backbone, **kwargs: Any) -> nn.Module:
     """A new network with timm's initialisation; ``kwargs`` (drop_path_rate, ...) stay undescribed."""
     if spec.family == "swin":
         kwargs = {"drop_path_rate": 0.0, **kwargs}  # timm's own default is 0.1, which a teacher must not have
-    model: Any = timm.create_model(spec.name, num_classes=0, **{**spec.kwargs, **kwargs})
+    options: dict[str, Any] = {"num_classes": 0, **spec.kwargs, **kwargs}
+    if None in options.values():
+        model: Any = timm.models.model_entrypoint(spec.name)(**options)
+    else:
+        model = timm.create_model(spec.name, **options)
     if spec.family == "vit":
         model.patch_embed.strict_img_size = False  # crops of several sizes share one network
+    if spec.family == "conv" and isinstance(getattr(model, "head", None), nn.Module):
+        model.head.requires_grad_(False)  # ConvNeXt's norm after pooling, which no method runs
     if spec.family == "swin":
         model.patch_embed.strict_img_size = False
         for block in (block for stage in model.layers for block in stage.blocks):

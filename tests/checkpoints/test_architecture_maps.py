@@ -239,8 +239,9 @@ CONVNEXT = dict(depths=(1, 2, 1, 1), dims=(8, 16, 24, 32), num_classes=3)
         dict(conv_mlp=True),
         dict(kernel_sizes=3),
         dict(patch_size=2),
+        dict(head_norm_first=True, ls_init_value=None),
     ],
-    ids=["v1", "v2", "convolutional mlp", "small kernels", "other patches"],
+    ids=["v1", "v2", "convolutional mlp", "small kernels", "other patches", "norm before pooling"],
 )
 def test_convnext_tokens_equal_timms(reloaded, randomised, options):
     model = randomised(ConvNeXt(**{**CONVNEXT, **options}))

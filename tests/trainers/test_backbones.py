@@ -29,6 +29,23 @@ def test_every_family_gives_pooled_and_dense_features(name):
     assert smaller.dense.shape[0::2] == (2, width)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_trainable_parameter_takes_part_in_the_features(name):
+    model = backbones.build(backbones.describe(name, 64))
+    pooled, dense = backbones.features(model, torch.rand(2, 3, 64, 64))
+    (pooled.sum() + dense.square().sum()).backward()
+    idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not idle  # several processes would wait for their gradients
+
+
+def test_option_that_is_none_reaches_timm():
+    scaled, plain = (
+        backbones.build(backbones.describe("convnext_mini", 64, **options)).state_dict()
+        for options in ({}, {"ls_init_value": None})
+    )
+    assert set(scaled) - set(plain) == {name for name in scaled if name.endswith(".gamma")}
+
+
 def test_vit_features_equal_timm_at_its_own_size():
     model = backbones.build(backbones.describe("vit_mini_patch8", 64)).eval()
     images = torch.rand(2, 3, 64, 64)

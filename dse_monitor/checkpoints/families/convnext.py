@@ -69,6 +69,8 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         options["head_norm_first"] = True
         for part in ("weight", "bias"):
             renamed[f"norm_pre.{part}"] = Piece((f"{POOLED_NORM}.{part}",), (widths[-1],))
+    elif "norm_pre.weight" in shapes:
+        options["head_norm_first"] = True
     ratio = linear[0] / widths[0]
     if ratio != 4:
         raise NotThisNetwork(f"its blocks widen {ratio:g} times; timm's ConvNeXt widens 4 times")
