@@ -11,14 +11,16 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import timm
 import torch
 from PIL import Image
+from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainers import backbones, optim, views
 from trainers.distributed import gather_with_gradient
@@ -45,6 +47,8 @@ class VICRegLRecipe(Recipe):
         global_weight: alpha, the share of the global loss.
         matches: best location matches kept for the first and for the second view of a pair.
         all_feature_matches: keep every feature match rather than as many as ``matches``.
+        drop_path: stochastic depth, of a ConvNeXt only.
+        layer_scale: start of its layer scale, of a ConvNeXt only; 0 for none.
         invariance_weight: of the squared distances.
         variance_weight: of the variance hinges.
         covariance_weight: of the covariance penalties.
@@ -52,7 +56,7 @@ class VICRegLRecipe(Recipe):
 
     backbone: str = "resnet50"  # --arch
     batch_size: int = 512  # README, --batch-size
-    epochs: int = 100  # --epochs (300 with batch 2048 and lr 0.2)
+    epochs: int = 100  # --epochs
     warmup_epochs: int = 10  # --warmup-epochs
     lr: float = 0.3  # README, --base-lr, per 256 images
     final_lr_fraction: float = 0.001  # --end-lr-ratio
@@ -68,9 +72,13 @@ class VICRegLRecipe(Recipe):
     global_weight: float = 0.75  # --alpha (0.9 also released)
     matches: tuple[int, int] = (20, 4)  # --num-matches
     all_feature_matches: bool = True  # --l2_all_matches
+    drop_path: float = 0.1  # --drop-path-rate
+    layer_scale: float = 0.0  # --layer-scale-init-value
     invariance_weight: float = 25.0  # --inv-coeff
     variance_weight: float = 25.0  # --var-coeff
     covariance_weight: float = 1.0  # --cov-coeff
+
+    presets: ClassVar[tuple[str, ...]] = ("tiny", "resnet50_300", "convnext")
 
     @classmethod
     def tiny(cls) -> VICRegLRecipe:
@@ -86,6 +94,27 @@ class VICRegLRecipe(Recipe):
             expander_width=256,
             map_expander_width=64,
             matches=(3, 1),  # of a 2 x 2 grid
+        )
+
+    @classmethod
+    def resnet50_300(cls) -> VICRegLRecipe:
+        """The README's 300-epoch command for ResNet-50, four machines."""
+        return dataclasses.replace(cls(), batch_size=2048, epochs=300, lr=0.2)
+
+    @classmethod
+    def convnext(cls) -> VICRegLRecipe:
+        """The defaults of main_vicregl.py: ConvNeXt-S, two large and six small crops, AdamW.
+
+        The README's commands change batch and lr: 384 and 7.5e-4 for 100 epochs, 576 and 5e-4 for 400.
+        """
+        return dataclasses.replace(
+            cls(),
+            backbone="convnext_small",  # --arch
+            optimizer="adamw",  # --optimizer
+            lr=5e-4,  # --base-lr
+            weight_decay=0.05,  # --weight-decay
+            global_scale=(0.4, 1.0),  # --min_scale_crops, --max_scale_crops
+            local_crops=6,  # --num-crops
         )
 
 
@@ -163,14 +192,18 @@ class Matches(NamedTuple):
 def nearest(source: Tensor, candidates: Tensor, keep: int | None) -> Matches:
     """Each source position with its nearest candidate, the ``keep`` closest pairs of each image (None: all).
 
+    Equal distances, as overlapping grids have them, fall as torch's topk and sort let them fall, like the
+    authors'.
+
     Args:
         source: [B, N, D], features or places.
         candidates: [B, M, D].
         keep: number of pairs.
     """
-    distance, candidate = torch.cdist(source.float(), candidates.float()).min(-1)
+    distances = torch.cdist(source.float(), candidates.float())
+    distance, candidate = (x.squeeze(-1) for x in distances.topk(1, largest=False))
     count = distance.shape[1] if keep is None else min(keep, distance.shape[1])
-    chosen = distance.argsort(dim=1, stable=True)[:, :count].sort(dim=1).values
+    chosen = distance.sort(dim=1).indices[:, :count].sort(dim=1).values
     return Matches(chosen, candidate.gather(1, chosen))
 
 
@@ -257,20 +290,61 @@ def learning_rates(
     return np.where(t < warmup_steps, peak * t / max(warmup_steps, 1), falling)
 
 
-class Network(nn.Module):
-    """Backbone, an expander for pooled features and one for positions."""
+class Output(NamedTuple):
+    """What the network says of one view.
 
-    def __init__(self, backbone: nn.Module, projector: nn.Module, maps_projector: nn.Module) -> None:
+    Attributes:
+        embedding: [B, C]; None without a global loss.
+        maps: projected maps [B, N, C']; None without a local loss.
+        dense: tokens of the backbone [B, N, D].
+    """
+
+    embedding: Tensor | None
+    maps: Tensor | None
+    dense: Tensor
+
+
+class Network(nn.Module):
+    """Backbone, an expander for pooled features and one for positions, each only where its loss is on."""
+
+    def __init__(
+        self, backbone: nn.Module, projector: nn.Module | None, maps_projector: nn.Module | None
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.projector = projector
         self.maps_projector = maps_projector
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images [B, 3, h, w] -> embeddings [B, C], projected maps [B, N, C'], dense tokens [B, N, D]."""
-        features = backbones.features(self.backbone, images)
-        maps = self.maps_projector(features.dense.flatten(0, 1)).unflatten(0, features.dense.shape[:2])
-        return self.projector(features.pooled), maps, features.dense
+    def forward(self, images: Tensor) -> Output:
+        """Images [B, 3, h, w], all of one view."""
+        pooled, dense = backbones.features(self.backbone, images)
+        embedding = None if self.projector is None else self.projector(pooled)
+        maps = None
+        if self.maps_projector is not None:
+            maps = self.maps_projector(dense.flatten(0, 1)).unflatten(0, dense.shape[:2])
+        return Output(embedding, maps, dense)
+
+
+def describe(recipe: VICRegLRecipe) -> backbones.Backbone:
+    """The recipe's network; a ConvNeXt as in convnext.py: every position normed before pooling."""
+    families = ("conv", "swin")
+    spec = backbones.describe(recipe.backbone, recipe.image_size, families)
+    if not is_convnext(spec):
+        return spec
+    options: dict[str, Any] = {"head_norm_first": True, "ls_init_value": recipe.layer_scale or None}
+    return backbones.describe(recipe.backbone, recipe.image_size, families, **options)
+
+
+def is_convnext(spec: backbones.Backbone) -> bool:
+    """Whether a network is a ConvNeXt, whose recipe the authors wrote."""
+    with torch.device("meta"):
+        return spec.family == "conv" and isinstance(timm.create_model(spec.name), ConvNeXt)
+
+
+def expander(width: int, hidden: int, backbone: nn.Module) -> nn.Sequential:
+    """Three layers [width, hidden, hidden, hidden]; batch norm if the backbone has it, else layer norm."""
+    batch_norm = any(isinstance(module, _BatchNorm) for module in backbone.modules())
+    return mlp((width, *[hidden] * 3), norm=batch_norm or nn.LayerNorm, last_bias=False)
 
 
 class VICRegL(Method):
@@ -280,19 +354,25 @@ class VICRegL(Method):
     std = (0.228, 0.224, 0.225)  # transforms.py
     batch_coupled = "batch norm, and statistics over the batch"
     differences = (
-        "Without the online classifier, which needs labels and sends no gradient to the network. Only the "
-        "ResNet-50 recipe is built in; other networks get batch norm in the expanders, where the authors "
-        "give ConvNeXt layer norm. The released fast form of the statistics, off by default, overwrites a "
-        "sum and is left out."
+        "Without the online classifier, which needs labels and sends no gradient to the network. The "
+        "README's ResNet-50 run is the default, the defaults of the code are `--preset convnext`. Any "
+        "network without batch norm gets ConvNeXt's layer norm in the expanders. The released fast form of "
+        "the statistics, off by default, overwrites a sum and is left out."
     )
 
     def __init__(self, recipe: VICRegLRecipe) -> None:
         super().__init__(recipe)
         self.recipe = r = recipe
-        spec = self.backbone_spec = backbones.describe(r.backbone, r.image_size, ("conv", "swin"))
-        projector = mlp((spec.width, *[r.expander_width] * 3), last_bias=False)
-        maps_projector = mlp((spec.width, *[r.map_expander_width] * 3), last_bias=False)
-        self.student = Network(backbones.build(spec), projector, maps_projector)
+        if not 0 <= r.global_weight <= 1:
+            raise ValueError(f"global_weight is the global loss's share, 0 to 1, got {r.global_weight}")
+        spec = self.backbone_spec = describe(r)
+        options: dict[str, Any] = {"drop_path_rate": r.drop_path} if is_convnext(spec) else {}
+        backbone = backbones.build(spec, **options)
+        self.student = Network(
+            backbone,
+            expander(spec.width, r.expander_width, backbone) if r.global_weight > 0 else None,
+            expander(spec.width, r.map_expander_width, backbone) if r.global_weight < 1 else None,
+        )
         with torch.device("meta"):
             described: Any = timm.create_model(spec.name, **spec.kwargs)
         self.stride: int = described.feature_info[-1]["reduction"]
@@ -308,22 +388,19 @@ class VICRegL(Method):
     def forward(self, views: Views, progress: Progress) -> StepOutput:
         """One pass per view: batch statistics are per view. Dense: maps of the large crops, [2B, N, D]."""
         outputs = [self.student(images) for images in views.images]
-        places = [views.extra[f"places_{v}"].flatten(1, 2) for v in range(len(outputs))]
-        r = self.recipe
-        with torch.autocast(places[0].device.type, enabled=False):
-            whole = global_terms([embedding for embedding, _, _ in outputs])
-            local = local_terms(
-                [maps for _, maps, _ in outputs],
-                places,
-                r.matches,
-                all_feature_matches=r.all_feature_matches,
-            )
-            global_loss, local_loss = self._weighted(whole), self._weighted(local)
-            loss = r.global_weight * global_loss + (1 - r.global_weight) * local_loss
-        dense = torch.cat([dense for _, _, dense in outputs[:ANCHORS]])
-        return StepOutput(
-            loss, dense, {"global_loss": global_loss.detach(), "local_loss": local_loss.detach()}
-        )
+        r, losses = self.recipe, {}
+        with torch.autocast(outputs[0].dense.device.type, enabled=False):
+            if r.global_weight > 0:
+                losses["global_loss"] = self._weighted(global_terms([o.embedding for o in outputs]))
+            if r.global_weight < 1:
+                places = [views.extra[f"places_{v}"].flatten(1, 2) for v in range(len(outputs))]
+                maps = [o.maps for o in outputs]
+                terms = local_terms(maps, places, r.matches, all_feature_matches=r.all_feature_matches)
+                losses["local_loss"] = self._weighted(terms)
+            shares = {"global_loss": r.global_weight, "local_loss": 1 - r.global_weight}
+            loss = torch.stack([shares[name] * value for name, value in losses.items()]).sum()
+        dense = torch.cat([o.dense for o in outputs[:ANCHORS]])
+        return StepOutput(loss, dense, {name: value.detach() for name, value in losses.items()})
 
     def _weighted(self, terms: Terms) -> Tensor:
         r = self.recipe
@@ -344,5 +421,5 @@ class VICRegL(Method):
         }
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """One-dimensional parameters are neither decayed nor adapted."""
+        """One-dimensional parameters are not decayed, and not adapted where LARS would."""
         return optim.split_by_shape(self.student.named_parameters())

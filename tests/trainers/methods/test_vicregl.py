@@ -6,14 +6,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
-from trainers.method import Plan
+from trainers import backbones, optim
+from trainers.method import Plan, Progress, Views
+from trainers.methods import vicregl
+from trainers.methods.vicreg import vicreg_terms
 from trainers.methods.vicregl import (
     VICRegL,
     VICRegLRecipe,
     global_terms,
     learning_rates,
     local_terms,
+    matched_terms,
     nearest,
     places_of,
     take,
@@ -120,3 +125,232 @@ def test_small_crops_have_their_own_grid():
     assert [tuple(views.extra[f"places_{v}"].shape) for v in range(3)] == [(3, 3, 2), (3, 3, 2), (2, 2, 2)]
     assert views.extra["places_2"][..., 0].max() < 100
     assert views.extra["places_2"][..., 1].max() < 120
+
+
+# What is easily got wrong, one claim each ------------------------------------------------------------------
+
+BATCH = 6
+
+
+def tiny(**options):
+    torch.manual_seed(0)
+    return VICRegL(dataclasses.replace(VICRegLRecipe.tiny(), **options))
+
+
+def tiny_convnext(**options):
+    recipe = dataclasses.replace(VICRegLRecipe.convnext(), backbone="convnext_mini", image_size=64)
+    sizes = {"local_size": 32, "local_crops": 2, "expander_width": 16, "map_expander_width": 16}
+    torch.manual_seed(0)
+    return VICRegL(dataclasses.replace(recipe, matches=(3, 1), **{**sizes, **options}))
+
+
+def views_of(method, batch=BATCH):
+    """Random crops at random places."""
+    transform = method.views()
+    images = [torch.randn(batch, 3, crop.size, crop.size) for crop in transform.crops]
+    grids = transform.grids
+    return Views(images, {f"places_{v}": torch.rand(batch, n, n, 2) for v, n in enumerate(grids)})
+
+
+def progress():
+    return Progress(Plan(1, 1, BATCH, BATCH))
+
+
+def test_features_are_matched_by_their_projections(monkeypatch):
+    seen = []
+    monkeypatch.setattr(vicregl, "nearest", lambda a, b, keep: seen.append(a) or nearest(a, b, keep))
+    method = tiny()
+    method(views_of(method), progress())
+    assert {maps.shape[-1] for maps in seen} == {2, method.recipe.map_expander_width}
+    out = method.student.eval()(torch.randn(2, 3, 64, 64))
+    rows = method.student.maps_projector(out.dense.flatten(0, 1))
+    torch.testing.assert_close(out.maps.flatten(0, 1), rows)
+
+
+def test_counts_follow_the_order_within_a_pair(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        vicregl, "nearest", lambda a, b, keep: seen.append((a.shape[1], keep)) or nearest(a, b, keep)
+    )
+    maps = [torch.randn(3, n, 4) for n in (16, 16, 9)]
+    spots = [torch.rand(3, n, 2) for n in (16, 16, 9)]
+    local_terms(maps, spots, (5, 2), all_feature_matches=True)
+    located = [entry for entry in seen if entry[1] is not None]
+    # pairs (0, 1), (0, 2), (1, 0), (1, 2), each to and back
+    assert located == [(16, 5), (16, 2), (16, 5), (9, 2), (16, 5), (16, 2), (16, 5), (9, 2)]
+
+
+def test_statistics_are_over_the_batch_for_each_slot():
+    slots = torch.arange(4.0).view(1, 4, 1).expand(5, 4, 3)  # the same in every image, other at every place
+    terms = matched_terms(slots, slots)
+    assert terms.variance.item() == pytest.approx(1 - 1e-4**0.5)
+    assert terms.covariance == 0
+
+
+def test_feature_and_place_count_twice_together():
+    torch.manual_seed(0)
+    maps = [torch.randn(5, 4, 3)] * 2  # every position is its own nearest, by feature and by place
+    spots = [torch.rand(5, 4, 2)] * 2
+    one = matched_terms(maps[0], maps[1])
+    both = local_terms(maps, spots, (4, 4), all_feature_matches=True)
+    torch.testing.assert_close(torch.stack(both), 2 * torch.stack(one))
+
+
+def test_covariance_is_averaged_over_views_where_vicreg_sums():
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 7, 5)
+    ours, theirs = global_terms([x, y]), vicreg_terms(x, y, 7)
+    torch.testing.assert_close(ours.covariance, theirs[2] / 2)
+    torch.testing.assert_close(ours.variance, theirs[1])
+    torch.testing.assert_close(ours.invariance, theirs[0])
+
+
+def test_first_two_views_are_compared_with_every_other():
+    views = [torch.full((3, 2), value) for value in (0.0, 1.0, 3.0)]
+    pairs = [1.0, 9.0, 1.0, 4.0]  # 0-1, 0-2, 1-0, 1-2
+    assert global_terms(views).invariance.item() == pytest.approx(sum(pairs) / 4)
+
+
+def test_kept_matches_stay_in_order_of_position_and_both_sides_take_gradient():
+    torch.manual_seed(0)
+    maps = [torch.randn(3, 16, 4, requires_grad=True) for _ in range(2)]
+    pairs = nearest(maps[0], maps[1], 5)
+    assert (pairs.source.diff(dim=1) > 0).all()
+    distances = torch.cdist(maps[0], maps[1]).min(-1).values
+    assert distances.gather(1, pairs.source).max(1).values.le(distances.sort(1).values[:, 4]).all()
+    matched_terms(take(maps[0], pairs.source), take(maps[1], pairs.candidate)).invariance.backward()
+    assert all(m.grad.abs().sum() > 0 for m in maps)
+
+
+def test_equal_distances_still_give_as_many_pairs():
+    spots = torch.zeros(2, 9, 2)  # one crop twice: every distance is zero
+    pairs = nearest(spots, spots, 4)
+    assert pairs.source.shape == pairs.candidate.shape == (2, 4)
+    assert (pairs.source.diff(dim=1) > 0).all()
+
+
+def test_more_matches_than_positions_are_all_of_them():
+    assert nearest(torch.rand(2, 9, 2), torch.rand(2, 49, 2), 20).source.shape == (2, 9)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_flip_is_ignored_in_places_unless_asked_for(mirrored):
+    assert not VICRegLRecipe().flip_grid
+    transform = tiny(flip_grid=mirrored).views()
+    crops = tuple(dataclasses.replace(crop, flip=1.0) for crop in transform.crops)
+    seen = dataclasses.replace(transform, crops=crops)(Image.new("RGB", (90, 80)))
+    columns = seen.extra["places_0"][..., 1]
+    assert (columns[:, 0] > columns[:, 1]).all() == mirrored
+
+
+def test_places_are_vertical_first_and_in_the_middle_of_cells():
+    places = places_of((10, 100, 20, 40), 2)
+    assert places.tolist() == [[[15.0, 110.0], [15.0, 130.0]], [[25.0, 110.0], [25.0, 130.0]]]
+
+
+def test_normalisation_has_the_released_deviation():
+    assert VICRegL.std == (0.228, 0.224, 0.225)
+
+
+def test_small_crops_alternate_as_the_large_ones_do():
+    crops = tiny(local_crops=3, local_size=32).views().crops
+    assert [(c.blur, c.solarise) for c in crops] == [
+        (1.0, 0.0),
+        (0.1, 0.2),
+        (1.0, 0.0),
+        (0.1, 0.2),
+        (1.0, 0.0),
+    ]
+
+
+def test_official_grids_are_seven_and_three():
+    for recipe in (VICRegLRecipe(local_crops=1), VICRegLRecipe.convnext()):
+        with torch.device("meta"):
+            grids = VICRegL(recipe).views().grids
+        assert grids == (7, 7) + (3,) * recipe.local_crops
+
+
+@pytest.mark.parametrize(("share", "missing"), [(1.0, "maps_projector"), (0.0, "projector")])
+def test_loss_that_is_off_has_no_expander(share, missing):
+    method = tiny(global_weight=share)
+    assert getattr(method.student, missing) is None
+    out = method(views_of(method), progress())
+    assert list(out.logs) == ["global_loss" if share else "local_loss"]
+    out.loss.backward()
+    assert all(p.grad is not None for p in method.student.parameters() if p.requires_grad)
+    torch.testing.assert_close(out.loss.detach(), *out.logs.values())
+
+
+def test_share_beyond_one_is_refused():
+    with pytest.raises(ValueError, match="0 to 1"):
+        tiny(global_weight=1.5)
+
+
+def test_convnext_gets_layer_norm_in_its_expanders_and_resnet_batch_norm():
+    for method, norm in ((tiny_convnext(), nn.LayerNorm), (tiny(), nn.BatchNorm1d)):
+        for layers in (method.student.projector, method.student.maps_projector):
+            assert [type(m) for m in layers] == [nn.Linear, norm, nn.ReLU] * 2 + [nn.Linear]
+            biases = [m.bias is not None for m in layers if isinstance(m, nn.Linear)]
+            assert biases == [True, True, False]
+
+
+def test_convnext_norms_every_position_before_pooling_and_has_no_layer_scale():
+    backbone = tiny_convnext().student.backbone.eval()
+    assert not any("gamma" in name for name, _ in backbone.named_parameters())
+    with torch.no_grad():
+        pooled, dense = backbones.features(backbone, torch.randn(2, 3, 64, 64))
+        torch.testing.assert_close(dense.mean(-1), torch.zeros(2, 4), atol=1e-5, rtol=0)
+        torch.testing.assert_close(pooled, dense.mean(1))
+    scaled = tiny_convnext(layer_scale=1e-6).student.backbone
+    assert (scaled.stages[0].blocks[0].gamma == 1e-6).all()
+
+
+def test_drop_path_grows_to_a_tenth_in_a_convnext_alone():
+    rates = [m.drop_prob for m in tiny_convnext().modules() if type(m).__name__ == "DropPath"]
+    np.testing.assert_allclose([0.0, *rates], np.linspace(0, 0.1, 5), rtol=1e-6)
+    assert not any(type(m).__name__ == "DropPath" for m in tiny().modules())
+
+
+def test_convnext_recipe_is_the_default_of_the_code():
+    recipe = VICRegLRecipe.convnext()
+    assert (recipe.optimizer, recipe.lr, recipe.weight_decay) == ("adamw", 5e-4, 0.05)
+    assert (recipe.global_scale, recipe.local_scale, recipe.local_crops) == ((0.4, 1.0), (0.08, 0.4), 6)
+    method = tiny_convnext()
+    decayed, plain = method.parameter_groups()
+    assert (decayed.weight_decay, plain.weight_decay) == ("weight_decay", "")
+    assert all(p.ndim == 1 for _, p in plain.parameters)
+    assert isinstance(optim.build(method.recipe, [decayed, plain]), torch.optim.AdamW)
+
+
+def test_convnext_trains_every_parameter():
+    method = tiny_convnext()
+    out = method(views_of(method), progress())
+    out.loss.backward()
+    assert out.dense.shape == (2 * BATCH, 4, 128)
+    assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.requires_grad)
+
+
+def test_loss_is_alpha_global_and_the_rest_local():
+    method = tiny(global_weight=0.9)
+    out = method(views_of(method), progress())
+    expected = 0.9 * out.logs["global_loss"] + 0.1 * out.logs["local_loss"]
+    torch.testing.assert_close(out.loss.detach(), expected)
+
+
+def test_steps_are_counted_from_images_and_the_rate_rests_after_them():
+    recipe = dataclasses.replace(VICRegLRecipe.tiny(), warmup_epochs=1)
+    lr = VICRegL(recipe).schedules(Plan(epochs=4, steps_per_epoch=2, batch_size=64, images=190))["lr"]
+    warmup, total = 190 // 64, 4 * 190 // 64
+    expected = [
+        step / warmup
+        if step < warmup
+        else 0.001 + 0.999 * (1 + np.cos(np.pi * (step - warmup) / (total - warmup))) / 2
+        for step in range(8)
+    ]
+    np.testing.assert_allclose(lr, recipe.lr / 4 * np.array(expected), rtol=1e-9)
+    after = learning_rates(1.0, 0.001, 10, 2, 14)
+    np.testing.assert_allclose(after[10:], 0.001)
+
+
+def test_without_warmup_the_rate_starts_at_its_peak():
+    assert learning_rates(2.0, 0.001, 10, 0, 10)[0] == 2.0
