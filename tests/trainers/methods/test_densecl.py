@@ -176,7 +176,7 @@ def test_network_starts_as_released(method):
     """Convolutions and image head by fan-in; residual norms at one; the dense head as torch starts it."""
     block, neck = method.student.backbone.layer4[0], method.student.neck
     assert torch.equal(block.bn2.weight, torch.ones_like(block.bn2.weight))
-    for weight in (block.conv2.weight, neck.image[0].weight):
+    for weight in (block.conv1.weight, neck.image[0].weight):
         assert weight.std().item() == pytest.approx((2 / weight[0].numel()) ** 0.5, rel=0.05)
     assert not neck.image[0].bias.any()
     assert neck.grid[0].weight.abs().max() <= neck.grid[0].in_features ** -0.5
