@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dse_monitor.metric.components import NonFiniteFeatures
+from dse_monitor.metric.spectra import lower_products
 
 RANKME_EPSILON = 1e-7  # added to each share; arXiv 2210.02885, section 3.1, for float32
 FIRST_RANK = 11  # alpha-ReQ: ranks of the eigenvalues fitted; released code of Agrawal et al. 2022
@@ -76,7 +77,7 @@ def alpha_req(rows: Tensor) -> float:
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum [D] and Gram matrix [D, D] of rows [M, D] in float64 on the CPU, whatever they are made of."""
+    """Sum [D] and Gram matrix [D, D], right up to the diagonal, of rows [M, D]; float64 on the CPU."""
     if rows.ndim != 2 or 0 in rows.shape:
         raise ValueError(f"rows must be a matrix [M, D] that is not empty, found {tuple(rows.shape)}")
     # Apple's GPUs know no float64.
@@ -87,7 +88,7 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
         for part in rows.split(_CHUNK):
             part = part.to(exact)
             total += part.sum(0).cpu()
-            gram += (part.T @ part).cpu()
+            gram += lower_products(part.mT).cpu()
     if not bool(torch.isfinite(gram).all()):
         raise NonFiniteFeatures(f"the Gram matrix of {tuple(rows.shape)} features is not finite")
     return total, gram

@@ -6,7 +6,9 @@ closer than a float32 decomposition of the matrix itself, and several times soon
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from dse_monitor.metric import chunks
 
+SOLVED_IN_BATCHES = 32  # rows; cuSOLVER's Jacobi takes whole batches of matrices up to this size
 TRIANGLE_BLOCK = 96  # columns; only blocks on and below the diagonal of a Gram matrix are computed; ours
 
 
@@ -39,7 +42,7 @@ class _SingularValues(torch.autograd.Function):
         gram = _smaller_gram(matrices)
         if not ctx.needs_input_grad[0]:
             return root_values(gram)
-        squares, vectors = torch.linalg.eigh(gram)
+        squares, vectors = _eigh(gram)
         values = _roots(squares)
         ctx.save_for_backward(matrices, values, vectors)
         return values
@@ -61,7 +64,7 @@ def root_values(gram: Tensor) -> Tensor:
     Args:
         gram: float64, right up to the diagonal.
     """
-    return _roots(torch.linalg.eigvalsh(gram))
+    return _roots(_eigvalsh(gram))
 
 
 def inverse_root(gram: Tensor, gains: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,7 +72,7 @@ def inverse_root(gram: Tensor, gains: Tensor) -> tuple[Tensor, Tensor]:
 
     Directions whose value is zero within rounding are left out of the inverse.
     """
-    squares, vectors = torch.linalg.eigh(gram)
+    squares, vectors = _eigh(gram)
     values = _roots(squares)
     return values, _over_values(vectors, values, gains[..., None])
 
@@ -83,6 +86,64 @@ def _roots(squares: Tensor) -> Tensor:
     """Singular values from eigenvalues [..., R]; zero where an eigenvalue is rounding of the largest."""
     rounding = torch.finfo(squares.dtype).eps * 4 * (squares.shape[-1] + 16)
     return torch.where(squares > squares[..., -1:] * rounding, squares, 0.0).sqrt()
+
+
+def _eigvalsh(gram: Tensor) -> Tensor:
+    if not _one_by_one(gram):
+        return torch.linalg.eigvalsh(gram)
+    host = gram.flatten(0, -3).cpu()
+    values = host.new_empty(host.shape[:2])
+
+    def solve(part: slice) -> None:
+        values[part] = torch.linalg.eigvalsh(host[part])
+
+    _on_host(solve, host)
+    return values.view(gram.shape[:-1]).to(gram.device)
+
+
+def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
+    if not _one_by_one(gram):
+        return torch.linalg.eigh(gram)
+    host = gram.flatten(0, -3).cpu()
+    values, vectors = host.new_empty(host.shape[:2]), torch.empty_like(host)
+
+    def solve(part: slice) -> None:
+        values[part], vectors[part] = torch.linalg.eigh(host[part])
+
+    _on_host(solve, host)
+    return values.view(gram.shape[:-1]).to(gram.device), vectors.view(gram.shape).to(gram.device)
+
+
+def _on_host(solve: Callable[[slice], None], matrices: Tensor) -> None:
+    chunks.run(solve, chunks.chunks(len(matrices), matrices[0].nbytes, matrices.device), matrices.device)
+
+
+def _one_by_one(gram: Tensor) -> bool:
+    """Whether the device would decompose these one after the other, so that processor cores are far quicker.
+
+    Releases of torch before 2.12 do so on CUDA for matrices above 32 rows, at one or two ms each.
+    """
+    many = gram.ndim > 2 and gram.shape[:-2].numel() > 1
+    return many and gram.shape[-1] > SOLVED_IN_BATCHES and _loops(gram.device)
+
+
+@functools.cache
+def _loops(device: torch.device) -> bool:
+    """Asked of the device once per process: 32 matrices take it many times as long as one."""
+    if device.type != "cuda":
+        return False
+    matrix = torch.eye(SOLVED_IN_BATCHES + 16, dtype=torch.float64, device=device)
+
+    def seconds(count: int) -> float:
+        several = matrix.expand(count, -1, -1)
+        torch.linalg.eigvalsh(several)
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        torch.linalg.eigvalsh(several)
+        torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    return seconds(32) > 8 * seconds(1)
 
 
 def _smaller_gram(matrices: Tensor) -> Tensor:

@@ -98,6 +98,20 @@ def test_nuclear_norm_gradient_of_repeated_values_is_the_orthogonal_factor():
     torch.testing.assert_close(turn.grad, turn.detach())
 
 
+@pytest.mark.parametrize("shape", [(3, 40, 50), (2, 3, 50, 40), (70, 33, 33)])
+def test_a_device_without_batches_is_helped_by_the_processor(shape, monkeypatch):
+    matrices = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gram = matrices @ matrices.mT
+    gains = torch.rand(shape[:-2], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    there = spectra.root_values(gram), *spectra.inverse_root(gram, gains)
+    asked = []
+    monkeypatch.setattr(spectra, "_loops", lambda device: asked.append(device) or True)
+    here = spectra.root_values(gram), *spectra.inverse_root(gram, gains)
+    assert asked
+    for ours, theirs in zip(here, there, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_zero_singular_values_pass_nothing_back():
     matrix = torch.diag(torch.tensor([2.0, 0.0, 0.0])).requires_grad_()
     spectra.singular_values(matrix).sum().backward()
