@@ -34,9 +34,9 @@ In all methods
 - the last incomplete batch of an epoch is dropped (the authors of Barlow Twins, VICReg and VICRegL keep it);
 - the DSE term of `--dse-weight`, off by default, is none of the authors'.
 
-*lr* is what `--lr` says and, in brackets, the highest value that the optimiser sees at the default batch.
-*Tokens* are those that the DSE term sees in training: B images, N tokens, D wide. *Measured* is the network
-that the monitor evaluates.
+*Other presets* are further recipes of the authors, for `--preset`. *lr* is what `--lr` says and, in brackets,
+the highest value that the optimiser sees at the default batch. *Tokens* are those that the DSE term sees in
+training: B images, N tokens, D wide. *Measured* is the network that the monitor evaluates.
 """
 COLUMNS = (
     "method",
@@ -49,6 +49,7 @@ COLUMNS = (
     "epochs",
     "lr",
     "optimiser",
+    "other presets",
     "what differs from that code, and why",
 )
 STEPS_PER_EPOCH = (
@@ -96,9 +97,17 @@ def row(name: str) -> list[str]:
         str(recipe.epochs),
         f"{recipe.lr:g} ({peak_lr(method_type, recipe):g})",
         recipe.optimizer,
+        "; ".join(other_presets(type(recipe))) or "-",
         differences,
     ]
     return [cell.replace("|", "\\|") for cell in cells]
+
+
+def other_presets(recipe_type: type[Recipe]) -> list[str]:
+    """Each further recipe by its name and the first line of its docstring."""
+    names = [name for name in recipe_type.presets if name != "tiny"]
+    firsts = [inspect.cleandoc(getattr(recipe_type, name).__doc__).splitlines()[0] for name in names]
+    return [f"`{name}`: {first.rstrip('.')}" for name, first in zip(names, firsts, strict=True)]
 
 
 def peak_lr(method_type: type[Method], recipe: Recipe) -> float:

@@ -100,7 +100,7 @@ class BYOL(Method):
         "The reference is a third-party port to PyTorch, the code the DSE paper used; the authors' own is in "
         "JAX. Schedules count images as it does, but those of the given folder rather than ImageNet's "
         "1,281,167. The stem's norm weight is decayed and adapted, because its exemption by name misses it; "
-        "kept, so that trajectories agree."
+        "kept, so that trajectories agree. The reference trains in float32 (`--precision float32`)."
     )
 
     def __init__(self, recipe: BYOLRecipe) -> None:

@@ -75,7 +75,7 @@ class SimSiam(Method):
     batch_coupled = "batch norm"
     differences = (
         "The projector is a module beside the network instead of in place of its last layer: the same "
-        "numbers under other names."
+        "numbers under other names. The authors train in float32 (`--precision float32`)."
     )
 
     def __init__(self, recipe: SimSiamRecipe) -> None:

@@ -95,7 +95,7 @@ class SwAVRecipe(Recipe):
 
     @classmethod
     def batch256(cls) -> SwAVRecipe:
-        """The small-batch script with a queue (swav_200ep_bs256_pretrain.sh; 400 epochs is another)."""
+        """The small-batch script, with a queue (swav_200ep_bs256_pretrain.sh; another has 400 epochs)."""
         return dataclasses.replace(
             cls(),
             batch_size=256,  # 4 GPUs x 64

@@ -102,6 +102,9 @@ def test_initialisation_stays_within_the_official_bounds(g, network):
     patch, qkv = network.patch_embed.proj.weight.abs().max(), network.blocks[0].attn.qkv.weight.abs().max()
     assert 0.98 * g["vit/patch_proj_uniform_bound"] < patch <= g["vit/patch_proj_uniform_bound"]
     assert 0.98 * g["vit/qkv_uniform_bound"] < qkv <= g["vit/qkv_uniform_bound"]
+    mlp = network.blocks[0].mlp.fc1.weight  # the others by Xavier's rule
+    bound = (6 / sum(mlp.shape)) ** 0.5
+    assert 0.98 * bound < mlp.abs().max() <= bound
     assert network.patch_embed.proj.bias.abs().max() == g["vit/patch_proj_bias_absmax"]
     assert network.cls_token.abs().max() < 6 * g["vit/cls_token_std"]
 
