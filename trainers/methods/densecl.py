@@ -166,8 +166,8 @@ class DenseCL(Method):
     differences = (
         "Queues move after the optimiser step instead of after the loss: the same numbers, and negatives are "
         "those of the step in every micro-batch. The 1x1 convolutions of the dense head are linear layers on "
-        "positions: the same map. One process has nothing to shuffle for its batch norms, as there. The authors "
-        "train in float32 (`--precision float32`)."
+        "positions: the same map. One process has nothing to shuffle for its batch norms, as there. "
+        "The authors train in float32 (`--precision float32`)."
     )
 
     def __init__(self, recipe: DenseCLRecipe) -> None:

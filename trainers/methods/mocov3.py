@@ -135,8 +135,8 @@ class MoCoV3(Method):
     teachers = ("teacher",)
     batch_coupled = "batch norm in the heads, and negatives from the batch"
     differences = (
-        "The authors' ViTs with a convolutional stem are not here. One process is enough; the released script "
-        "wants several."
+        "The authors' ViTs with a convolutional stem are not here. One process is enough; the released "
+        "script wants several."
     )
 
     def __init__(self, recipe: MoCoV3Recipe) -> None:
