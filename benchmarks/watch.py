@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import resource
 import shutil
@@ -37,7 +38,18 @@ PICKUPS = 5
 
 
 def evaluation(name: str, number: int) -> Evaluation:
-    parts = Components(m_inter=1 / number, m_intra_image=0.5, m_intra_batch=0.7, m_dim=0.6, m_dim_se=0.001)
+    """A run that rises, then falls slowly, with noise from checkpoint to checkpoint."""
+    noise = math.modf(math.sin(12.9898 * number) * 43758.5453)[0]
+    rise = 1 - math.exp(-number / 300)
+    parts = Components(
+        m_inter=0.6 + 0.4 * rise - 1e-5 * number + 0.01 * noise,
+        m_intra_image=0.5,
+        m_intra_batch=0.7,
+        m_dim=0.6 - 1e-5 * number + 0.002 * noise,
+        m_dim_se=0.001,
+        separability_se=0.004,
+        separability_dim_cov=0.0,
+    )
     source = Source(path=name, content=f"{number:064x}", epoch=float(number), layout="dino")
     return Evaluation(
         status="scored", source=source, settings=SETTINGS, components=parts, wall_time=time.time()

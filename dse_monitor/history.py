@@ -25,19 +25,21 @@ _STATUSES = ("scored", "failed", "invalid")
 _COMPONENTS = tuple(f.name for f in dataclasses.fields(Components))
 _COUNTS = ("images", "tokens", "width")  # of the components, these are whole numbers
 _WORDS = ("epoch_source", "step_source", "layout", "encoder", "arch")  # few different values in a run
-_WIDTH = 5 + len(_COMPONENTS)
-_COLUMN = {name: 5 + k for k, name in enumerate(_COMPONENTS)} | {"epoch": 2, "step": 3, "wall_time": 4}
+_NUMBERS = ("size", "mtime", "epoch", "step", "wall_time", *_COMPONENTS)
 
 
 class History(Sequence[Evaluation]):
     """Grows only at its end; ``seq`` must grow."""
 
     def __init__(self) -> None:
-        self._numbers = array("d")
+        self._numbers = {name: array("d") for name in _NUMBERS}
+        self._counts: dict[object, int] = dict.fromkeys(_STATUSES, 0)
         self._seq = array("q")
         self._status = array("b")
         self._settings = array("h")
         self._words = array("i")
+        self._left = array("b")
+        self._line_now: Series | None = None
         self._paths: list[str] = []
         self._content: list[bytes] = []  # hexadecimal digits take twice the memory of what they say
         self._known_settings: list[Settings] = []
@@ -62,21 +64,19 @@ class History(Sequence[Evaluation]):
         if evaluation.seq <= self.last_seq:
             raise ValueError(f"sequence number {evaluation.seq} after {self.last_seq}")
         source, parts, row = evaluation.source, evaluation.components, len(self)
-        numbers = [
-            source.size,
-            source.mtime,
-            _number(source.epoch),
-            _number(source.step),
-            evaluation.wall_time,
-        ]
-        numbers += [float(getattr(parts, name)) if parts else math.nan for name in _COMPONENTS]
-        self._numbers.extend(numbers)
+        numbers = [source.size, source.mtime, source.epoch, source.step, evaluation.wall_time]
+        numbers += [getattr(parts, name) if parts else math.nan for name in _COMPONENTS]
+        for column, number in zip(self._numbers.values(), numbers, strict=True):
+            column.append(math.nan if number is None else float(number))
+        self._counts[evaluation.status] += 1
         self._seq.append(evaluation.seq)
         self._status.append(_STATUSES.index(evaluation.status))
         self._settings.append(
             _place(self._known_settings, evaluation.settings) if evaluation.settings else -1
         )
         self._words.append(_place(self._known_words, tuple(getattr(source, name) for name in _WORDS)))
+        self._left.append(True)
+        self._line_now = None
         self._paths.append(source.path)
         self._content.append(_packed(source.content))
         if evaluation.reason or evaluation.error:
@@ -89,6 +89,10 @@ class History(Sequence[Evaluation]):
         row = self.row(seq)
         if path != self._paths[row] and path not in self._aliases.get(row, ()):
             self._aliases[row] = (*self._aliases.get(row, ()), path)
+
+    def set_left(self, seq: int, left: bool) -> None:
+        """Note whether a file of the evaluation with this sequence number may still be there."""
+        self._left[self.row(seq)] = left
 
     def row(self, seq: int) -> int:
         """Position of a sequence number.
@@ -107,7 +111,7 @@ class History(Sequence[Evaluation]):
 
     def count(self, value: object) -> int:
         """How many evaluations have this status."""
-        return self._status.count(_STATUSES.index(value)) if value in _STATUSES else 0
+        return self._counts[value] if value in self._counts else 0
 
     def settings(self) -> list[Settings]:
         """Every settings in use, in the order of their first evaluation."""
@@ -119,7 +123,11 @@ class History(Sequence[Evaluation]):
 
     def series(self, lam: float | None = None) -> Series:
         """What Series.from_evaluations says of these, a hundred times as fast."""
-        return self._series(np.arange(len(self)), lam)
+        if lam is not None:
+            return self._series(np.arange(len(self)), lam)
+        if self._line_now is None:  # several ask for it at each checkpoint
+            self._line_now = self._series(np.arange(len(self)), None)
+        return self._line_now
 
     def in_training_order(self) -> tuple[Selection, str] | None:
         """The comparable scored evaluations in training order and their axis; None if a place is taken twice.
@@ -142,7 +150,7 @@ class History(Sequence[Evaluation]):
 
     def _series(self, rows: NDArray[np.int64], lam: float | None) -> Series:
         rows, axis, x = self._line(rows)
-        if axis != "order":  # of several at one place the newest
+        if axis != "order" and np.any(x[1:] <= x[:-1]):  # of several at one place the newest
             x, last = np.unique(x[::-1], return_index=True)
             rows = rows[::-1][last]
         columns = self._terms(rows)
@@ -172,7 +180,7 @@ class History(Sequence[Evaluation]):
 
     def _column(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         # A copy: an array that somebody looks into cannot grow.
-        return np.frombuffer(self._numbers, np.float64).reshape(-1, _WIDTH)[rows, _COLUMN[name]]
+        return np.frombuffer(self._numbers[name], np.float64)[rows]
 
     def __iter__(self) -> Iterator[Evaluation]:
         return map(self._get, range(len(self)))
@@ -186,8 +194,7 @@ class History(Sequence[Evaluation]):
         return self._get(chosen) if isinstance(chosen, int) else [self._get(row) for row in chosen]
 
     def _get(self, row: int) -> Evaluation:
-        numbers = self._numbers[row * _WIDTH : (row + 1) * _WIDTH]
-        size, mtime, epoch, step, wall_time = numbers[:5]
+        size, mtime, epoch, step, wall_time, *numbers = [column[row] for column in self._numbers.values()]
         status = _STATUSES[self._status[row]]
         reason, error = self._reasons.get(row, ("", ""))
         return Evaluation(
@@ -203,7 +210,7 @@ class History(Sequence[Evaluation]):
                 **dict(zip(_WORDS, self._known_words[self._words[row]], strict=True)),
             ),
             settings=self._known_settings[self._settings[row]] if self._settings[row] >= 0 else None,
-            components=_components(numbers[5:]) if status == "scored" else None,
+            components=_components(numbers) if status == "scored" else None,
             reason=reason,
             error=error,
             wall_time=wall_time,
@@ -216,7 +223,10 @@ class Selection(Sequence[Evaluation]):
 
     def __init__(self, history: History, rows: Iterable[int]):
         self._history = history
-        self._rows = array("q", rows)
+        if isinstance(rows, np.ndarray):  # a hundred times as fast as number by number
+            self._rows = array("q", np.ascontiguousarray(rows, np.int64).tobytes())
+        else:
+            self._rows = array("q", rows)
 
     def append(self, evaluation: Evaluation) -> None:
         """Add an evaluation that the history holds, known by its sequence number."""
@@ -225,6 +235,16 @@ class Selection(Sequence[Evaluation]):
     def series(self, lam: float | None = None) -> Series:
         """What Series.from_evaluations says of these."""
         return self._history._series(np.sort(np.array(self._rows)), lam)
+
+    def find(self, seq: int) -> int | None:
+        """Index of the evaluation with this sequence number; None if it is not among these."""
+        with contextlib.suppress(KeyError, ValueError):
+            return self._rows.index(self._history.row(seq))
+        return None
+
+    def left(self) -> NDArray[np.bool_]:
+        """Of which of them a file may still be there [n]."""
+        return np.frombuffer(self._history._left, np.int8)[np.array(self._rows)] != 0
 
     def positions(self, axis: str) -> NDArray[np.float64]:
         """Where each stands on an axis [n]; see series.position."""
@@ -255,7 +275,14 @@ def series_of(evaluations: Sequence[Evaluation], lam: float | None = None) -> Se
     return Series.from_evaluations(evaluations, lam)
 
 
-def _components(numbers: array[float]) -> Components:
+def index_of(evaluations: Sequence[Evaluation], seq: int) -> int | None:
+    """Index of a sequence number among evaluations however they are kept; None if it is not among them."""
+    if isinstance(evaluations, Selection):
+        return evaluations.find(seq)
+    return next((k for k, evaluation in enumerate(evaluations) if evaluation.seq == seq), None)
+
+
+def _components(numbers: list[float]) -> Components:
     values = dict(zip(_COMPONENTS, numbers, strict=True))
     counts = {name: int(values.pop(name)) for name in _COUNTS}
     return Components(**values, **counts)  # pyright: ignore[reportArgumentType]
@@ -268,10 +295,6 @@ def _place(known: list, value: object) -> int:
             return index
     known.append(value)
     return len(known) - 1
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
 
 
 def _packed(content: str) -> bytes:

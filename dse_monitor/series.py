@@ -55,6 +55,43 @@ def adaptive_lambda(separability: ArrayLike, m_dim: ArrayLike) -> float:
     return _spread(s) / _spread(d)
 
 
+class GrowingLambda:
+    """:func:`adaptive_lambda` of a run that grows by one checkpoint at a time, in constant time and memory.
+
+    Means and sums of squares are updated as by Welford (Technometrics 4, 1962), which loses no digits to
+    large means; the result agrees with the one above to rounding.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._means = [0.0, 0.0]
+        self._squares = [0.0, 0.0]
+        self._largest = [0.0, 0.0]
+
+    def add(self, separability: float, m_dim: float) -> None:
+        """Take in a checkpoint; one whose values are not finite is left out."""
+        if not (math.isfinite(separability) and math.isfinite(m_dim)):
+            return
+        self.count += 1
+        for k, value in enumerate((separability, m_dim)):
+            off = value - self._means[k]
+            self._means[k] += off / self.count
+            self._squares[k] += off * (value - self._means[k])
+            self._largest[k] = max(self._largest[k], abs(value))
+
+    @property
+    def value(self) -> float:
+        """The lambda of what was taken in so far."""
+        if self.count < FEWEST_FOR_LAMBDA:
+            return 1.0
+        spreads = [math.sqrt(square / self.count) for square in self._squares]
+        s, d = (
+            spread if spread > _ROUNDING * largest else 0.0
+            for spread, largest in zip(spreads, self._largest, strict=True)
+        )
+        return s / d if d else 1.0
+
+
 def candidates(scores: ArrayLike) -> list[int]:
     """Indices of the checkpoints worth keeping, best first: the released selection rule of arXiv 2510.17299.
 
@@ -69,10 +106,17 @@ def candidates(scores: ArrayLike) -> list[int]:
     if p.ndim != 1:
         raise ValueError(f"scores must be a vector, found shape {p.shape}")
     p = np.where(np.isfinite(p), p, -np.inf)
-    padded = np.pad(p, NEIGHBOURS, constant_values=-np.inf)
-    highest = np.max([padded[k : k + len(p)] for k in range(2 * NEIGHBOURS + 1)], axis=0)
-    local = [int(i) for i in np.flatnonzero(np.isfinite(p) & (p == highest))]
-    return sorted(local, key=lambda i: (-p[i], i))[:CANDIDATES]
+    highest = p.copy()
+    for k in range(1, NEIGHBOURS + 1):
+        np.maximum(highest[k:], p[:-k], out=highest[k:])
+        np.maximum(highest[:-k], p[k:], out=highest[:-k])
+    local = np.flatnonzero(np.isfinite(p) & (p == highest))
+    scores, found = p[local], []
+    for _ in range(min(CANDIDATES, len(local))):  # a long noisy run has thousands of them: no full sort
+        place = int(np.argmax(scores))  # the first of equal ones
+        found.append(int(local[place]))
+        scores[place] = -np.inf
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dse_monitor.metric.components import Components
 from dse_monitor.record import Evaluation, Settings, Source
-from dse_monitor.series import Series, adaptive_lambda, candidates
+from dse_monitor.series import GrowingLambda, Series, adaptive_lambda, candidates
 
 
 def evaluation(
@@ -154,3 +154,22 @@ def test_arrival_order_does_not_change_the_series(order):
 def test_importing_loads_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_lambda_of_a_growing_run_is_that_of_all_its_checkpoints():
+    rng = np.random.default_rng(0)
+    s = 1e6 + rng.normal(size=300)  # a large mean must cost no digits
+    d = 0.6 + 0.01 * rng.normal(size=300)
+    s[50] = np.nan
+    growing = GrowingLambda()
+    for n in range(300):
+        growing.add(s[n], d[n])
+        assert growing.value == pytest.approx(adaptive_lambda(s[: n + 1], d[: n + 1]), rel=1e-9)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-14])
+def test_lambda_of_a_growing_run_ignores_rounding(spread):
+    growing = GrowingLambda()
+    for n in range(50):
+        growing.add(float(n), 0.6 + spread * (n % 2))
+    assert growing.value == 1.0

@@ -19,13 +19,15 @@ from dse_monitor.history import History, Selection
 from dse_monitor.record import Evaluation
 from dse_monitor.series import (
     Floats,
-    adaptive_lambda,
+    GrowingLambda,
     dse_errors,
     in_training_order,
     is_measured,
     position,
     terms,
 )
+
+_ROWS = 7  # of the table of a trace: positions, the five of series.terms, lambda as known at each checkpoint
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +121,6 @@ class Trace:
     Attributes:
         evaluations: the lineage.
         axis: its axis.
-        x: its positions [n].
         newest: its largest sequence number.
         phases: one per checkpoint.
     """
@@ -128,10 +129,15 @@ class Trace:
         self.rules = rules
         self.evaluations: list[Evaluation] | Selection = []
         self.axis = "epoch"
-        self.x: Floats = np.zeros(0)
         self.phases: list[Phase] = []
-        self._columns: Floats = np.zeros((5, 0))
         self.newest = 0
+        self._table: Floats = np.zeros((_ROWS, 0))  # with room to grow
+        self._lambda = GrowingLambda()
+
+    @property
+    def x(self) -> Floats:
+        """Positions [n]."""
+        return self._table[0, : len(self.evaluations)]
 
     @property
     def phase(self) -> Phase:
@@ -147,28 +153,52 @@ class Trace:
                 again.
         """
         if added is not None and len(added) == 1 and self._grows_by(added[0]):
-            self.evaluations.append(added[0])
-            self.newest = added[0].seq
-            x = np.append(self.x, position(added[0], self.axis))
-            columns = np.hstack([self._columns, terms(added)])
+            self._grow(added[0])
         elif added is not None and not any(is_measured(e) for e in added):
             return
         else:
-            chosen, self.axis = lineage(evaluations)
-            self.newest = max((e.seq for e in chosen), default=0)
-            if isinstance(evaluations, History) and isinstance(chosen, list):
-                chosen = evaluations.select(chosen)
-            if isinstance(chosen, Selection):
-                x, columns = chosen.positions(self.axis), chosen.terms()
-            else:
-                x = np.array([position(e, self.axis, k) for k, e in enumerate(chosen, 1)], np.float64)
-                columns = terms(chosen)
-            self.evaluations = chosen
-        same = _shared(np.vstack([self.x, self._columns]), np.vstack([x, columns]))
-        self.x, self._columns = x, columns
-        del self.phases[same:]
-        for n in range(same + 1, len(x) + 1):
-            self.phases.append(step(self.phase, self._judge(n), n - 1, self.rules))
+            self._replace(evaluations)
+
+    def _grow(self, new: Evaluation) -> None:
+        """Take in an evaluation that stands behind all others."""
+        n = len(self.evaluations)
+        if n == self._table.shape[1]:
+            self._table = np.hstack([self._table, np.empty((_ROWS, max(n, 64)))])
+        self._table[0, n] = position(new, self.axis)
+        self._table[1:-1, n : n + 1] = terms([new])
+        self.evaluations.append(new)
+        self.newest = new.seq
+        self._judge_from(n)
+
+    def _replace(self, evaluations: Collection[Evaluation]) -> None:
+        """Put everything known into training order anew."""
+        before = self._table[:-1, : len(self.evaluations)]
+        chosen, self.axis = lineage(evaluations)
+        self.newest = max((e.seq for e in chosen), default=0)
+        if isinstance(evaluations, History) and isinstance(chosen, list):
+            chosen = evaluations.select(chosen)
+        if isinstance(chosen, Selection):
+            x, columns = chosen.positions(self.axis), chosen.terms()
+        else:
+            x = np.array([position(e, self.axis, k) for k, e in enumerate(chosen, 1)], np.float64)
+            columns = terms(chosen)
+        now = np.vstack([x, columns])
+        same = _shared(before, now)
+        lambdas = self._table[-1, :same]
+        self.evaluations, self._table = chosen, np.vstack([now, np.empty(len(x))])
+        self._table[-1, :same] = lambdas
+        self._lambda = GrowingLambda()
+        for separability, m_dim in columns[:2, :same].T:
+            self._lambda.add(float(separability), float(m_dim))
+        self._judge_from(same)
+
+    def _judge_from(self, first: int) -> None:
+        """Judge the checkpoints from this index on."""
+        del self.phases[first:]
+        for k in range(first, len(self.evaluations)):
+            self._lambda.add(float(self._table[1, k]), float(self._table[2, k]))
+            self._table[-1, k] = self._lambda.value
+            self.phases.append(step(self.phase, self._judge(k + 1), k, self.rules))
 
     def _grows_by(self, new: Evaluation) -> bool:
         """Whether an evaluation simply stands behind all others."""
@@ -180,9 +210,9 @@ class Trace:
 
     def _judge(self, n: int) -> Judgement:
         """The judgement on the first n checkpoints, at the lambda of that time."""
-        columns = self._columns[:, :n]
+        columns = self._table[1:-1, :n]
         separability, m_dim = columns[:2]
-        lam = adaptive_lambda(separability, m_dim) if self.rules.lam is None else self.rules.lam
+        lam = float(self._table[-1, n - 1]) if self.rules.lam is None else self.rules.lam
         start = 1 if n > 1 and self.x[0] == 0 else 0  # an untrained network is nobody's best
         line = slice(start, n)
         dse = separability + lam * m_dim

@@ -10,11 +10,14 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from dse_monitor.history import Selection
 from dse_monitor.record import OUTPUT_FOLDER, Evaluation, finite
 from dse_monitor.series import Series
 
@@ -191,8 +194,7 @@ def describe(
     candidates = [entry(index) for index in line.candidates]
     surviving = next((item for item in candidates if item["exists"]), None)
     if candidates and surviving is None:
-        order = sorted(range(len(line)), key=lambda index: (-line.dse[index], index))
-        survivors = (entry(index) for index in order)
+        survivors = (entry(index) for index in _perhaps_left(line))
         surviving = next((item for item in survivors if item["exists"]), None)
     return {
         "run": run.name,
@@ -204,6 +206,18 @@ def describe(
         "candidates": candidates,
         "surviving": surviving,
     }
+
+
+def _perhaps_left(line: Series) -> Iterator[int]:
+    """Indices of a series, best first, without those whose files are known to be gone.
+
+    In a run of weeks that keeps its last few checkpoints nearly all are; to look for each at every new one
+    would take longer and longer.
+    """
+    index = np.arange(len(line))
+    if isinstance(line.evaluations, Selection):
+        index = index[line.evaluations.left()]
+    yield from map(int, index[np.argsort(-line.dse[index], kind="stable")])
 
 
 def publish(out: Path, run: Path, best: dict[str, Any]) -> None:

@@ -41,7 +41,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import (
     DATA_CLASS_SCALAR,
@@ -53,7 +52,6 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 
-from dse_monitor import series
 from dse_monitor.errors import OutputError
 from dse_monitor.metric.components import Components
 from dse_monitor.publish import frames, pictures
@@ -73,6 +71,7 @@ from dse_monitor.record import (
     Evaluation,
     to_json,
 )
+from dse_monitor.series import GrowingLambda
 
 PENDING_LIMIT = 500  # events queued before they are written while a folder is brought up to date; ours
 EVENTS_PER_TAG = 10  # what both of TensorBoard's loaders keep without being asked
@@ -149,7 +148,7 @@ class EventWriter:
         self._alerts = _Shards(TAG_ALERT)
         self._state_step = 0
         self._described: set[str] = set()
-        self._known: dict[str, _Growing] = {}
+        self._lambdas: dict[str, GrowingLambda] = {}
         self._painted = 0
         self._pictures: set[str] = set()
         self._images = b""
@@ -292,17 +291,16 @@ class EventWriter:
     def _remember(self, evaluation: Evaluation) -> None:
         """Keep what the adaptive lambda needs, one series per settings."""
         if evaluation.status == "scored" and evaluation.components and evaluation.settings:
-            known = self._known.setdefault(evaluation.settings.fingerprint, _Growing())
-            known.append(evaluation.components.separability, evaluation.components.m_dim)
+            lam = self._lambdas.setdefault(evaluation.settings.fingerprint, GrowingLambda())
+            lam.add(evaluation.components.separability, evaluation.components.m_dim)
 
     def _queue_scalars(self, evaluation: Evaluation) -> None:
         parts, settings = evaluation.components, evaluation.settings
         if evaluation.status != "scored" or parts is None or settings is None:
             return
-        known = self._known[settings.fingerprint]
-        lam = series.adaptive_lambda(*known.columns())
+        known = self._lambdas[settings.fingerprint]
         numbers = (
-            parts.dse(lam),
+            parts.dse(known.value),
             parts.separability,
             parts.m_inter,
             parts.m_intra_image,
@@ -316,7 +314,7 @@ class EventWriter:
                 self._described.add(tag)
                 value.metadata.CopyFrom(_describe("scalars", _SCALAR_TEXT.get(tag, ""), DATA_CLASS_SCALAR))
             values.append(value)
-        step = _plain_step(evaluation, len(known))
+        step = _plain_step(evaluation, known.count)
         self._append(Event(wall_time=_time(evaluation), step=step, summary=Summary(value=values)))
 
     def _queue_map(self, evaluation: Evaluation) -> None:
@@ -528,27 +526,6 @@ class _Shards:
             self._first, self._count = self._step, 0
         self._count += 1
         return self._step, [f"{prefix}{self._first}" for prefix in self._prefixes], first
-
-
-class _Growing:
-    """Two columns of float64 that grow by doubling, so that a lambda per checkpoint stays cheap."""
-
-    def __init__(self) -> None:
-        self._rows = np.empty((64, 2))
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def append(self, *row: float) -> None:
-        if self._count == len(self._rows):
-            self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
-        self._rows[self._count] = row
-        self._count += 1
-
-    def columns(self) -> tuple[np.ndarray, np.ndarray]:
-        rows = self._rows[: self._count]
-        return rows[:, 0], rows[:, 1]
 
 
 def _plain_step(evaluation: Evaluation, count: int) -> int:

@@ -1,16 +1,28 @@
-"""Memory that a process no longer uses, given back to a machine that trains."""
+"""Memory that a process no longer uses, given back to a machine that trains. With glibc alone."""
 
+import contextlib
 import ctypes
 import gc
 
+TRIM_THRESHOLD = -1  # glibc, malloc.h: M_TRIM_THRESHOLD
+SPARE_BYTES = 2 << 20  # kept at the end of the heap; ours: what a judgement on ten thousand checkpoints takes
+
+
+def settle() -> None:
+    """Keep a little spare memory rather than give it back and ask for it again at each checkpoint.
+
+    At the usual 128 kB, the columns of a long run made 500 page faults per look at them, half of its time.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(TRIM_THRESHOLD, SPARE_BYTES)
+
 
 def release() -> None:
-    """Return what was freed to the system; nothing happens where the C library is not glibc.
+    """Return what was freed to the system.
 
     Reading a long ledger and writing its event data leave tens of megabytes behind, which the allocator would
     keep for as long as the watcher lives.
     """
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

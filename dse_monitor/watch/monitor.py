@@ -109,6 +109,7 @@ class Monitor:
         clock: Clock | None = None,
         sleep: Callable[[list[int], float], None] | None = None,
     ):
+        memory.settle()
         self._options, self._console = options, console
         self._parts = parts or Parts.real()
         self._clock = clock or SystemClock()

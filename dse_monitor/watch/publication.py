@@ -175,6 +175,10 @@ class Publication:
         with contextlib.suppress(OutputError):
             self._writer.close()
 
+    def keeps(self, evaluation: Evaluation) -> bool:
+        """Whether there is a kept file of an evaluation."""
+        return self._keeper.path(evaluation.seq) is not None
+
     def silence(self, fact: dict[str, Any]) -> None:
         """Somebody asked for silence (a fact of kind ``silence``)."""
         self._book.silence(fact)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dse_monitor.history import History
+from dse_monitor.history import History, index_of
 from dse_monitor.record import Alert, Evaluation
 from dse_monitor.series import Series
 from dse_monitor.watch.console import Console, Header, Notice, Problem, Row
+
+REMEMBERED = 1000  # things that were said once and are not said again; ours
 
 
 class Report:
@@ -22,7 +25,7 @@ class Report:
 
     def __init__(self, console: Console, run: str):
         self._console, self._run = console, run
-        self._said: set[str] = set()
+        self._said: dict[str, None] = {}
         self.last_problem = ""
 
     def header(
@@ -59,11 +62,11 @@ class Report:
     ) -> None:
         """One checkpoint's line; ``mark`` is the state of the degradation rule in words."""
         self.encoder(evaluation)
-        places = range(len(line) - 1, -1, -1)  # the newest is likely the last
-        index = next((k for k in places if line.evaluations[k].seq == evaluation.seq), None)
+        index = index_of(line.evaluations, evaluation.seq)
         if index is None:  # it stands at the place of a newer one, or under other settings
             return
-        others = [float(value) for k, value in enumerate(line.dse) if k != index]
+        before, after = line.dse[:index], line.dse[index + 1 :]
+        best_other = max(before.max(initial=-math.inf), after.max(initial=-math.inf))
         is_best = line.best == index
         story = ""
         if told is not None:
@@ -76,7 +79,7 @@ class Report:
                 x=float(line.x[index]),
                 dse=float(line.dse[index]),
                 dse_se=float(line.dse_se[index]),
-                delta=float(line.dse[index]) - max(others) if others else None,
+                delta=float(line.dse[index] - best_other) if len(line) > 1 else None,
                 separability=float(line.separability[index]),
                 m_dim=float(line.m_dim[index]),
                 lam=line.lam,
@@ -108,12 +111,14 @@ class Report:
 
     def over(self, key: str) -> None:
         """It is not true any more; it may be said again."""
-        self._said.discard(key)
+        self._said.pop(key, None)
 
     def _first(self, key: str) -> bool:
         if key in self._said:
             return False
-        self._said.add(key)
+        self._said[key] = None
+        if len(self._said) > REMEMBERED:  # weeks of small troubles must not fill memory
+            del self._said[next(iter(self._said))]
         return True
 
     def _header(self, label: str, text: str, aside: str = "") -> None:

@@ -377,6 +377,8 @@ class WatchedRun:
         self._settler.discard(path)
         self._filter.forget(path)
         self.queue.vanished(path, now, rolling=self._parts.is_rolling(path))
+        if not self._options.once:  # only then is it asked in the end
+            self.failed.discard(path)
         for known in (self._torn, self._passed):
             known.pop(path, None)
         if path in self.queue and not self._aside.has(path):
@@ -420,6 +422,7 @@ class WatchedRun:
 
     def _same(self, path: str, mark: Stamp, seq: int, key: str | None = None) -> None:
         """A file whose content was dealt with already, under this or another name."""
+        self.history.set_left(seq, True)
         known = self.history[self.history.row(seq)]
         if known.status != "scored":
             self.failed.add(path)
@@ -587,6 +590,9 @@ class WatchedRun:
             with contextlib.suppress(OSError):
                 if self._versions.find(path, stamp(self.folder / path)) == evaluation.seq:
                     return path
+        # The scans say when a file of a name that is not there comes back: see `_same`.
+        if self.scans and not any(map(self._scanner.has, paths)) and not self.publication.keeps(evaluation):
+            self.history.set_left(evaluation.seq, False)
         return None
 
     # Saying.
