@@ -8,8 +8,9 @@ so state dicts carry timm's names; what a method needs beyond timm's forward is 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import timm
@@ -131,11 +132,25 @@ def build(spec: Backbone, **kwargs: Any) -> nn.Module:
         model.patch_embed.strict_img_size = False
         for block in (block for stage in model.layers for block in stage.blocks):
             block.dynamic_mask = True
+            block._attn = partial(_fill_up_then_attend, block.window_size, block._attn)
     if spec.norm_eps is not None:
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = spec.norm_eps
     return model
+
+
+def _fill_up_then_attend(
+    window: tuple[int, int], attend: Callable[[Tensor], Tensor], tokens: Tensor
+) -> Tensor:
+    """Attention in windows on a grid [B, H, W, D], filled up with zeros to whole windows and then shifted.
+
+    So do the Swin authors and EsViT; timm shifts first. The two differ where windows do not divide the grid:
+    24 patches a side in EsViT's local crops.
+    """
+    height, width = tokens.shape[1:3]
+    filled = F.pad(tokens, (0, 0, 0, -width % window[1], 0, -height % window[0]))
+    return attend(filled)[:, :height, :width]
 
 
 def features(model: nn.Module, images: Tensor) -> Features:
@@ -225,7 +240,7 @@ def interpolate_positions(positions: Tensor, height: int, width: int, patch: int
     count = positions.shape[1] - prefix
     side = math.isqrt(count)
     rows, columns = height // patch, width // patch
-    if rows == columns == side:
+    if rows * columns == count and height == width:  # pixels, as there
         return positions
     grid = positions[:, prefix:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
     scale = ((rows + 0.1) / math.sqrt(count), (columns + 0.1) / math.sqrt(count))

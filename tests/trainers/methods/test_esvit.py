@@ -1,5 +1,6 @@
 """EsViT against vectors made with microsoft/esvit, at the tolerances of its fact sheet."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -87,7 +88,8 @@ def test_view_loss_equals_official_with_and_without_mixing(g, case):
     torch.testing.assert_close(student.grad, g[f"{case}/grad_student"], **GRADIENT)
 
 
-def test_swin_equals_official_on_both_crop_sizes(g):
+def official_swin(g):
+    """timm's network with the weights of EsViT's in golden vectors."""
     spec = backbones.describe(
         "swin_mini_patch4",
         g["swin/img_size"],
@@ -110,11 +112,32 @@ def test_swin_equals_official_on_both_crop_sizes(g):
                 name = name.replace(f"layers.{stage}.", f"layers.{stage + 1}.")
             state[name] = value
     model.load_state_dict(state)
+    return model
+
+
+def compare_crops(model, g, kind):
     with torch.no_grad():
-        for kind in ("global", "local"):
-            features = backbones.features(model, g[f"swin/images_{kind}"])
-            torch.testing.assert_close(features.dense, g[f"swin/{kind}_regions"], **SWIN)
-            torch.testing.assert_close(features.pooled, g[f"swin/{kind}_pooled"], **SWIN)
+        features = backbones.features(model, g[f"swin/images_{kind}"])
+    torch.testing.assert_close(features.dense, g[f"swin/{kind}_regions"], **SWIN)
+    torch.testing.assert_close(features.pooled, g[f"swin/{kind}_pooled"], **SWIN)
+
+
+def test_swin_equals_official_on_both_crop_sizes(g):
+    model = official_swin(g)
+    for kind in ("global", "local"):
+        compare_crops(model, g, kind)
+
+
+def test_grids_that_windows_do_not_divide_are_filled_up_before_they_are_shifted(golden):
+    """As in the local crops of the recipe, 24 patches a side in windows of 7; timm shifts first."""
+    vectors = golden("esvit_windows")
+    model = official_swin(vectors)
+    compare_crops(model, vectors, "local")
+    compare_crops(copy.deepcopy(model), vectors, "local")
+    for block in (block for stage in model.layers for block in stage.blocks):
+        del block._attn  # timm's own again
+    with pytest.raises(AssertionError):
+        compare_crops(model, vectors, "local")
 
 
 def test_schedules_equal_official(g, distillation_schedules):
