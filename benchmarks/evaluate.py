@@ -67,9 +67,9 @@ def main(
         print_table(arch, num_images, evaluator, first.seconds, later, statistics.median(bare))
 
 
-def write_checkpoint(path: Path, arch: str) -> tuple[Path, torch.nn.Module]:
+def write_checkpoint(path: Path, arch: str, seed: int = 0) -> tuple[Path, torch.nn.Module]:
     """A freshly drawn network as our trainers write it, and the network itself."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = timm.create_model(arch, num_classes=0).eval()
     weights = {"teacher.backbone." + name: value for name, value in model.state_dict().items()}
     backbone = {"name": arch, "kwargs": {"num_classes": 0}, "image_size": 224, "num_heads": None}
