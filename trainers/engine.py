@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dse_monitor.metric import DSERegularizer
-from trainers import backbones, data, distributed, optim, saving, sharding
+from trainers import allocator, backbones, data, distributed, optim, saving, sharding
 from trainers.method import Method, Plan, Progress, Recipe, StepOutput, Views, normalise
 from trainers.reporting import Means, Report
 from trainers.settings import Settings, TrainingError
@@ -483,6 +483,8 @@ def _workers(settings: Settings, device: torch.device) -> int:
 
 
 def _set_up_torch(settings: Settings, device: torch.device) -> None:
+    if device.type == "cpu":
+        allocator.keep_freed_memory()
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # only a warning: the backward of bicubic interpolation has no deterministic form on GPUs
