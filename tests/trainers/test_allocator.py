@@ -1,0 +1,45 @@
+"""Memory on CPUs: the process keeps what it freed."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from trainers import allocator
+
+PAGES = 64 * 2**20 // os.sysconf("SC_PAGESIZE")  # of one tensor below
+FAULTS = """
+import resource
+import torch
+from trainers import allocator
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+if {keep}:
+    assert allocator.keep_freed_memory()
+torch.ones(2**24)  # 64 MiB, mapped by the kernel if glibc may choose
+before = faults()
+torch.ones(2**24)
+print(faults() - before)
+"""
+
+
+def faults_of_the_second_tensor(*, keep: bool) -> int:
+    environment = {k: v for k, v in os.environ.items() if k not in allocator._CHOSEN_OUTSIDE}
+    code = FAULTS.format(keep=keep)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc only")
+def test_memory_of_a_freed_tensor_is_used_again_without_page_faults():
+    assert faults_of_the_second_tensor(keep=False) >= PAGES  # what there would be to save
+    assert faults_of_the_second_tensor(keep=True) < PAGES / 100
+
+
+@pytest.mark.parametrize("name", allocator._CHOSEN_OUTSIDE)
+def test_a_malloc_tuned_from_outside_is_left_alone(monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    assert not allocator.keep_freed_memory()
