@@ -209,6 +209,7 @@ LAYOUTS: tuple[Layout, ...] = (
             NetworkAt("encoder", "model/*"),
         ),
         evaluated="the file names the evaluated network itself",
+        details={"pad_first": True},  # of its Swins, as in the code of their methods' authors
     ),
     # The sixteen methods of the DSE paper; the default network is the one its numbers come from.
     Layout(

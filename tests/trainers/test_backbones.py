@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainers import backbones
+from dse_monitor.checkpoints import load_encoder
+from trainers import backbones, saving
 from trainers.backbones import UnfitBackbone
 
 FAMILIES = {
@@ -113,3 +114,25 @@ def test_recomputed_activations_leave_gradients_alone():
         backbones.features(model, images).dense.square().sum().backward()
         gradients.append(model.blocks[0].attn.qkv.weight.grad.clone())
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("image_size", [64, 44])  # 44: windows of 4 leave one of eleven patches over
+def test_monitor_sees_the_tokens_of_a_swin_that_training_sees(tmp_path, image_size):
+    torch.manual_seed(0)
+    spec = backbones.describe("swin_mini_patch4", image_size, depths=[2, 2, 2], norm_eps=1e-6)
+    model = backbones.build(spec).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    content = {
+        "format": saving.FORMAT,
+        "schema": saving.SCHEMA,
+        "backbone": saving._described(spec),
+        "evaluated": "teacher.backbone.",
+        "model": {f"teacher.backbone.{name}": value for name, value in model.state_dict().items()},
+    }
+    torch.save(content, tmp_path / "checkpoint_0001.pth")
+    images = torch.randn(2, 3, image_size, image_size)
+    with torch.no_grad():
+        expected = backbones.features(model, images).dense
+    found = load_encoder(tmp_path / "checkpoint_0001.pth").dense_tokens(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
