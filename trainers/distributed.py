@@ -49,6 +49,14 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def of_first_process(tensor: Tensor) -> Tensor:
+    """The first process's tensor on every process; the input is left alone."""
+    tensor = tensor.detach().clone()
+    if world_size() > 1:
+        dist.broadcast(tensor, 0)
+    return tensor
+
+
 def gather(tensor: Tensor) -> Tensor:
     """[B, ...] of every process joined to [world * B, ...] in order of rank, without gradient."""
     tensor = tensor.detach()

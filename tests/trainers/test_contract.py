@@ -9,17 +9,23 @@ import pytest
 import torch
 from PIL import Image
 
-from trainers import backbones, optim
+from dse_monitor.checkpoints import load_encoder
+from trainers import backbones, optim, saving
 from trainers.data import seeded
-from trainers.method import Method, Plan, Progress, normalise
+from trainers.method import Method, Plan, Progress, Views, normalise
 from trainers.methods import METHODS, load
 
 BATCH = 8
 
 
 @pytest.fixture(params=METHODS, scope="module")
-def method_type(request) -> type[Method]:
-    return load(request.param)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def method_type(name) -> type[Method]:
+    return load(name)
 
 
 @pytest.fixture
@@ -145,6 +151,25 @@ def test_state_dict_resumes_training_bit_for_bit(method_type, method):
         assert resumed(views, step) == first
     for name, tensor in method.state_dict().items():
         assert torch.equal(tensor, resumed.method.state_dict()[name]), name
+
+
+def test_monitor_reads_what_the_trainer_saves(name, small, run, tmp_path):
+    """A run's last file gives the tokens of the network that lived in it, and says where it is from."""
+    recipe = small(name, epochs=1)
+    run(name, recipe, tmp_path)
+    path = tmp_path / "checkpoint_0001.pth"
+    method = load(name)(recipe)
+    method.load_state_dict(saving.read(path)["model"])
+    network = method.get_submodule(method.evaluated.removesuffix(".")).eval()
+    encoder = load_encoder(path)
+    pixels = torch.stack([torch.from_numpy(np.array(image)) for image in images(4)])
+    with torch.no_grad():
+        scaled = [(pixels / 255).permute(0, 3, 1, 2)]
+        (normal,) = normalise(Views(scaled), encoder.mean, encoder.std).images
+        live = backbones.features(network, normal).dense
+    torch.testing.assert_close(encoder.encode(pixels), live, rtol=1e-4, atol=1e-5)
+    assert (encoder.epoch, encoder.step, encoder.source.layout) == (1, 2, "dse-train")
+    assert encoder.image_size == recipe.image_size
 
 
 def test_views_depend_on_the_seed_alone(method):

@@ -12,7 +12,6 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -224,8 +223,7 @@ class DenseCL(Method):
         if distributed.world_size() == 1:
             return self.teacher(images)
         joined = distributed.gather(images)
-        order = torch.randperm(len(joined), device=images.device)
-        dist.broadcast(order, 0)
+        order = distributed.of_first_process(torch.randperm(len(joined), device=images.device))
         mine = slice(distributed.rank() * len(images), (distributed.rank() + 1) * len(images))
         keys = [distributed.gather(part) for part in self.teacher(joined[order[mine]])]
         back = order.argsort()[mine]

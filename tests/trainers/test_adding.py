@@ -1,0 +1,176 @@
+"""What a method file may know, and that adding one takes the file, its line and its golden vector."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from dse_monitor.checkpoints import load_encoder
+from trainers import methods
+from trainers.methods import METHODS, load
+
+ROOT = Path(__file__).parents[2]
+TESTS = Path(__file__).parent
+
+# Everything a method may be made of; the engine, its settings, its data, its files and its report are not.
+PARTS = {
+    "backbones",
+    "centre",
+    "distributed",
+    "heads",
+    "masks",
+    "method",
+    "networks",
+    "objectives",
+    "optim",
+    "queues",
+    "teacher",
+    "views",
+}
+LIBRARIES = {"PIL", "numpy", "timm", "torch"}
+STANDARD = {"__future__", "collections", "dataclasses", "math", "typing"}
+FOREIGN = ("torch.optim", "torch.distributed", "torch.nn.parallel", "torch.utils.tensorboard", "torch.amp")
+# the engine's: to make an optimiser and to use it
+DEEDS = {"build", "LARS", "InnerLARS", "LARC"}
+CALLS = {"backward", "step", "zero_grad", "save", "load", "print", "DistributedDataParallel"}
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Full names of all that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def strange(source: str) -> list[str]:
+    """What a method file has no business with."""
+    tree = ast.parse(source)
+    found = []
+    for name in imported(tree):
+        package, _, rest = name.partition(".")
+        if package == "trainers":
+            known = rest.split(".")[0] in PARTS
+        else:
+            known = package in LIBRARIES | STANDARD and not name.startswith(FOREIGN)
+        found += [] if known else [name]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if (node.value.id == "optim" and node.attr in DEEDS) or f"{node.value.id}.{node.attr}" in FOREIGN:
+                found.append(f"{node.value.id}.{node.attr}")
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            found += [f"{called}()"] if called in CALLS else []
+    return sorted(found)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method_file_knows_nothing_of_the_engines_work(name):
+    assert strange((ROOT / "trainers" / "methods" / f"{name}.py").read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("part", sorted(PARTS))
+def test_parts_of_methods_lead_to_no_engine_either(part):
+    tree = ast.parse((ROOT / "trainers" / f"{part}.py").read_text(encoding="utf-8"))
+    names = {name.split(".")[1] for name in imported(tree) if name.startswith("trainers.")}
+    assert names <= PARTS
+    others = {name.split(".")[0] for name in imported(tree)}
+    assert not others & {"argparse", "tyro", "logging", "rich", "tensorboard", "dse_monitor"}
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("import argparse", "argparse"),
+        ("import logging", "logging"),
+        (
+            "from torch.nn.parallel import DistributedDataParallel",
+            "torch.nn.parallel.DistributedDataParallel",
+        ),
+        ("import torch.distributed as dist", "torch.distributed"),
+        ("from torch import optim as o", "torch.optim"),
+        ("from trainers.settings import Settings", "trainers.settings.Settings"),
+        ("from dse_monitor.metric import DSERegularizer", "dse_monitor.metric.DSERegularizer"),
+        ("x = optim.LARS([], 0.1, 0.9)", "optim.LARS"),
+        ("loss.backward()", "backward()"),
+        ("print(loss)", "print()"),
+    ],
+)
+def test_the_walk_finds_what_it_looks_for(line, found):
+    assert found in strange(line)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_its_golden_vector_and_tests_that_read_it(name):
+    assert (ROOT / "tests" / "data" / "golden" / f"{name}.pt").stat().st_size > 0
+    assert f'golden("{name}")' in (TESTS / "methods" / f"test_{name}.py").read_text(encoding="utf-8")
+
+
+FILE = '''
+"""Two views of an image shall have the same features. Written for this test."""
+import dataclasses
+from dataclasses import dataclass
+import torch
+from trainers import backbones, optim, views
+from trainers.method import Method, Recipe, StepOutput
+
+@dataclass(frozen=True, kw_only=True)
+class AgreeRecipe(Recipe):
+    """Numbers.
+
+    Attributes:
+        pull: weight of the one term.
+    """
+    backbone: str = "resnet50"
+    batch_size: int = 64
+    epochs: int = 10
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    pull: float = 1.0
+
+    @classmethod
+    def tiny(cls):
+        return dataclasses.replace(cls(), backbone="resnet_mini", image_size=64, warmup_epochs=1)
+
+class Agree(Method):
+    """Agreement."""
+    recipe_type = AgreeRecipe
+    evaluated = "backbone."
+    batch_coupled = "batch norm"
+    differences = "There is no code to differ from."
+
+    def __init__(self, recipe):
+        super().__init__(recipe)
+        self.backbone_spec = backbones.describe(recipe.backbone, recipe.image_size)
+        self.backbone = backbones.build(self.backbone_spec)
+
+    def views(self):
+        return views.MultiCrop([views.moco_v2_crop(self.recipe.image_size)] * 2)
+
+    def forward(self, views, progress):
+        """Dense: the map of the first view."""
+        first, second = (backbones.features(self.backbone, image) for image in views.images)
+        loss = self.recipe.pull * (first.pooled - second.pooled).square().mean()
+        return StepOutput(loss, first.dense)
+
+    def schedules(self, plan):
+        steps = plan.total_steps
+        return {"lr": optim.constant(self.recipe.lr, steps), "weight_decay": optim.constant(0.1, steps)}
+'''
+
+
+def test_method_is_added_by_its_file_and_one_line(tmp_path, monkeypatch, small, run):
+    (tmp_path / "agree.py").write_text(FILE, encoding="utf-8")
+    assert strange(FILE) == []
+    monkeypatch.setattr(
+        methods, "__path__", [*methods.__path__, str(tmp_path)]
+    )  # as if it lay beside the others
+    monkeypatch.setitem(METHODS, "agree", "Agree")  # the line
+    assert load("agree").__name__ == "Agree"
+    run("agree", small("agree", pull=2.0), tmp_path / "run", dse_weight=1e-3)
+    assert load_encoder(tmp_path / "run" / "checkpoint_0002.pth").epoch == 2

@@ -1,0 +1,72 @@
+"""--compile: the same step, the same names in what is saved, and runs that resume with and without it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trainers import saving
+from trainers.engine import Trainer
+from trainers.methods import load
+from trainers.settings import Settings
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),  # a C++ compiler runs
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),  # torch's own tracer
+]
+METHODS = ("mae", "simsiam")  # a transformer and a convolutional network, with the fewest graphs to compile
+
+
+@pytest.fixture(autouse=True)
+def compiler(tmp_path_factory, monkeypatch):
+    """Compiled code goes to a folder of the tests, and nothing compiled is left to others."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "inductor"))
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def stepped(name, recipe, out, **changes) -> Trainer:
+    """A trainer after its first step, the same for each call."""
+    values = {"data": "scenes", "scenes": 16, "device": "cpu", "workers": 0, **changes}
+    one = Trainer(name, load(name), recipe, Settings(out=out, **values), torch.device("cpu"))
+    one.report.close()
+    torch.manual_seed(3)
+    one.measured = one._optimise(iter(one.loader), one._progress())
+    return one
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_compiled_step_has_the_loss_and_gradient_of_the_plain_one(name, small, tmp_path):
+    recipe = small(name)
+    plain = stepped(name, recipe, tmp_path / "plain")
+    counted = torch._dynamo.utils.counters
+    counted.clear()
+    compiled = stepped(name, recipe, tmp_path / "compiled", compile=True)
+    assert counted["inductor"], "nothing was compiled"
+    torch.testing.assert_close(compiled.measured["loss"], plain.measured["loss"])
+    assert compiled.method.state_dict().keys() == plain.method.state_dict().keys()
+    gradients = {n: p.grad for n, p in plain.method.named_parameters() if p.grad is not None}
+    other = dict(compiled.method.named_parameters())
+    size = torch.stack([g.norm() for g in gradients.values()]).norm()
+    for key, value in gradients.items():
+        # fused kernels round elsewhere
+        assert (other[key].grad - value).norm() <= 1e-3 * value.norm() + 1e-5 * size, key
+    for key, value in plain.method.state_dict().items():
+        if key.endswith("running_mean"):
+            torch.testing.assert_close(compiled.method.state_dict()[key], value, msg=key)
+
+
+def test_compiled_run_is_saved_under_the_same_names_and_resumes(small, run, difference, tmp_path):
+    recipe = small("mae")
+    run("mae", recipe, tmp_path / "plain", max_steps=3)
+    run("mae", recipe, tmp_path / "whole", compile=True)
+    run("mae", recipe, tmp_path / "parts", compile=True, max_steps=3)
+    plain, parts = (saving.newest(tmp_path / name)[1] for name in ("plain", "parts"))
+    assert plain["model"].keys() == parts["model"].keys()
+    run("mae", recipe, tmp_path / "parts", compile=True, resume=True)
+    whole, parts = (saving.read(tmp_path / name / "checkpoint_0002.pth") for name in ("whole", "parts"))
+    assert difference(whole, parts) == ""
+    run("mae", recipe, tmp_path / "plain", compile=True, resume=True)  # begun without, ended with it
+    assert saving.newest(tmp_path / "plain")[1]["step"] == 4
