@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
-from trainers import engine
+from trainers import engine, optim
 from trainers.__main__ import main
+from trainers.method import Plan
 from trainers.methods import METHODS, load
 from trainers.methods.dino import DINORecipe
 from trainers.settings import Settings
@@ -61,6 +63,25 @@ def test_every_preset_is_a_whole_recipe_of_its_own(method, called):
     recipes = [recipe_type(), *(recipe for _, _, recipe, _ in called)]
     assert all(type(recipe) is recipe_type for recipe in recipes)
     assert len(set(recipes)) == 1 + len(recipe_type.presets)
+
+
+OTHERS = [
+    (method, preset) for method in METHODS for preset in load(method).recipe_type.presets if preset != "tiny"
+]
+
+
+@pytest.mark.parametrize(("method", "preset"), OTHERS)
+def test_every_other_recipe_fits_its_networks_optimiser_and_schedules(method, preset):
+    method_type = load(method)
+    recipe = getattr(method_type.recipe_type, preset)()
+    plan = Plan(recipe.epochs, 10, recipe.batch_size, 10 * recipe.batch_size)
+    with torch.device("meta"):  # no memory, and ViT-H is one of them
+        built = method_type(recipe)
+        groups = built.parameter_groups()
+        optim.build(recipe, groups)
+    schedules = built.schedules(plan)
+    assert schedules["lr"].shape == (plan.total_steps,)
+    assert {group.lr for group in groups} | {group.weight_decay for group in groups} <= {"", *schedules}
 
 
 @pytest.mark.parametrize(
