@@ -11,7 +11,7 @@ from trainers.method import Views
 from trainers.methods import METHODS, load
 from trainers.settings import Settings
 
-ADDS_UP = ("dino", "esvit", "ibot", "mae", "ijepa")  # as the next test finds them
+ADDS_UP = ("dino", "esvit", "ibot", "mugs", "mae", "ijepa")  # as the next test finds them
 
 
 def trainer(name, recipe, out, **changes) -> Trainer:

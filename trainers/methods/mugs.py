@@ -317,6 +317,24 @@ class Outputs(NamedTuple):
     dense: Tensor
 
 
+class Seen(NamedTuple):
+    """What queues and memories will be given once the step is over, by image of all processes.
+
+    Attributes:
+        instance: keys of both teacher views [n, 2, C].
+        local_group: the same for the local groups.
+        own: the student's patch mean of its first large crop [n, D].
+        target: the teacher's.
+        weak: bool [n], whether the student's large crops were weak.
+    """
+
+    instance: Tensor
+    local_group: Tensor
+    own: Tensor
+    target: Tensor
+    weak: Tensor
+
+
 class Network(nn.Module):
     """Backbone, relation block and three heads; the teacher's heads have no predictors."""
 
@@ -425,7 +443,6 @@ class Mugs(Method):
     recipe_type = MugsRecipe
     evaluated = "teacher.backbone."
     teachers = ("teacher",)
-    batch_coupled = "queues and memories that advance by the batch"
     differences = (
         "The memory's pointer moves twice as far as it should, as released, so that every second chunk keeps "
         "its random start; kept, so that runs agree. Its third buffer, which is never read, is left out. "
@@ -457,7 +474,7 @@ class Mugs(Method):
         self.student_memory = Memory(spec.width, r.memory_length, r.neighbours)
         self.teacher_memory = Memory(spec.width, r.memory_length, r.neighbours)
         self.centre = Centre(1, r.prototypes, momentum=r.centre_momentum)
-        self._remembered: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._seen: list[Seen] = []
 
     def _network(self, *, predicts: bool, **options: float) -> Network:
         backbone = backbones.build(self.backbone_spec, **options)
@@ -517,15 +534,15 @@ class Mugs(Method):
             losses = {name: granular_mean(value) for name, value in losses.items()}
             loss = weighted_mean(list(losses.values()), self._weights)
         self.centre.observe(target.group)
-        for queue, keys in (
-            (self.instance_queue, target.instance),
-            (self.local_group_queue, target.local_group),
-        ):
-            for view in keys.float().unflatten(0, (LARGE_CROPS, -1)):
-                queue.observe(gather(view))
-        first = [x.dense[: len(x.dense) // LARGE_CROPS].mean(1) for x in (own, target)]
-        self._remembered.append((gather(first[0]), gather(first[1]), gather(views.extra["weak"])))
+        self._remember(own, target, views.extra["weak"])
         return StepOutput(loss, own.dense, {name: value.detach() for name, value in losses.items()})
+
+    @torch.no_grad()
+    def _remember(self, own: Outputs, target: Outputs, weak: Tensor) -> None:
+        first = slice(0, len(weak))  # of the two large crops
+        parts = [own.dense[first].mean(1), target.dense[first].mean(1), weak]
+        keys = [k.float().unflatten(0, (LARGE_CROPS, -1)).transpose(0, 1) for k in target[:2]]
+        self._seen.append(Seen(*(gather(part) for part in (*keys, *parts))))
 
     def schedules(self, plan: Plan) -> dict[str, np.ndarray]:
         """Per iteration, but the temperature per epoch."""
@@ -552,9 +569,10 @@ class Mugs(Method):
         """All follow; only weakly augmented images enter the student's memory."""
         teacher.ema_update(self.teacher, self.student, progress.values["teacher_momentum"])
         self.centre.update()
-        self.instance_queue.update()
-        self.local_group_queue.update()
-        for own, target, weak in self._remembered:
-            self.student_memory.push(own, weak)
-            self.teacher_memory.push(target)
-        self._remembered.clear()
+        seen = Seen(*(torch.cat(parts) for parts in zip(*self._seen, strict=True)))  # one large batch
+        for view in range(LARGE_CROPS):
+            self.instance_queue.push(seen.instance[:, view])
+            self.local_group_queue.push(seen.local_group[:, view])
+        self.student_memory.push(seen.own, seen.weak)
+        self.teacher_memory.push(seen.target)
+        self._seen.clear()

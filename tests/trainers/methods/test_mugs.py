@@ -18,6 +18,7 @@ from trainers.methods.mugs import (
     Mugs,
     MugsRecipe,
     Network,
+    Seen,
     clip_norm,
     contrast_pairs,
     granular_mean,
@@ -186,8 +187,8 @@ def test_parameter_groups_equal_official(g):
 def test_only_weakly_augmented_images_enter_the_students_memory():
     method = Mugs(dataclasses.replace(MugsRecipe.tiny(), local_crops=1))
     before = method.student_memory.searched.clone()
-    features = torch.ones(4, 96)
-    method._remembered.append((features, features, torch.tensor([True, False, False, True])))
+    features, keys = torch.ones(4, 96), torch.ones(4, 2, method.recipe.projection)
+    method._seen.append(Seen(keys, keys, features, features, torch.tensor([True, False, False, True])))
     method.after_step(Progress(Plan(1, 1, 4, 4), 0, {"teacher_momentum": 1.0}))
     changed = (method.student_memory.searched != before).any(1)
     assert changed.sum() == 2
@@ -261,8 +262,7 @@ def test_memory_takes_the_first_large_crops_patches_after_the_norm():
     with torch.no_grad():
         tokens, _ = method.teacher.encode(views.images[0], method.teacher_memory)
     method(views, step(method))
-    _, stored, _ = method._remembered[0]
-    torch.testing.assert_close(stored, tokens[:, 1:].mean(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(method._seen[0].target, tokens[:, 1:].mean(1), rtol=1e-4, atol=1e-5)
 
 
 def test_neighbours_and_negatives_are_those_of_the_steps_before():
@@ -285,6 +285,21 @@ def test_each_queue_takes_both_teacher_views_of_every_image():
     method.after_step(step(method))
     assert method.instance_queue.pointer.item() == 2 * BATCH
     assert method.local_group_queue.pointer.item() == 2 * BATCH
+
+
+def test_views_enter_the_queue_one_after_the_other_whatever_the_micro_batches():
+    keys = torch.arange(24.0).view(4, 2, 3)  # images, views, width
+    columns = []
+    for parts in (1, 2):
+        method = small(projection=3)
+        for part in keys.chunk(parts):
+            rest = torch.zeros(len(part), 96)
+            method._seen.append(Seen(part, part, rest, rest, torch.ones(len(part), dtype=torch.bool)))
+        method.after_step(step(method))
+        columns.append(method.instance_queue.columns[:, :8].T)
+        assert method.teacher_memory.pointer.item() == 2 * 4  # skipped once, not once for each part
+    assert torch.equal(columns[0], torch.cat([keys[:, 0], keys[:, 1]]))
+    assert torch.equal(*columns)
 
 
 def test_queue_shorter_than_both_views_keeps_the_later_ones():
@@ -380,7 +395,7 @@ def test_local_crops_as_large_as_the_large_ones_stay_out_of_dense_tokens_and_mem
     method = small(local_size=64)
     out = method(crops(method), step(method))
     assert out.dense.shape[0] == 2 * BATCH
-    assert [len(part) for part in method._remembered[0]] == [BATCH] * 3
+    assert [len(part) for part in method._seen[0]] == [BATCH] * 5
 
 
 @pytest.fixture
