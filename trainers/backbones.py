@@ -276,11 +276,40 @@ def sincos_positions(width: int, grid: int, *, cls: bool = False, rows_first: bo
 
 
 def checkpoint_activations(module: nn.Module) -> None:
-    """Recompute activations block by block in the backward pass of every trained timm network inside."""
+    """Recompute activations block by block in the backward pass of every trained timm network inside.
+
+    Call it once batch norms are what they will be: recomputing must not move their statistics again.
+    """
     for child in module.modules():
         trained = any(p.requires_grad for p in child.parameters())
         if trained and hasattr(child, "set_grad_checkpointing"):
             child.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
+            for norm in child.modules():
+                if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.track_running_stats:
+                    keeper = _KeepStatistics()
+                    norm.register_forward_pre_hook(keeper.begin)
+                    # recomputing ends by an exception as soon as it has what it needs
+                    norm.register_forward_hook(keeper.end, always_call=True)
+
+
+class _KeepStatistics:
+    """Keeps a batch norm's running statistics when a backward pass runs it again on the same batch."""
+
+    def __init__(self) -> None:
+        self.before: tuple[float | None, Tensor] | None = None
+
+    def begin(self, norm: Any, inputs: Any) -> None:
+        del inputs
+        if torch._C._current_graph_task_id() != -1:  # within a backward pass; torch.utils.checkpoint asks so
+            self.before = norm.momentum, norm.num_batches_tracked.clone()
+            norm.momentum = 0.0
+
+    def end(self, norm: Any, inputs: Any, output: Any) -> None:
+        del inputs, output
+        if self.before is not None:
+            norm.momentum, count = self.before
+            norm.num_batches_tracked.copy_(count)
+            self.before = None
 
 
 def compile_blocks(module: nn.Module) -> None:

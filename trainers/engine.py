@@ -389,10 +389,10 @@ class Trainer:
         self._channels_last = settings.channels_last and method.backbone_spec.family == "conv"
         if self._channels_last:
             method.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        if settings.checkpointing:
-            backbones.checkpoint_activations(method)
         if self.plan.world_size > 1 and method.sync_batchnorm:
             distributed.synchronise_batchnorm(method, device)
+        if settings.checkpointing:
+            backbones.checkpoint_activations(method)
         if settings.compile:
             backbones.compile_blocks(method)
         self._sharded = sharding.wanted(method, settings, self.precision, device)
