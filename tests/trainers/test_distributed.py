@@ -173,6 +173,10 @@ def test_gathering_keeps_the_exact_gradient_under_averaging(alone, together):
     torch.testing.assert_close(together[0]["gathered"], alone.gathered_gradient())
 
 
+def test_logged_values_are_means_over_processes(together):
+    assert {name: value.item() for name, value in together[0]["means"].items()} == {"a": 5.0, "b": 1.5}
+
+
 @pytest.mark.parametrize("name", ["dino", "swav", "densecl"])
 def test_two_processes_resume_exactly(name, alone, together, difference):
     assert name in alone.RESUMED

@@ -159,6 +159,8 @@ if __name__ == "__main__":
     written |= {f"given {name}": value for name, value in four_others(out).items()}
     written["norm"] = synchronised_norm()
     written["gathered"] = gathered_gradient()
+    mine = {"b": torch.tensor(1.0 + dist.get_rank()), "a": torch.tensor(10.0 * dist.get_rank())}
+    written["means"] = distributed.means_over_processes(mine)
     if dist.get_rank() == 0:
         torch.save(written, out / "written.pt")
     engine.STOP_CHECK_STEPS = 1
