@@ -60,7 +60,7 @@ def test_optimiser_steps_equal_official(g, layerwise_steps):
         g,
         "lars",
         recipe,
-        {"lr": g["lars.lr_weights"], "weight_decay": g["lars.weight_decay"]},
+        {"lr": g["lars.lr_weights"], "weight_decay": g["lars.weight_decay"], "eta": g["lars.eta"]},
         {"lr": g["lars.lr_biases"]},
     )
 

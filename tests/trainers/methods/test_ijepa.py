@@ -33,6 +33,11 @@ def masks(g, prefix, kind, count):
     return [g[f"{prefix}_{kind}_{i}"] for i in range(count)]
 
 
+def blocks(g, prefix):
+    """How many blocks the vectors have under a prefix."""
+    return sum(key.startswith(prefix) and key.endswith(".norm1.weight") for key in g)
+
+
 def test_targets_loss_and_gradient_equal_official(g):
     targets = make_targets(g["loss/target_encoder_out"], masks(g, "loss/mask", "pred", g["npred"]), g["nenc"])
     torch.testing.assert_close(targets, g["loss/targets"], **OUTPUT)
@@ -45,8 +50,9 @@ def test_targets_loss_and_gradient_equal_official(g):
 
 def test_predictor_and_its_gradients_equal_official(g):
     inner, width = g["predictor/param/predictor_embed.weight"].shape
-    grid = round(g["num_patches"] ** 0.5)
-    predictor = Predictor(width, grid, inner, 1, g["predictor/num_heads"], mlp_ratio=g["predictor/mlp_ratio"])
+    grid, heads = round(g["num_patches"] ** 0.5), g["predictor/num_heads"]
+    depth = blocks(g, "predictor/param/predictor_blocks.")
+    predictor = Predictor(width, grid, inner, depth, heads, mlp_ratio=g["predictor/mlp_ratio"])
     prefix = "predictor/param/"
     state = {k[len(prefix) :].removeprefix("predictor_"): v for k, v in g.items() if k.startswith(prefix)}
     predictor.load_state_dict(state)
@@ -66,7 +72,7 @@ def test_encoder_equals_official_masked_and_whole(g):
         g["encoder/images"].shape[-1],
         patch_size=g["encoder/patch_size"],
         embed_dim=width,
-        depth=1,
+        depth=blocks(g, "encoder/param/blocks."),
         num_heads=g["encoder/num_heads"],
         mlp_ratio=g["encoder/mlp_ratio"],
         class_token=False,
@@ -105,6 +111,12 @@ def collator(g):
     )
 
 
+@pytest.fixture
+def official_blocks() -> MultiBlock:
+    """The released configuration for 224 pixels in patches of 16."""
+    return MultiBlock(grid=14)
+
+
 def test_block_sizes_equal_official_at_every_step(g, collator):
     for step, expected in enumerate(g["mask/block_sizes_by_step"].tolist()):
         target, context = collator.sizes(step)
@@ -121,10 +133,10 @@ def test_masks_equal_official_draw_for_draw(g, collator, example):
         assert torch.equal(mask, g[f"mask/example{example}_pred_{i}"])
 
 
-def test_context_never_shows_a_target(collator):
+def test_context_never_shows_a_target(official_blocks):
     torch.manual_seed(0)
     for step in range(10):
-        contexts, targets = collator.draw(4, step)
+        contexts, targets = official_blocks.draw(4, step)
         for image in range(4):
             hidden = {i for mask in targets for i in mask[image].tolist()}
             assert not hidden & set(contexts[0][image].tolist())
@@ -222,22 +234,22 @@ def test_predictions_are_ordered_as_the_targets():
                 torch.testing.assert_close(together[t, c], alone)
 
 
-def test_one_draw_gives_scale_and_aspect(g, collator):
+def test_one_draw_gives_scale_and_aspect(official_blocks):
     seen = set()
     for step in range(40):
         share = torch.rand(1, generator=torch.Generator().manual_seed(step)).item()
         area, aspect = int(196 * (0.15 + 0.05 * share)), 0.75 + 0.75 * share
-        (height, width), context = collator.sizes(step)
+        (height, width), context = official_blocks.sizes(step)
         assert (height, width) == (round((area * aspect) ** 0.5), round((area / aspect) ** 0.5))
         assert context == (13, 13)
         seen.add((height, width))
     assert seen <= {(5, 6), (6, 5), (6, 6), (7, 5), (8, 5)}
 
 
-def test_last_row_and_column_are_never_shown(collator):
+def test_last_row_and_column_are_never_shown(official_blocks):
     torch.manual_seed(0)
     for step in range(20):
-        (context,), _ = collator.draw(6, step)
+        (context,), _ = official_blocks.draw(6, step)
         assert (context // 14).max() < 13
         assert (context % 14).max() < 13
 
@@ -267,9 +279,9 @@ def test_context_that_targets_cover_gives_the_last_target_up():
     assert len(shown) == 9
 
 
-def test_masks_are_cut_to_the_shortest_from_the_end_in_raster_order(collator):
+def test_masks_are_cut_to_the_shortest_from_the_end_in_raster_order(official_blocks):
     torch.manual_seed(0)
-    contexts, targets = collator.draw(6, 0)
+    contexts, targets = official_blocks.draw(6, 0)
     for mask in (*contexts, *targets):
         assert (mask.diff(dim=1) > 0).all()
 

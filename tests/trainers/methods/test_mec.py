@@ -30,7 +30,7 @@ def g(golden):
 
 def test_loss_and_gradients_equal_official(g):
     z1, z2, p1, p2 = (g[name].clone().requires_grad_() for name in ("z1", "z2", "p1", "p2"))
-    loss = mec_loss(p1, p2, z1, z2, g["lamda_inv"])
+    loss = mec_loss(p1, p2, z1, z2, g["lamda_inv"], g["order"])
     loss.backward()
     torch.testing.assert_close(loss.detach(), g["loss"], **LOSS)
     length = coding_length(loss.detach(), g["lamda_inv"], g["m"], g["dim"])
@@ -46,6 +46,10 @@ def test_series_of_every_order_equals_official(g, order):
     for a, b in (("p1", "z2"), ("p2", "z1")):
         ours = coding_trace(g[a], g[b], g["lamda_inv"], order)
         torch.testing.assert_close(ours, g[f"trace_{a}_{b}_by_order"][order - 1], rtol=1e-5, atol=1e-6)
+
+
+def test_inverse_lambda_equals_official(g):
+    assert inverse_lambda(g["m"], g["dim"], g["eps"]) == pytest.approx(1 / g["lamda"])
 
 
 def test_inverse_lambda_of_the_paper():

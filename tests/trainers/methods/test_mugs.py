@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainers import backbones
+from trainers import backbones, optim
 from trainers.centre import updated_centre
 from trainers.data import seeded
 from trainers.heads import DINOHead
@@ -60,7 +60,10 @@ def test_contrast_and_its_queue_equal_official_over_three_steps(g, kind):
 
 
 def test_group_loss_and_centre_equal_official_over_three_steps(g):
-    centre, tau = g["group/center_before"], float(g["group/teacher_temp_schedule"][g["epoch"]])
+    names = ("warmup_teacher_temp", "teacher_temp", "warmup_teacher_temp_epochs", "nepochs")
+    table = optim.epoch_table(*(g[name] for name in names), 1)
+    np.testing.assert_allclose(table, g["group/teacher_temp_schedule"].numpy(), atol=1e-12, rtol=0)
+    centre, tau = g["group/center_before"], float(table[g["epoch"]])
     for t in (1, 2, 3):
         step = {k.rsplit("/", 1)[1]: v for k, v in g.items() if k.startswith(f"group/step{t}/")}
         student = step["student"].clone().requires_grad_()
@@ -107,12 +110,13 @@ def test_six_pushes_equal_official_with_its_skipping_pointer(g, memory):
 
 def test_forward_with_memory_equals_official(g):
     width, heads = g["vit/param/norm.weight"].numel(), g["vit/num_heads"]
+    depth = sum(key.endswith(".norm1.weight") and "/blocks." in key for key in g if key.startswith("vit/"))
     spec = backbones.describe(
         "vit_mini_patch8",
         g["vit/images"].shape[-1],
         patch_size=g["vit/patch_size"],
         embed_dim=width,
-        depth=1,
+        depth=depth,
         num_heads=heads,
         mlp_ratio=g["vit/mlp_ratio"],
     )
@@ -168,19 +172,22 @@ def test_group_head_equals_official(g):
 
 def test_schedules_equal_official(g, distillation_schedules):
     distillation_schedules(g, Mugs)
-    assert MugsRecipe().patch_lr_scale == g["sched/patch_embed_lr_mult"]
 
 
 def test_parameter_groups_equal_official(g):
-    groups = Mugs(MugsRecipe.tiny()).parameter_groups()
+    scale = g["sched/patch_embed_lr_mult"]
+    groups = Mugs(dataclasses.replace(MugsRecipe.tiny(), patch_lr_scale=scale)).parameter_groups()
 
-    def official(group):  # the vectors list a depth-1 backbone with its relation block
-        names = {name.removeprefix("backbone.") for name, _ in group.parameters if "head" not in name}
+    def first_block(names):  # the vectors list a backbone of some depth with its relation block
         return {name for name in names if not name.startswith("blocks.") or name.startswith("blocks.0.")}
 
+    ours = [
+        first_block(name.removeprefix("backbone.") for name, _ in group.parameters if "head" not in name)
+        for group in groups
+    ]
     order = ("normal_params", "patch_embed", "no_wd", "patch_embed_no_wd")
-    assert [official(group) for group in groups] == [set(g[f"groups/{k}"].split("\n")) for k in order]
-    assert [group.lr_scale for group in groups] == [1.0, 0.2, 1.0, 0.2]
+    assert ours == [first_block(g[f"groups/{k}"].split("\n")) for k in order]
+    assert [group.lr_scale for group in groups] == [1.0, scale, 1.0, scale]
     assert [group.weight_decay for group in groups] == ["weight_decay"] * 2 + [""] * 2
 
 

@@ -54,6 +54,7 @@ def test_schedules_equal_official(g):
         lr=g["sched.base_lr"],
         warmup_epochs=g["sched.warmup_epochs"],
         teacher_momentum=g["sched.base_momentum"],
+        final_lr_fraction=g["sched.final_lr"] / g["sched.peak_lr"],
     )
     batch = g["sched.batch_per_gpu"] * g["sched.world_size"]
     schedules = ReSA(recipe).schedules(Plan(g["sched.epochs"], g["sched.iters_per_epoch"], batch, images=1))

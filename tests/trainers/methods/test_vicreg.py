@@ -45,9 +45,8 @@ def test_schedule_equals_official(g):
 
 def test_optimiser_steps_equal_official(g, layerwise_steps):
     recipe = VICRegRecipe(sgd_momentum=g["lars.momentum"])
-    layerwise_steps(
-        g, "lars", recipe, {"lr": g["lars.lr"], "weight_decay": g["lars.weight_decay"]}, {"lr": g["lars.lr"]}
-    )
+    weights = {"lr": g["lars.lr"], "weight_decay": g["lars.weight_decay"], "eta": g["lars.eta"]}
+    layerwise_steps(g, "lars", recipe, weights, {"lr": g["lars.lr"]})
 
 
 def test_expander_has_biases_but_none_on_its_output():
