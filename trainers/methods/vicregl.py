@@ -336,9 +336,8 @@ def describe(recipe: VICRegLRecipe) -> backbones.Backbone:
 
 
 def is_convnext(spec: backbones.Backbone) -> bool:
-    """Whether a network is a ConvNeXt, whose recipe the authors wrote."""
-    with torch.device("meta"):
-        return spec.family == "conv" and isinstance(timm.create_model(spec.name), ConvNeXt)
+    """Whether a network is a ConvNeXt, which has a recipe of its own."""
+    return timm.models.model_entrypoint(spec.name).__module__ == ConvNeXt.__module__
 
 
 def expander(width: int, hidden: int, backbone: nn.Module) -> nn.Sequential:
