@@ -124,11 +124,12 @@ class IBOTRecipe(Recipe):
 def patch_loss(student_logits: Tensor, targets: Tensor, masks: Tensor, temperature: float) -> Tensor:
     """Cross-entropy of each masked patch with the teacher's view of it (equation 2).
 
-    Per image the mean over its masked patches; an image without any counts 0 and stays in the mean.
+    Per image the mean over its masked patches; an image without any counts 0 and stays in the mean. The
+    authors compute all patches and weight those that are not masked by 0: the same numbers.
 
     Args:
-        student_logits: [V, B, N, K2].
-        targets: teacher probabilities [V, B, N, K2] of the same, unmasked crops.
+        student_logits: of the M masked patches, in the order of ``masks``, [M, K2].
+        targets: teacher probabilities [M, K2] of the same patches in the unmasked crops.
         masks: bool [V, B, N].
         temperature: student temperature.
 
@@ -137,8 +138,14 @@ def patch_loss(student_logits: Tensor, targets: Tensor, masks: Tensor, temperatu
     """
     log_p = torch.log_softmax(student_logits.float() / temperature, dim=-1)
     error = -(targets * log_p).sum(-1)
-    weight = masks.float()
-    return ((error * weight).sum(-1) / weight.sum(-1).clamp(min=1.0)).mean()
+    share = 1 / masks.sum(-1, keepdim=True).clamp(min=1)  # [V, B, 1]
+    weight = share.expand(masks.shape).flatten()[masked(masks)]
+    return (error * weight).sum() / masks[..., 0].numel()
+
+
+def masked(masks: Tensor) -> Tensor:
+    """Where bool masks [..., N] are true, as indices [M] of their flat form."""
+    return masks.flatten().nonzero().squeeze(1)
 
 
 class Losses(NamedTuple):
@@ -172,18 +179,18 @@ def ibot_losses(
 
     Args:
         student_cls: [V, B, K], the two global crops first.
-        student_patches: [2, B, N, K2], of the masked global crops.
+        student_patches: of the patches that are masked in the global crops, [M, K2], crop-major.
         teacher_cls: [2, B, K].
-        teacher_patches: [2, B, N, K2].
+        teacher_patches: of the same patches, [M, K2].
         masks: bool [2, B, N].
         centre: [1, K].
-        patch_centre: [1, 1, K2].
+        patch_centre: [1, K2], or with further leading ones.
         student_temperature: of both terms.
         teacher_temperature: for cls tokens, of this epoch.
         teacher_patch_temperature: for patches, of this epoch.
     """
     targets = centred_softmax(teacher_cls, centre, teacher_temperature)
-    patch_targets = centred_softmax(teacher_patches, patch_centre, teacher_patch_temperature)
+    patch_targets = centred_softmax(teacher_patches, patch_centre.flatten(), teacher_patch_temperature)
     return Losses(
         mean_over_distinct(pair_cross_entropies(student_cls, targets, student_temperature)),
         patch_loss(student_patches, patch_targets, masks, student_temperature),
@@ -213,6 +220,11 @@ class IBOTHead(DINOHead):
         x = self.bottleneck(tokens)
         return self.last_layer(x[:, 0]), self.last_layer2(x[:, 1:])
 
+    def masked_tokens(self, tokens: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`tokens`, but patch logits [M, K2] only at indices ``where`` [M] of the B * N patches."""
+        x = self.bottleneck(torch.cat([tokens[:, 0], tokens[:, 1:].flatten(0, 1)[where]]))
+        return self.last_layer(x[: len(tokens)]), self.last_layer2(x[len(tokens) :])
+
 
 class Network(nn.Module):
     """Backbone, head, and for the student the embedding that stands for a masked patch."""
@@ -224,10 +236,15 @@ class Network(nn.Module):
         self.masked_embed = nn.Parameter(torch.zeros(1, backbone.embed_dim)) if masked else None
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Images [B, 3, h, w], masks bool [B, N] -> cls logits, patch logits, patch tokens [B, N, D]."""
+        """Images [B, 3, h, w], masks bool [B, N] -> cls logits, patch logits, patch tokens [B, N, D].
+
+        Patch logits are those of all patches [B, N, K2]; with masks, those of the M masked ones [M, K2].
+        """
         embedded = backbones.vit_embed(self.backbone, images, masks, self.masked_embed)
         tokens = backbones.vit_encode(self.backbone, embedded)
-        return *self.head.tokens(tokens), tokens[:, 1:]
+        if masks is None:
+            return *self.head.tokens(tokens), tokens[:, 1:]
+        return *self.head.masked_tokens(tokens, masked(masks)), tokens[:, 1:]
 
     def cls_logits(self, images: Tensor) -> Tensor:
         """Unmasked images -> cls logits [B, K]."""
@@ -324,9 +341,9 @@ class IBOT(Method):
             teacher_cls, teacher_patches, _ = self.teacher(crops)
         losses = ibot_losses(
             cls.unflatten(0, (len(views.images), -1)),
-            patches.unflatten(0, (GLOBAL_CROPS, -1)),
+            patches,
             teacher_cls.unflatten(0, (GLOBAL_CROPS, -1)),
-            teacher_patches.unflatten(0, (GLOBAL_CROPS, -1)),
+            teacher_patches.flatten(0, 1)[masked(masks)],  # the centre needs the others too
             masks,
             self.centre.value,
             self.patch_centre.value,

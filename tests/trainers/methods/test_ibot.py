@@ -35,12 +35,13 @@ def call(g, prefix, epoch, centre, patch_centre, *, local):
     if local:
         cls = torch.cat([cls, inputs["student_local_cls"]])
     teacher_cls, teacher_patch = g[f"{prefix}/teacher_cls"], g[f"{prefix}/teacher_patch"]
+    masks = torch.stack([g[f"{prefix}/mask_{i}"].flatten(1) for i in range(views)]).bool()
     losses = ibot_losses(
         cls.unflatten(0, (-1, g["batch"])),
-        inputs["student_patch"].unflatten(0, (views, -1)),
+        inputs["student_patch"].unflatten(0, (views, -1))[masks],
         teacher_cls.unflatten(0, (views, -1)),
-        teacher_patch.unflatten(0, (views, -1)),
-        torch.stack([g[f"{prefix}/mask_{i}"].flatten(1) for i in range(views)]),
+        teacher_patch.unflatten(0, (views, -1))[masks],
+        masks,
         centre,
         patch_centre,
         student_temperature=g["student_temp"],
@@ -201,9 +202,9 @@ def test_patches_learn_from_the_same_view_and_cls_tokens_from_others():
     """One view's targets are made certain: only the pairs that may use them notice."""
     zeros = dict(
         student_cls=torch.zeros(3, 2, 4),
-        student_patches=torch.zeros(2, 2, 5, 4),
+        student_patches=torch.zeros(20, 4),
         teacher_cls=torch.zeros(2, 2, 4),
-        teacher_patches=torch.zeros(2, 2, 5, 4),
+        teacher_patches=torch.zeros(20, 4),
         masks=torch.ones(2, 2, 5, dtype=torch.bool),
         centre=torch.zeros(1, 4),
         patch_centre=torch.zeros(1, 1, 4),
@@ -215,12 +216,13 @@ def test_patches_learn_from_the_same_view_and_cls_tokens_from_others():
     def gradients(name):
         x = zeros[name].clone().requires_grad_()
         teacher = {k: v.clone() for k, v in zeros.items() if k in ("teacher_cls", "teacher_patches")}
-        for value in teacher.values():
-            value[0, ..., 0] = 9
-            value[1, ..., 1] = 9
+        for value in (v.view(2, -1, 4) for v in teacher.values()):
+            value[0, :, 0] = 9
+            value[1, :, 1] = 9
         losses = ibot_losses(**{**zeros, **teacher, name: x})
         (losses.across_views + losses.masked_patches).backward()
-        return -x.grad.flatten(1, -2).sum(1)  # [views, K]: what each view is pulled to
+        views = 3 if name == "student_cls" else 2
+        return -x.grad.view(views, -1, 4).sum(1)  # [views, K]: what each view is pulled to
 
     cls, patches = gradients("student_cls"), gradients("student_patches")
     assert [row.argmax().item() for row in cls[:2]] == [1, 0]  # each global crop to the other's target
@@ -231,9 +233,11 @@ def test_patches_learn_from_the_same_view_and_cls_tokens_from_others():
 def test_whole_images_count_nothing_but_stay_in_the_mean():
     logits, targets = torch.zeros(1, 4, 5, 3), torch.softmax(torch.randn(1, 4, 5, 3), -1)
     masks = torch.zeros(1, 4, 5, dtype=torch.bool)
-    assert patch_loss(logits, targets, masks, 0.1) == 0
+    assert patch_loss(logits[masks], targets[masks], masks, 0.1) == 0
     masks[0, 0, 2] = masks[0, 1, :4] = True  # one patch, or four: each image counts once
-    assert patch_loss(logits, targets, masks, 0.1).item() == pytest.approx(np.log(3) * 2 / 4, rel=1e-6)
+    assert patch_loss(logits[masks], targets[masks], masks, 0.1).item() == pytest.approx(
+        np.log(3) * 2 / 4, rel=1e-6
+    )
 
 
 def test_patch_centre_moves_by_all_patches_hidden_or_not(method):
@@ -273,7 +277,8 @@ def test_local_crops_are_whole_and_give_cls_tokens_only(method):
     method(views, STEP)
     with torch.no_grad():
         expected = method.teacher.cls_logits(torch.cat(views.images[2:]))  # has no masked embedding
-    assert [tuple(x.shape[:-1]) for x in seen[:3]] == [(6,), (6, 64), (6,)]
+    hidden = int(views.extra["masks"].sum())
+    assert [tuple(x.shape[:-1]) for x in seen[:3]] == [(6,), (hidden,), (6,)]
     torch.testing.assert_close(seen[2].detach(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -291,6 +296,10 @@ def test_head_shares_one_pass_with_all_tokens_and_takes_cls_tokens_alone():
     cls, patches = head.tokens(tokens)
     assert (cls.shape, patches.shape) == ((2, 5), (2, 7, 4))
     torch.testing.assert_close(head(tokens[:, 0]), cls)
+    masks = torch.rand(2, 7) < 0.5
+    some_cls, some = head.masked_tokens(tokens, masks.flatten().nonzero().squeeze(1))
+    torch.testing.assert_close(some_cls, cls)
+    torch.testing.assert_close(some, patches[masks])
 
 
 @pytest.mark.parametrize(("student", "teacher"), [(True, True), (True, False), (False, True), (False, False)])
