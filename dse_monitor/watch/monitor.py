@@ -169,6 +169,7 @@ class Monitor:
             self._listen(slot)
         for slot in self._slots:
             self._dispatch(slot)
+        self._prepare()
         self._look_at_clock()
         self._beat(now)
         if self._finished(now):
@@ -280,15 +281,17 @@ class Monitor:
 
     def _died(self, slot: _Slot, reason: str) -> None:
         job, slot.job = slot.job, None
+        unused = job is None and slot.jobs == 0
         self._end_worker(slot, kill=True)
         self._console.live(None)
-        if job is None:
+        if job is None and not unused:
             return
-        if job.spoke or "ended by" in reason or "said nothing" in reason:
+        if job is not None and (job.spoke or "ended by" in reason or "said nothing" in reason):
             job.run.crashed(job.candidate, reason)
             return
         self._start_failures += 1
-        job.run.put_back(job.candidate)
+        if job is not None:
+            job.run.put_back(job.candidate)
         if self._start_failures >= START_TRIES:
             raise RunError(f"workers cannot be started: {reason}")
 
@@ -373,6 +376,15 @@ class Monitor:
             slot.worker.send({"job": self._job, **order})
             self._console.live(Live(text=f"{candidate.path}  starting"))
             return
+
+    def _prepare(self) -> None:
+        """Start a worker when a file will be ready soon: it loads what it needs while the file lies still."""
+        now = self._clock.monotonic()
+        if self.stopping.is_set() or not any(run.foresees for run in self.runs.values()):
+            return
+        idle = [slot for slot in self._slots if slot.job is None and now >= slot.blocked_until]
+        if idle and not any(slot.worker for slot in idle):
+            idle[0].worker, idle[0].idle_since = self._make_worker(), now
 
     # The clock, and the end.
 

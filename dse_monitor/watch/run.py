@@ -470,6 +470,11 @@ class WatchedRun:
         """Whether files are being written or lie still."""
         return bool(self._settler.waiting)
 
+    @property
+    def foresees(self) -> bool:
+        """Whether a file will be ready within seconds, if it stays as it is."""
+        return self.open and self._settler.foresees(self._clock.monotonic())
+
     # Results.
 
     def evaluated(self, candidate: Candidate, evaluation: Evaluation) -> None:

@@ -8,6 +8,7 @@ the file's times come from another machine's clock and are never compared with o
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ UNKNOWN_SECONDS = 30.0  # s a file of no known format gets before it is handed o
 OVERTAKEN_SECONDS = 60.0  # s an incomplete file gets once a newer one is whole: its writer moved on; ours
 ABANDONED_SECONDS = 1800.0  # s without growth after which an incomplete file counts as abandoned; ours
 RECHECK_SECONDS = 60.0  # s between tests of a file that does not grow, at most; ours
+FORESEEN_SECONDS = 3.0  # s before a whole file is ready that it is announced: a worker loads in them; ours
 
 
 class Completeness(Protocol):
@@ -79,6 +81,7 @@ class Waiting:
         versions: versions seen and passed over.
         reason: why it waits, in words.
         hold: extra stillness demanded, seconds (after a torn read).
+        ready_at: when it will be ready if it stays as it is, monotonic seconds; never while it is not whole.
     """
 
     path: str
@@ -90,6 +93,7 @@ class Waiting:
     versions: int = 0
     reason: str = "is being written"
     hold: float = 0.0
+    ready_at: float = math.inf
 
 
 @dataclass
@@ -117,7 +121,9 @@ class Settler:
         """A file appeared or changed; ``hold`` seconds of stillness are demanded beyond the usual."""
         known = self.waiting.get(path)
         if known is None:
-            self.waiting[path] = Waiting(path, stamp, now, now + self.settle_seconds / 2, hold=hold)
+            # The first to come is looked at right away, so that it can be foreseen.
+            due = now + self.settle_seconds / 2 if self.waiting else now
+            self.waiting[path] = Waiting(path, stamp, now, due, hold=hold)
         elif not known.stamp.same_version(stamp):
             self._changed(known, stamp, now)
 
@@ -136,6 +142,10 @@ class Settler:
         """When the next look is due, monotonic seconds; None while nothing waits."""
         return min((file.due for file in self.waiting.values()), default=None)
 
+    def foresees(self, now: float) -> bool:
+        """Whether a file will be ready within seconds, if it stays as it is."""
+        return any(file.ready_at - now <= FORESEEN_SECONDS for file in self.waiting.values())
+
     def step(self, now: float) -> list[Settled]:
         """Look at every file that is due."""
         due = sorted((file for file in self.waiting.values() if file.due <= now), key=lambda file: file.since)
@@ -151,7 +161,7 @@ class Settler:
             file.stamp = mark
             still = now - file.since
             if still < self.settle_seconds + file.hold:
-                file.due = min(now + self.settle_seconds / 2, file.since + self.settle_seconds + file.hold)
+                self._foresee(file, full, now)
                 return None
             test = self.complete(full)
             file.tests += 1
@@ -172,6 +182,17 @@ class Settler:
                 return Settled(file.path, None, "gone")
             still, reason = now - file.since, f"cannot be read: {error.strerror}"
         return self._incomplete(file, reason, still, now)
+
+    def _foresee(self, file: Waiting, full: Path, now: float) -> None:
+        """Not still for long enough: when to look next, and when it would be ready."""
+        enough = file.since + self.settle_seconds + file.hold
+        file.due = min(now + self.settle_seconds / 2, enough)
+        if math.isinf(file.ready_at) and now == file.since:
+            test = self.complete(full)
+            if test.whole and test.container:
+                file.ready_at = file.since + self._wanted(test) + file.hold
+        if now < file.ready_at - FORESEEN_SECONDS < file.due:
+            file.due = file.ready_at - FORESEEN_SECONDS
 
     def _wanted(self, test: Completeness) -> float:
         if not test.container:
@@ -201,5 +222,5 @@ class Settler:
         rewritten = mark.inode != file.stamp.inode or mark.size <= file.stamp.size
         file.versions += rewritten  # a file that only grew is still the same version
         file.stamp, file.since, file.due = mark, now, now + self.settle_seconds / 2
-        file.grew, file.tests = True, 0
+        file.grew, file.tests, file.ready_at = True, 0, math.inf
         file.reason = "is being written"

@@ -1,6 +1,7 @@
 """The loop as a whole: what is found is scored once, recorded, published and said."""
 
 import json
+import os
 
 from dse_monitor.watch import ledger
 from dse_monitor.watch.console import Problem, Row
@@ -32,3 +33,36 @@ def test_checkpoint_that_appears_later_is_scored(tmp_path, watching, checkpoint)
     watch.step(10)
     assert watch.jobs == ["checkpoint0000.pth", "checkpoint0001.pth"]
     assert not watch.console.of(Problem)
+
+
+def test_worker_starts_while_a_whole_file_lies_still(tmp_path, watching, checkpoint):
+    run = tmp_path / "exp1"
+    checkpoint(run / "checkpoint0000.pth", epoch=1.0)
+    with watching(run) as watch:
+        watch.step(0.5)
+        assert len(watch.workers) == 1
+        assert watch.jobs == []
+        watch.step(3)
+        assert watch.jobs == ["checkpoint0000.pth"]
+        assert len(watch.workers) == 1
+
+
+def test_no_worker_starts_for_another_name_of_what_is_scored(tmp_path, watching, checkpoint):
+    run = tmp_path / "exp1"
+    scored = checkpoint(run / "checkpoint0000.pth", epoch=1.0)
+    with watching(run) as watch:
+        watch.step(10)
+        os.link(scored, run / "best.pth")
+        watch.step(10)
+        assert len(watch.workers) == 1
+
+
+def test_worker_that_was_started_for_nothing_ends(tmp_path, watching, checkpoint):
+    run = tmp_path / "exp1"
+    path = checkpoint(run / "checkpoint0000.pth", epoch=1.0)
+    with watching(run) as watch:
+        watch.step(0.5)
+        path.unlink()
+        watch.step(10)
+        assert [worker.stopped for worker in watch.workers] == [True]
+        assert watch.jobs == []

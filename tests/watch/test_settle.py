@@ -8,7 +8,7 @@ from watch_fakes import write_checkpoint
 
 from dse_monitor.checkpoints.archive import check_complete
 from dse_monitor.watch.identity import Stamp, look
-from dse_monitor.watch.settle import ABANDONED_SECONDS, OVERTAKEN_SECONDS, Settler
+from dse_monitor.watch.settle import ABANDONED_SECONDS, FORESEEN_SECONDS, OVERTAKEN_SECONDS, Settler
 
 NOTE = "This is a note about the run, and nothing that anybody could take for a checkpoint."
 
@@ -33,6 +33,30 @@ def test_whole_and_still_file_is_ready_after_the_settle_time(tmp_path, fake_cloc
     (settled,) = _wait(settler, fake_clock, 1.0)
     assert (settled.path, settled.outcome, settled.stamp) == ("c.pth", "ready", look(path))
     assert settler.due() is None
+
+
+def test_whole_file_is_foreseen_while_it_lies_still(tmp_path, fake_clock):
+    path = write_checkpoint(tmp_path / "c.pth")
+    settler = Settler(tmp_path, 15.0, check_complete)  # as on a network disk
+    settler.add("c.pth", look(path), fake_clock.now)
+    added, seen = fake_clock.now, []
+    while settler.waiting:
+        settler.step(fake_clock.now)
+        if settler.foresees(fake_clock.now):
+            seen.append(fake_clock.now - added)
+        fake_clock.sleep((settler.due() or fake_clock.now) - fake_clock.now)
+    assert seen == [15.0 - FORESEEN_SECONDS]
+
+
+def test_half_a_file_is_not_foreseen(tmp_path, fake_clock):
+    path = write_checkpoint(tmp_path / "c.pth")
+    os.truncate(path, 1000)
+    settler = _settler(tmp_path)
+    settler.add("c.pth", look(path), fake_clock.now)
+    for _ in range(20):
+        settler.step(fake_clock.now)
+        assert not settler.foresees(fake_clock.now)
+        fake_clock.sleep(0.5)
 
 
 def test_file_written_slowly_is_ready_once_after_its_end(tmp_path, fake_clock):
