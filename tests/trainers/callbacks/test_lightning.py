@@ -19,6 +19,7 @@ from trainers.callbacks.inline import InlineDSE
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers:UserWarning",
     "ignore:.*The number of training batches:UserWarning",
+    "ignore:The `srun` command is available:UserWarning",  # a machine with Slurm
     "ignore::DeprecationWarning",  # Lightning's own
     "ignore::FutureWarning",
 )
