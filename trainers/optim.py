@@ -136,7 +136,7 @@ def _with_gradient(
             yield group, params, [p.grad for p in params], buffers
 
 
-def _norms(tensors: list[Tensor]) -> Tensor:
+def _norms(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     """The norm of each, [len(tensors)]."""
     return torch.stack(torch._foreach_norm(tensors))  # pyright: ignore
 
@@ -169,7 +169,11 @@ def build(recipe: Recipe, groups: Sequence[ParameterGroup], *, fused: bool = Fal
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(params, betas=recipe.betas, fused=fused)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(params, lr=0.0, momentum=recipe.sgd_momentum, fused=fused)
+        sgd = torch.optim.SGD(params, lr=0.0, momentum=recipe.sgd_momentum, fused=fused)
+        if fused:  # the kernel fails on a parameter whose first gradient comes late (DINO's prototypes)
+            for parameter in (p for group in sgd.param_groups for p in group["params"]):
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     if recipe.optimizer == "larc":
         return LARC(params, 0.0, recipe.sgd_momentum)
     layerwise = {"lars": LARS, "lars_inner": InnerLARS}.get(recipe.optimizer)

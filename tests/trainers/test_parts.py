@@ -124,6 +124,26 @@ def test_every_optimiser_leaves_parameters_without_gradient_alone(name):
     assert (still == 1).all()
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars", "lars_inner", "larc"])
+def test_a_first_gradient_that_comes_late_moves_as_a_first_gradient_does(name, fused):
+    """As of prototypes after the epochs in which they are frozen."""
+    early, late = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.full((3, 2), 2.0))
+    recipe = dataclasses.replace(DINORecipe.tiny(), optimizer=name)
+    optimizer = optim.build(recipe, [ParameterGroup("all", [("a", early), ("b", late)])], fused=fused)
+    optimizer.param_groups[0].update(lr=0.1, weight_decay=0.1)
+    early.grad = torch.ones_like(early)
+    optimizer.step()
+    late.grad = torch.ones_like(late)
+    optimizer.step()
+    alone = nn.Parameter(torch.full((3, 2), 2.0))
+    optimizer = optim.build(recipe, [ParameterGroup("all", [("b", alone)])])
+    optimizer.param_groups[0].update(lr=0.1, weight_decay=0.1)
+    alone.grad = torch.ones_like(alone)
+    optimizer.step()
+    torch.testing.assert_close(late.detach(), alone.detach())
+
+
 def test_wrong_optimisers_and_doubled_parameters_are_refused():
     weight = nn.Parameter(torch.ones(2))
     group = ParameterGroup("all", [("w", weight)])
