@@ -6,8 +6,9 @@ Shapes: n images, B of them at a time (the micro-batch), H x W pixels, N tokens 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -166,32 +167,42 @@ class Encoder:
         total = len(pixels)
         out: Tensor | None = None
         done = 0
-        while done < total:
-            try:
-                tokens = self._forward(pixels[done : done + size], precision)
-            except torch.OutOfMemoryError as error:
-                if size == 1:
-                    raise DeviceError(
-                        f"{self.device} has no room for a single image through {self.arch}: "
-                        f"{_first_line(error)}. Free memory, or use --device cpu"
-                    ) from error
-                size = max(1, min(size, total - done) // 2)
-                _release(self.device)
-                continue
-            if out is None:
-                out = torch.empty((total, *tokens.shape[1:]), dtype=torch.float32, device=self.device)
-            out[done : done + len(tokens)] = tokens
-            done += len(tokens)
-            if progress is not None:
-                progress(done, total)
+        with ThreadPoolExecutor(1, thread_name_prefix="pixels") as reading:
+            # The next images are read from the disk while the network is busy with these.
+            coming = reading.submit(self._read, pixels[:size])
+            while done < total:
+                batch = coming.result()
+                coming = reading.submit(self._read, pixels[done + len(batch) : done + len(batch) + size])
+                try:
+                    tokens = self._forward(batch, precision)
+                except torch.OutOfMemoryError as error:
+                    if size == 1:
+                        raise DeviceError(
+                            f"{self.device} has no room for a single image through {self.arch}: "
+                            f"{_first_line(error)}. Free memory, or use --device cpu"
+                        ) from error
+                    size = max(1, len(batch) // 2)
+                    _release(self.device)
+                    coming = reading.submit(self._read, pixels[done : done + size])
+                    continue
+                if out is None:
+                    out = torch.empty((total, *tokens.shape[1:]), dtype=torch.float32, device=self.device)
+                out[done : done + len(tokens)] = tokens
+                done += len(tokens)
+                if progress is not None:
+                    progress(done, total)
         return torch.empty((0, self.num_tokens, self.width)) if out is None else out
 
-    @torch.inference_mode()
-    def _forward(self, pixels: Any, precision: str) -> Tensor:
+    def _read(self, pixels: np.ndarray | Tensor) -> Tensor:
+        """Images in memory, on CUDA in pages from which copying does not wait for anything else."""
         batch = pixels if isinstance(pixels, torch.Tensor) else torch.from_numpy(np.array(pixels))
+        return batch.pin_memory() if self.device.type == "cuda" and batch.device.type == "cpu" else batch
+
+    @torch.inference_mode()
+    def _forward(self, batch: Tensor, precision: str) -> Tensor:
         if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[-1] != 3:
             raise ValueError(f"pixels must be uint8 [n, H, W, 3], not {batch.dtype} {list(batch.shape)}")
-        images = batch.to(self.device).permute(0, 3, 1, 2).float()
+        images = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
         mean = torch.tensor(self.mean, device=self.device).view(3, 1, 1) * 255
         std = torch.tensor(self.std, device=self.device).view(3, 1, 1) * 255
         images = (images - mean) / std
