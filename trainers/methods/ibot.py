@@ -225,6 +225,17 @@ class IBOTHead(DINOHead):
         x = self.bottleneck(torch.cat([tokens[:, 0], tokens[:, 1:].flatten(0, 1)[where]]))
         return self.last_layer(x[: len(tokens)]), self.last_layer2(x[len(tokens) :])
 
+    def targets(self, tokens: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`masked_tokens`, and the mean logits [K2] of all patches, masked or not.
+
+        The last layer is linear, so the mean of its logits is the logits of the mean.
+        """
+        x = self.bottleneck(tokens)
+        patches = x[:, 1:].flatten(0, 1)
+        with torch.autocast(x.device.type, enabled=False):
+            mean = self.last_layer2(patches.float().mean(0))
+        return self.last_layer(x[:, 0]), self.last_layer2(patches[where]), mean
+
 
 class Network(nn.Module):
     """Backbone, head, and for the student the embedding that stands for a masked patch."""
@@ -245,6 +256,10 @@ class Network(nn.Module):
         if masks is None:
             return *self.head.tokens(tokens), tokens[:, 1:]
         return *self.head.masked_tokens(tokens, masked(masks)), tokens[:, 1:]
+
+    def targets(self, images: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Unmasked images -> cls logits, patch logits [M, K2] at indices ``where``, mean of all [K2]."""
+        return self.head.targets(backbones.vit_tokens(self.backbone, images), where)
 
     def cls_logits(self, images: Tensor) -> Tensor:
         """Unmasked images -> cls logits [B, K]."""
@@ -338,12 +353,12 @@ class IBOT(Method):
         if len(views.images) > GLOBAL_CROPS:
             cls = torch.cat([cls, self.student.cls_logits(torch.cat(views.images[GLOBAL_CROPS:]))])
         with torch.no_grad():
-            teacher_cls, teacher_patches, _ = self.teacher(crops)
+            teacher_cls, teacher_patches, mean = self.teacher.targets(crops, masked(masks))
         losses = ibot_losses(
             cls.unflatten(0, (len(views.images), -1)),
             patches,
             teacher_cls.unflatten(0, (GLOBAL_CROPS, -1)),
-            teacher_patches.flatten(0, 1)[masked(masks)],  # the centre needs the others too
+            teacher_patches,
             masks,
             self.centre.value,
             self.patch_centre.value,
@@ -352,7 +367,7 @@ class IBOT(Method):
             teacher_patch_temperature=values["teacher_patch_temperature"],
         )
         self.centre.observe(teacher_cls)
-        self.patch_centre.observe(teacher_patches)
+        self.patch_centre.observe(mean[None])
         loss = r.cls_weight * losses.across_views + r.patch_weight * losses.masked_patches
         logs = {"cls_loss": losses.across_views.detach(), "patch_loss": losses.masked_patches.detach()}
         return StepOutput(loss, dense, logs)

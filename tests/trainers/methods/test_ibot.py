@@ -13,6 +13,7 @@ from trainers.centre import updated_centre
 from trainers.data import seeded
 from trainers.masks import block_mask, mask_ratio, random_mask
 from trainers.method import Plan, Progress, Views
+from trainers.methods import ibot
 from trainers.methods.ibot import IBOT, IBOTHead, IBOTRecipe, ibot_losses, patch_loss
 
 LOSS = {"rtol": 1e-5, "atol": 0.0}
@@ -251,22 +252,25 @@ def test_patch_centre_moves_by_all_patches_hidden_or_not(method):
     torch.testing.assert_close(method.patch_centre.value, 0.1 * patches.mean((0, 1), keepdim=True))
 
 
-def test_teacher_sees_whole_crops_and_the_student_masked_ones(method):
+def test_teacher_sees_whole_crops_and_the_student_masked_ones(method, monkeypatch):
     """The hidden patches' pixels reach the targets but not the predictions."""
     views = masked_crops(64, 64)
     hidden = views.extra["masks"][-1, 1].all()
     assert hidden
     other = Views([views.images[0], views.images[1].clone()], views.extra)
     other.images[1][-1] += 1
-    outputs = {"student": [], "teacher": []}
-    for name, found in outputs.items():
-        getattr(method, name).register_forward_hook(
-            lambda module, args, output, found=found: found.append(output[1][-1].detach())
-        )
+    students, teachers = [], []
+
+    def watched(student_cls, student_patches, teacher_cls, teacher_patches, *rest, **numbers):
+        students.append(student_patches[-1].detach())
+        teachers.append(teacher_patches[-1])
+        return ibot_losses(student_cls, student_patches, teacher_cls, teacher_patches, *rest, **numbers)
+
+    monkeypatch.setattr(ibot, "ibot_losses", watched)
     for seen in (views, other):
         method(seen, STEP)
-    assert torch.equal(*outputs["student"])
-    assert not torch.equal(*outputs["teacher"])
+    assert torch.equal(*students)
+    assert not torch.equal(*teachers)
 
 
 def test_local_crops_are_whole_and_give_cls_tokens_only(method):
@@ -300,6 +304,9 @@ def test_head_shares_one_pass_with_all_tokens_and_takes_cls_tokens_alone():
     some_cls, some = head.masked_tokens(tokens, masks.flatten().nonzero().squeeze(1))
     torch.testing.assert_close(some_cls, cls)
     torch.testing.assert_close(some, patches[masks])
+    *pair, mean = head.targets(tokens, masks.flatten().nonzero().squeeze(1))
+    torch.testing.assert_close(pair, [cls, patches[masks]])
+    torch.testing.assert_close(mean, patches.mean((0, 1)))
 
 
 @pytest.mark.parametrize(("student", "teacher"), [(True, True), (True, False), (False, True), (False, False)])
