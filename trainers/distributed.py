@@ -62,8 +62,9 @@ def gather(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     if world_size() == 1:
         return tensor
+    tensor = tensor.contiguous()  # parts made like a transposed tensor would be read in another order
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    dist.all_gather(parts, tensor.contiguous())
+    dist.all_gather(parts, tensor)
     return torch.cat(parts)
 
 
