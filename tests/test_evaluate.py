@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from dse_monitor import images, scenes
 from dse_monitor.checkpoints import load_encoder
@@ -101,6 +102,30 @@ def test_companions_are_means_over_batches_and_finite(probe, checkpoint):
     assert "rankme_dense" in finite
     for name in finite:
         assert result.companions[name] == pytest.approx((halves[0][name] + halves[1][name]) / 2, rel=1e-4)
+
+
+@pytest.fixture
+def one_thread():
+    """Torch's counter of products sees only the thread it is started in."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_products_are_those_of_one_pass_over_the_images_and_of_the_metric(probe, checkpoint, one_thread):
+    def products(work):
+        with FlopCounterMode(display=False) as counter:
+            result = work()
+        return counter.get_total_flops(), result
+
+    pixels = Evaluator(probe).image_set(32).pixels
+    forward, tokens = products(lambda: load_encoder(checkpoint).encode(pixels))
+    parts = [tokens[16 * i : 16 * i + 16] for i in range(3)]
+    metric, _ = products(lambda: [(measure(part), companions.measure(part)) for part in parts])
+    whole, _ = products(lambda: Evaluator(probe)(checkpoint))
+    assert forward > 0.1 * whole  # else a second pass could hide
+    assert whole < 1.03 * (forward + metric)
 
 
 def numbers(result):
