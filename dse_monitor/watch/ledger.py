@@ -36,6 +36,7 @@ from typing import Any
 
 from dse_monitor.errors import OutputError, RunError
 from dse_monitor.record import SCHEMA, Alert, Evaluation, alert_from_json, evaluation_from_json, to_json
+from dse_monitor.watch.identity import Stamp
 
 NAME = "records.jsonl"
 EVALUATIONS = ("scored", "failed", "invalid")  # kinds that hold an evaluation
@@ -317,6 +318,8 @@ def _parse(line: bytes) -> Fact | None:
         kind, when, record = str(data.pop("kind")), float(data.pop("t")), None
         if not isinstance(data["v"], int):
             return None
+        if data.get("key") is not None:
+            Stamp.from_list(data["key"])  # raises where it is none, before anybody relies on it
         if data["v"] <= SCHEMA and kind in EVALUATIONS:
             record = evaluation_from_json(data["evaluation"])
         elif data["v"] <= SCHEMA and kind == "alert":

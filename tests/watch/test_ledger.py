@@ -98,6 +98,17 @@ def test_unreadable_line_in_the_middle_is_skipped_and_named(tmp_path, evaluation
     assert path.read_bytes() == b"".join(lines)  # nothing is thrown away
 
 
+@pytest.mark.parametrize("key", ["[1,2]", "[1,2,3,4,5,6,7]", '["a",2,3,4,5]', "7", '"text"'])
+def test_line_with_an_impossible_version_of_its_file_is_skipped_and_named(tmp_path, evaluation, key):
+    _write(tmp_path, evaluation, 1)
+    with (tmp_path / "records.jsonl").open("a") as stream:
+        stream.write('{"v":1,"kind":"crash","t":1.0,"path":"a.pth","key":' + key + ',"reason":"x"}\n')
+    view = read(tmp_path)
+    assert len(view.evaluations) == 1
+    assert view.facts == ()
+    assert "line 2" in view.warnings[0]
+
+
 def test_record_of_a_newer_version_is_refused(tmp_path):
     (tmp_path / "records.jsonl").write_text('{"v":2,"kind":"scored","t":1,"novel":true}\n')
     with pytest.raises(RunError, match="newer"):
