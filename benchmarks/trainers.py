@@ -8,8 +8,8 @@ Beside the clock stands the processor time (of the process, by the kernel's acco
 disturb less, and the page faults of a step. The views are drawn beforehand, and the augmentations timed
 apart; normalising them is part of both steps. Ours are the engine's steps, with all that it does in them.
 
-Environment variables reach both sides: with ``MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_MAX_=0`` lightly's
-process keeps its memory too, as our engine lets ours do, and what is left is the difference of the loops.
+Environment variables reach both sides: with ``MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_MAX_=0``
+lightly keeps its memory too, as our engine lets ours do, and what is left is the difference of the loops.
 """
 
 from __future__ import annotations
