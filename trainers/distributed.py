@@ -35,6 +35,14 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
     return sum_over_processes(tensor) / world_size()
 
 
+def max_over_processes(tensor: Tensor) -> Tensor:
+    """Largest value over processes, without gradient; the input is left alone."""
+    tensor = tensor.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
 def means_over_processes(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Each scalar's mean over processes, in one collective; every process must know the same names."""
     if world_size() == 1 or not values:

@@ -23,8 +23,6 @@ from trainers.method import Method, Plan, Progress, Recipe, StepOutput, Views, n
 from trainers.reporting import Means, Report
 from trainers.settings import Settings, TrainingError
 
-STOP_CHECK_STEPS = 10  # several processes must agree before stopping; they ask each other this often
-
 
 class NonFiniteLoss(TrainingError):
     """The loss became NaN or infinite; the message says when, and where the batch was saved."""
@@ -115,7 +113,8 @@ class Trainer:
         self._unreadable: set[str] = set()
         self._asked = 0  # the signal that asked this process to stop
         self._told_to_stop = 0  # the signal that all processes agreed to stop for
-        self._unchecked: tuple[Finite, Views] | None = None
+        self._agreement: Later | None = None  # what the processes agreed on after the step before
+        self._unchecked: tuple[Tensor, Later, Views] | None = None
         self._introduce(origin)
 
     def run(self) -> None:
@@ -190,7 +189,7 @@ class Trainer:
             with self._synchronised(micro == accumulate - 1):
                 loss, terms = self._loss(views, progress)
                 self._check_finite()
-                self._unchecked = Finite(loss), views
+                self._unchecked = loss.detach(), Later(loss.detach().isfinite()), views
                 self.scaler.scale(loss / accumulate).backward()
             means.add(terms)
         self.scaler.unscale_(self.optimizer)
@@ -278,11 +277,10 @@ class Trainer:
         """Look at the loss before this one, known by now; waiting for the newest would stall a GPU."""
         if self._unchecked is None:
             return
-        finite, views = self._unchecked
+        loss, finite, views = self._unchecked
         self._unchecked = None
-        if finite:
+        if finite.value():
             return
-        loss = finite.loss
         folder = self.settings.out / "non_finite"
         folder.mkdir(exist_ok=True)
         path = folder / f"batch_step{self.step:07d}_process{self.plan.rank}.npz"
@@ -312,12 +310,14 @@ class Trainer:
                 signal.signal(number, handler)
 
     def _agree_to_stop(self) -> None:
-        """Stop when asked; several processes stop at the same step."""
+        """Stop when asked; several processes stop after the same step, one after the first was asked."""
         if self.plan.world_size == 1:
             self._told_to_stop = self._asked
-        elif self.step % STOP_CHECK_STEPS == 0:
-            asked = distributed.gather(torch.tensor([self._asked], device=self.device))
-            self._told_to_stop = int(asked.max())
+            return
+        if self._agreement is not None:
+            self._told_to_stop = int(self._agreement.value())
+        asked = torch.full((), self._asked, device=self.device)
+        self._agreement = Later(distributed.max_over_processes(asked))
 
     # Starting and saving ----------------------------------------------------------------------------------
 
@@ -428,27 +428,25 @@ class Trainer:
             say(f"warning   {parts} micro-batches are not one large batch here: {'; '.join(coupled)}")
 
 
-class Finite:
-    """Whether a loss is finite, asked now and answered later: reading a fresh loss would stall a GPU.
+class Later:
+    """A scalar that is sent for now and read later: reading what was queued last would stall a GPU.
 
-    The answer travels to page-locked memory behind the work that is queued now, so that waiting for it does
-    not wait for what is queued afterwards.
+    It travels to page-locked memory behind the work that is queued now, so that waiting for it does not wait
+    for what is queued afterwards.
     """
 
-    def __init__(self, loss: Tensor) -> None:
-        self.loss = loss.detach()
-        answer = self.loss.isfinite()
-        self._arrived: torch.cuda.Event | None = None
-        if answer.is_cuda:
-            answer = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(answer, non_blocking=True)
-            self._arrived = torch.cuda.Event()
+    def __init__(self, scalar: Tensor) -> None:
+        self._scalar, self._arrived = scalar, None
+        if scalar.is_cuda:
+            page = torch.empty((), dtype=scalar.dtype, pin_memory=True)
+            self._scalar, self._arrived = page.copy_(scalar, non_blocking=True), torch.cuda.Event()
             self._arrived.record()
-        self._answer = answer
 
-    def __bool__(self) -> bool:
+    def value(self) -> bool | int | float:
+        """The scalar, once it is here."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return bool(self._answer)
+        return self._scalar.item()
 
 
 def _plan(recipe: Recipe, settings: Settings, images: int) -> Plan:

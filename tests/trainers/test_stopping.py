@@ -68,6 +68,35 @@ def test_signal_to_the_whole_group_saves_and_ends_with_the_documented_code(numbe
     assert saving.newest(tmp_path)[1]["step"] == step + 1
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_several_processes_stop_after_the_same_step_when_torchrun_is_told_to(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = subprocess.Popen(
+        [*command, *COMMAND[1:], "--epochs", "5000", "--keep", "1", "--out", str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("epoch "):
+                break
+        os.kill(process.pid, signal.SIGTERM)  # torchrun hands it on and gives its processes half a minute
+        output, _ = process.communicate()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    step = int(re.search(r"^stopped after step (\d+) of 10000", output, re.MULTILINE)[1])
+    content = saving.newest(tmp_path)[1]
+    assert content["step"] == step
+    assert len(content["rng"]) == 2
+
+
 class Signalled(DINO):
     """Gets SIGTERM during its second step."""
 

@@ -163,6 +163,5 @@ if __name__ == "__main__":
     written["means"] = distributed.means_over_processes(mine)
     if dist.get_rank() == 0:
         torch.save(written, out / "written.pt")
-    engine.STOP_CHECK_STEPS = 1
     resumed(out / "runs")
     dist.destroy_process_group()
