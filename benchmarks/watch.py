@@ -1,10 +1,10 @@
-"""What a watcher costs while nothing happens, and how soon it sees a new checkpoint.
+"""What `dse-monitor watch` costs while nothing happens, and how soon it sees a new checkpoint.
 
-    python benchmarks/watch.py [--checkpoints 10000] [--seconds 60]
+    python benchmarks/watch.py [--checkpoints 10000] [--seconds 60] [--alert SINK ...]
 
-Prints one table: processor time per second of an idle watcher beside so many scored checkpoints (default
-intervals, change events on), its resident memory, and the time from the end of writing to the start of the
-worker's job.
+Starts the real command (default intervals, change events on) beside so many scored checkpoints and prints one
+table: its start, processor time per second while idle, resident memory, the time from the end of writing a
+new checkpoint to the start of a worker, and the time to its end after SIGTERM.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ import dataclasses
 import json
 import math
 import os
-import resource
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
-import threading
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dse_monitor.metric.components import Components
 from dse_monitor.record import Evaluation, Settings, Source, to_json
-from dse_monitor.watch.console import Console
+from dse_monitor.watch import heartbeat
 from dse_monitor.watch.identity import look
 from dse_monitor.watch.ledger import Ledger
-from dse_monitor.watch.monitor import Monitor
 from dse_monitor.watch.options import WatchOptions
 
 SETTINGS = Settings(images="0" * 12, num_images=2048)
@@ -106,72 +105,116 @@ class Stub:
         pass
 
 
-def processor_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
-def resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+def resident_mb(pid: int | str = "self") -> float:
+    """Memory of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def processor_seconds(pid: int) -> float:
+    """Of all threads of a process, without its children; finer than the clock ticks of /proc/PID/stat."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+
+
+def children(pid: int) -> list[str]:
+    """Processes it started."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoints", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--alert", nargs="*", default=[], help="as for the command; clients take memory")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="dse-watch-"))
     try:
-        measure(folder / "run", arguments.checkpoints, arguments.seconds)
+        measure(folder, arguments.checkpoints, arguments.seconds, arguments.alert)
     finally:
         shutil.rmtree(folder)
 
 
-def measure(run: Path, checkpoints: int, seconds: float) -> None:
-    options = WatchOptions(runs=(run,), probe={"images": "none"}, maps=False)
-    child = os.fork()  # so that making the files leaves nothing in the memory that is measured
-    if child == 0:
-        fill(run, checkpoints, options.request)
-        os._exit(0)
-    os.waitpid(child, 0)
-    with open(os.devnull, "w") as silence:
-        monitor = Monitor(options, Console(silence, "plain"), make_worker=Stub)
-        begin = time.monotonic()
-        monitor.step()
-        start_up = time.monotonic() - begin
-        thread = threading.Thread(target=monitor.run)
-        thread.start()
-        time.sleep(3.0)
-        before, begin = processor_seconds(), time.monotonic()
+def measure(folder: Path, checkpoints: int, seconds: float, alert: list[str]) -> None:
+    """Run the command beside a run that is scored already."""
+    from PIL import Image  # not above: benchmarks/soak_simulated.py measures its own memory
+
+    from dse_monitor.cli import Measuring, _plain_fields
+
+    run, images = folder / "run", folder / "images"
+    images.mkdir()
+    for number in range(16):
+        Image.new("RGB", (64, 64), (number, 255 - number, 16 * number % 256)).save(images / f"{number}.png")
+    fill(run, checkpoints, WatchOptions(runs=(run,), probe=_plain_fields(Measuring(images=images))).request)
+    command = [sys.executable, "-m", "dse_monitor", "watch", run, "--images", images, "--plain"]
+    begin = time.monotonic()
+    watcher = subprocess.Popen(
+        [str(part) for part in command] + [part for sink in alert for part in ("--alert", sink)],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(lambda: scored(run, watcher.pid) >= checkpoints)
+        start_up, start_processor = time.monotonic() - begin, processor_seconds(watcher.pid)
+        time.sleep(15.0)
+        before, begin = processor_seconds(watcher.pid), time.monotonic()
         time.sleep(seconds)
-        idle = (processor_seconds() - before) / (time.monotonic() - begin)
-        memory = resident_mb()
-        waits = [pick_up(run, number) for number in range(PICKUPS)]
-        monitor.stop()
-        thread.join()
-    assert "torch" not in sys.modules
+        idle = (processor_seconds(watcher.pid) - before) / (time.monotonic() - begin)
+        memory = resident_mb(watcher.pid)
+        waits = [pick_up(run, watcher.pid, number) for number in range(PICKUPS)]
+        after = resident_mb(watcher.pid)
+        begin = time.monotonic()
+        watcher.terminate()
+        code, ending = watcher.wait(10), time.monotonic() - begin
+    finally:
+        watcher.kill()
     rows = {
         f"start with {checkpoints:,} scored checkpoints": f"{start_up:.1f} s",
+        "the same, processor time": f"{start_processor:.1f} s",
         "idle, share of one core": f"{100 * idle:.3f} %",
         "resident memory": f"{memory:.1f} MB",
-        "new checkpoint whole to job sent, median": f"{statistics.median(waits):.2f} s",
+        f"the same after {PICKUPS} more checkpoints": f"{after:.1f} MB",
+        "new checkpoint whole to worker started, median": f"{statistics.median(waits):.2f} s",
         "the same, longest": f"{max(waits):.2f} s",
+        f"SIGTERM to the end (code {code})": f"{ending:.2f} s",
     }
     for name, value in rows.items():
-        print(f"{name:<45}{value:>12}")
-    print(json.dumps({"checkpoints": checkpoints, "seconds": seconds, "pickups": PICKUPS}))
+        print(f"{name:<50}{value:>12}")
+    print(json.dumps({"checkpoints": checkpoints, "seconds": seconds, "pickups": PICKUPS, "alert": alert}))
 
 
-def pick_up(run: Path, number: int) -> float:
+def scored(run: Path, pid: int) -> int:
+    """How many checkpoints this watcher says are scored."""
+    beat = heartbeat.read(run / "dse")
+    return beat.scored if beat is not None and beat.pid == pid else 0
+
+
+def pick_up(run: Path, watcher: int, number: int) -> float:
+    """Seconds from the end of writing a checkpoint to the start of the worker that looks at it."""
     path = run / f"checkpoint{90_000 + number:05d}.pth"
     write_checkpoint(path)
     whole = time.monotonic()
-    while path.name not in Stub.asked:
+    wait_for(lambda: bool(children(watcher)))
+    found = time.monotonic() - whole
+    # It holds no network, which is said after a few tries.
+    wait_for(lambda: path.name.encode() in tail(run / "dse" / "records.jsonl") and not children(watcher))
+    return found
+
+
+def tail(path: Path) -> bytes:
+    """The last lines of a file."""
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - 4096, 0))
+        return file.read()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    """Wait until something is true; ends the benchmark if it does not become so."""
+    end = time.monotonic() + seconds
+    while not condition():
         time.sleep(0.01)
-        if time.monotonic() - whole > 60:
-            raise SystemExit(f"{path.name} was not picked up within a minute")
-    return Stub.asked[path.name] - whole
+        if time.monotonic() > end:
+            raise SystemExit("waited in vain")
 
 
 if __name__ == "__main__":

@@ -23,15 +23,15 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from dse_monitor.alerts.parameters import Rules
-from dse_monitor.errors import DSEError, RunError
+from dse_monitor.errors import RunError
 from dse_monitor.labelled import Labelled
 from dse_monitor.record import OUTPUT_FOLDER, finite
+from dse_monitor.watch.process import ended
 
 if TYPE_CHECKING:
     from dse_monitor.alerts.delivery import Sink
     from dse_monitor.probe import ProbeResult
     from dse_monitor.record import Evaluation
-    from dse_monitor.watch.console import Form
 
 FAILED = 3  # exit code of `score` and `watch --once` when a checkpoint could not be measured
 
@@ -131,16 +131,12 @@ def watch(
         plain: Plain lines, also on a terminal.
         json: One JSON object per line.
     """
-    from dse_monitor.watch.console import Console
-    from dse_monitor.watch.monitor import watch as follow
+    from dse_monitor.alerts.sinks import from_spec
     from dse_monitor.watch.options import WatchOptions
+    from dse_monitor.watch.process import become
     from dse_monitor.watch.worker import Manners
 
-    sinks: list[Sink] = []
-    if alert:  # who has none does without the memory of HTTP and SMTP clients
-        from dse_monitor.alerts.sinks import from_spec
-
-        sinks = [from_spec(spec, link) for spec in alert]
+    sinks = [from_spec(spec, link) for spec in alert]
     if test_alert:
         return _try_sinks(run[0] if run else Path(), sinks)
     manners: dict[str, Any] = {"gpu_share": gpu_share, "cpu_fallback": cpu_fallback}
@@ -163,10 +159,8 @@ def watch(
         copy_aside=copy_aside,
         maps=maps,
         rules=rules,
-        sinks=sinks,
     )
-    form: Form = "json" if json else "plain" if plain else "auto"
-    return follow(options, Console(form=form, several=len(run) > 1))
+    become(options, "json" if json else "plain" if plain else "auto", alert, link)
 
 
 def _try_sinks(run: Path, sinks: list[Sink]) -> int:
@@ -622,24 +616,12 @@ def _print_json(data: object) -> None:
 
 def main() -> None:
     """Entry point of `dse-monitor`: our own errors become one line on stderr and exit code 2."""
-    try:
-        code = app.cli(
-            prog="dse-monitor",
-            description="Watch self-supervised training for dense degradation (DSE), without labels.",
-            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+    sys.exit(
+        ended(
+            lambda: app.cli(
+                prog="dse-monitor",
+                description="Watch self-supervised training for dense degradation (DSE), without labels.",
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+            )
         )
-    except DSEError as error:
-        print(f"dse-monitor: {error}", file=sys.stderr)
-        sys.exit(2)
-    except ValueError as error:  # an option out of range
-        print(f"dse-monitor: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # `dse-monitor ... | head`: the reader left, which is no error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except OSError as error:  # a checkpoint that is gone, a disk that does not answer
-        print(f"dse-monitor: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(code or 0)
+    )

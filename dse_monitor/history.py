@@ -140,7 +140,7 @@ class History(Sequence[Evaluation]):
             same = np.frombuffer(self._settings, np.int16) == self._settings[rows[-1]]
             places = self._column(axis, np.flatnonzero(scored & same))
             places = np.sort(places[np.isfinite(places)])
-            if np.any(places[1:] == places[:-1]):  # np.unique would load numpy.ma, 2 MB
+            if np.any(places[1:] == places[:-1]):
                 return None
         return Selection(self, rows[np.argsort(x, kind="stable")]), axis
 
@@ -151,8 +151,9 @@ class History(Sequence[Evaluation]):
     def _series(self, rows: NDArray[np.int64], lam: float | None) -> Series:
         rows, axis, x = self._line(rows)
         if axis != "order" and np.any(x[1:] <= x[:-1]):  # of several at one place the newest
-            x, last = np.unique(x[::-1], return_index=True)
-            rows = rows[::-1][last]
+            order = np.argsort(x, kind="stable")
+            last = np.append(x[order][1:] != x[order][:-1], True)  # np.unique would load numpy.ma, 2 MB
+            rows, x = rows[order[last]], x[order[last]]
         columns = self._terms(rows)
         return Series.from_columns(Selection(self, rows), axis, x, columns, lam)
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from dse_monitor.alerts import message
 from dse_monitor.alerts.parameters import Rules
-from dse_monitor.alerts.rules import errors, shares
+from dse_monitor.alerts.rules import errors, median, shares
 from dse_monitor.alerts.trace import Trace
 from dse_monitor.history import History, series_of
 from dse_monitor.record import Alert, Evaluation
@@ -271,7 +271,7 @@ class AlertBook:
                 else self._by_age.wall_times()
             )
             times = np.sort(times[times > 0])
-            self._usual_gap = float(np.median(np.diff(times))) if len(times) > 1 else math.inf
+            self._usual_gap = median(np.diff(times)) if len(times) > 1 else math.inf
         return now - self._last_time > 4 * self._usual_gap
 
     # What to say.

@@ -19,7 +19,7 @@ SHARD_SUFFIX = ".distcp"  # torch.distributed.checkpoint: one folder is one chec
 FOLDER_MARKER = ".metadata"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stamp:
     """What the filesystem says about a file's version. Equal stamps mean equal bytes.
 

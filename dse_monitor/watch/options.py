@@ -6,11 +6,12 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from dse_monitor.alerts.parameters import Rules
 from dse_monitor.checkpoints.names import NameFacts
 from dse_monitor.record import OUTPUT_FOLDER
 from dse_monitor.watch.worker import Manners
@@ -65,7 +66,7 @@ class WatchOptions:
     keep_best: int = 0
     copy_aside: int = 0
     maps: bool = True
-    rules: Any = None
+    rules: Rules | None = None
     sinks: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
@@ -89,6 +90,33 @@ class WatchOptions:
             name: value for name, value in self.probe.items() if name not in _PLACES and value is not None
         }
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the sinks as plain JSON types."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sinks"}
+        return {
+            **plain,
+            "runs": [str(run) for run in self.runs],
+            "out": None if self.out is None else str(self.out),
+            "devices": list(self.devices),
+            "manners": self.manners.to_json(),
+            "rules": None if self.rules is None else asdict(self.rules),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], sinks: Sequence[Any] = ()) -> WatchOptions:
+        """The inverse of :meth:`to_json`."""
+        return cls(
+            **{
+                **data,
+                "runs": tuple(Path(run) for run in data["runs"]),
+                "out": None if data["out"] is None else Path(data["out"]),
+                "devices": tuple(data["devices"]),
+                "manners": Manners(**data["manners"]),
+                "rules": None if data["rules"] is None else Rules(**data["rules"]),
+                "sinks": sinks,
+            }
+        )
 
     def output(self, run: Path, parent: Path | None = None) -> Path:
         """Output folder of a run; ``parent`` is the folder of runs it was found in."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,8 +80,10 @@ class Scanner:
         self._is_rolling = is_rolling
         self._skip = os.path.abspath(skip) if skip is not None else None
         self._limit = entry_limit
-        # path -> inode in the listing, hash of the stamp, whether the name rolls
-        self._known: dict[str, tuple[int, int, bool]] = {}
+        # path -> row; of each row the inode in the listing, the hash of the stamp, whether the name rolls
+        self._known: dict[str, int] = {}
+        self._inodes, self._states, self._rolls = array("Q"), array("q"), array("b")
+        self._free: list[int] = []
         self._ignored: set[str] = set()
         self._identity: tuple[int, int] | None = None
 
@@ -104,7 +107,7 @@ class Scanner:
         replaced = self._identity is not None and self._identity != (root.st_dev, root.st_ino)
         self._identity = (root.st_dev, root.st_ino)
         if replaced:
-            self._known.clear()
+            self._forget(list(self._known))
             self._ignored.clear()
         walk = _Walk(deep=deep)
         walk.visited.add(self._identity)
@@ -122,7 +125,8 @@ class Scanner:
 
     def missed(self, path: str) -> None:
         """Report this candidate again at the next scan (its last report came to nothing)."""
-        self._known.pop(path, None)
+        if path in self._known:
+            self._free.append(self._known.pop(path))
 
     def _gone(self, walk: _Walk) -> list[str]:
         missing = self._known.keys() - walk.present
@@ -130,53 +134,64 @@ class Scanner:
 
     def _forget(self, paths: list[str]) -> tuple[str, ...]:
         for path in paths:
-            del self._known[path]
+            self._free.append(self._known.pop(path))
         return tuple(sorted(paths))
 
     def _enter(self, folder: str, relative: str, depth: int, walk: _Walk) -> None:
         try:
             with os.scandir(folder) as listing:
-                entries = sorted(listing, key=os.DirEntry.is_symlink)  # real names before links to them
+                entries = list(listing) if depth else listing  # what lies in a folder says what it is
+                if depth and is_checkpoint_folder([entry.name for entry in entries]):
+                    self._take_folder(folder, relative.rstrip("/"), walk)
+                    return
+                links: list[os.DirEntry[str]] = []
+                for entry in entries:
+                    if entry.is_symlink():
+                        links.append(entry)  # real names before links to them
+                    elif not self._look(entry, relative, depth, walk):
+                        return
+                for entry in links:
+                    if not self._look(entry, relative, depth, walk):
+                        return
         except FileNotFoundError:
             return
         except OSError:
             walk.unread.append(relative)
-            return
-        if depth and is_checkpoint_folder([entry.name for entry in entries]):
-            self._take_folder(folder, relative.rstrip("/"), walk)
-            return
-        for entry in entries:
-            walk.entries += 1
-            if walk.entries > self._limit:
-                walk.truncated = True
-                return
-            path = relative + entry.name
-            if path in self._known:
-                self._take(entry, path, walk)
-            elif path in self._ignored:
-                continue
-            elif _is_folder(entry) and not self._is_candidate(path):
-                if depth < DEPTH and not entry.name.startswith(".") and not self._is_output(entry.path):
-                    if _is_new(entry, walk):
-                        self._enter(entry.path, path + "/", depth + 1, walk)
-            elif self._is_candidate(path):
-                self._take(entry, path, walk)
-            else:
-                self._ignored.add(path)
-                if len(self._ignored) > 2 * self._limit:  # a folder of short-lived files must not fill memory
-                    self._ignored.clear()
+
+    def _look(self, entry: os.DirEntry[str], relative: str, depth: int, walk: _Walk) -> bool:
+        """Take in one entry of a folder; False once there were too many."""
+        walk.entries += 1
+        if walk.entries > self._limit:
+            walk.truncated = True
+            return False
+        path = relative + entry.name
+        if path in self._known:
+            self._take(entry, path, walk)
+        elif path in self._ignored:
+            pass
+        elif _is_folder(entry) and not self._is_candidate(path):
+            if depth < DEPTH and not entry.name.startswith(".") and not self._is_output(entry.path):
+                if _is_new(entry, walk):
+                    self._enter(entry.path, path + "/", depth + 1, walk)
+        elif self._is_candidate(path):
+            self._take(entry, path, walk)
+        else:
+            self._ignored.add(path)
+            if len(self._ignored) > 2 * self._limit:  # a folder of short-lived files must not fill memory
+                self._ignored.clear()
+        return True
 
     def _is_output(self, path: str) -> bool:
         return self._skip is not None and os.path.abspath(path) == self._skip
 
     def _take(self, entry: os.DirEntry[str], path: str, walk: _Walk) -> None:
-        known = self._known.get(path)
+        row = self._known.get(path)
         inode = entry.inode()
         if (
-            known is not None
+            row is not None
             and not walk.deep
-            and known[0] == inode
-            and not known[2]
+            and self._inodes[row] == inode
+            and not self._rolls[row]
             and not entry.is_symlink()
         ):
             walk.present.add(path)
@@ -185,7 +200,7 @@ class Scanner:
             found = os.stat(entry.path)
             mark = stamp(Path(entry.path)) if _is_folder(entry) else stamp_from_stat(found)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ELOOP) and known is not None:
+            if error.errno not in (errno.ENOENT, errno.ELOOP) and row is not None:
                 walk.present.add(path)  # it cannot be looked at now, which does not mean that it is gone
             return
         self._report(path, inode, mark, walk)
@@ -201,11 +216,21 @@ class Scanner:
 
     def _report(self, path: str, inode: int, mark: Stamp, walk: _Walk) -> None:
         walk.present.add(path)
-        known, state = self._known.get(path), hash(mark)
-        if known is None or known[:2] != (inode, state):
-            rolling = self._is_rolling(path) if known is None else known[2]
-            self._known[path] = (inode, state, rolling)
-            walk.changed[path] = mark
+        row, state = self._known.get(path), hash(mark)
+        if row is None:
+            row = self._known[path] = self._new_row()
+            self._rolls[row] = self._is_rolling(path)
+        elif (self._inodes[row], self._states[row]) == (inode, state):
+            return
+        self._inodes[row], self._states[row] = inode, state
+        walk.changed[path] = mark
+
+    def _new_row(self) -> int:
+        if self._free:
+            return self._free.pop()
+        for column in (self._inodes, self._states, self._rolls):
+            column.append(0)
+        return len(self._inodes) - 1
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -1,0 +1,72 @@
+"""The watcher as a process of its own: `python -m dse_monitor.watch.process JSON`.
+
+The command line takes 15 MB: flags are made from types, documentation is parsed, a terminal is asked for its
+colours. A watcher lives for weeks beside a training and needs none of that any more, so the command line
+checks what is asked and then becomes this process: the process id, the terminal and the open streams stay.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from dse_monitor.errors import DSEError
+
+if TYPE_CHECKING:
+    from dse_monitor.watch.console import Form
+    from dse_monitor.watch.options import WatchOptions
+
+
+def become(options: WatchOptions, form: Form, alert: Sequence[str] = (), link: str = "") -> NoReturn:
+    """Turn this process into a watcher; never returns.
+
+    Args:
+        options: what to watch; its sinks are made anew from ``alert``.
+        form: how it speaks.
+        alert: where alerts go as well; see alerts/sinks.py.
+        link: address of the charts, added to alerts.
+    """
+    order = json.dumps({"options": options.to_json(), "form": form, "alert": list(alert), "link": link})
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "dse_monitor.watch.process", order])
+
+
+def ended(command: Callable[[], int | None]) -> int:
+    """The exit code of a command; our own errors become one line on standard error and code 2."""
+    try:
+        return command() or 0
+    except (DSEError, ValueError) as error:  # a ValueError: an option out of range
+        print(f"dse-monitor: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `dse-monitor ... | head`: the reader left, which is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:  # a checkpoint that is gone, a disk that does not answer
+        print(f"dse-monitor: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 2
+
+
+def main() -> int:
+    """Watch as the order on the command line says."""
+    from dse_monitor.watch.console import Console
+    from dse_monitor.watch.monitor import watch
+    from dse_monitor.watch.options import WatchOptions
+
+    order = json.loads(sys.argv[1])
+    sinks = []
+    if order["alert"]:  # who has none does without the memory of HTTP and SMTP clients
+        from dse_monitor.alerts.sinks import from_spec
+
+        sinks = [from_spec(spec, order["link"]) for spec in order["alert"]]
+    options = WatchOptions.from_json(order["options"], sinks)
+    return watch(options, Console(form=order["form"], several=len(options.runs) > 1))
+
+
+if __name__ == "__main__":
+    sys.exit(ended(main))
