@@ -16,12 +16,14 @@ from dse_monitor.record import Alert
 from dse_monitor.watch import ledger as module
 from dse_monitor.watch.ledger import Ledger, next_sequence, read
 
+KEY = [11, 1000, 5, 6, 1]  # the version of a file: inode, size, times, links
+
 
 def _write(folder, evaluation, count):
     ledger = Ledger.open(folder, clock=lambda: 5.0)
     for number in range(count):
         ledger.append_evaluation(
-            evaluation(f"c{number}.pth", epoch=float(number), seq=number + 1), {"key": "k"}
+            evaluation(f"c{number}.pth", epoch=float(number), seq=number + 1), {"key": KEY}
         )
     ledger.close()
 
@@ -31,8 +33,8 @@ def test_what_is_appended_is_read_back(tmp_path, evaluation):
     scored, failed = evaluation("a.pth", seq=7), evaluation("b.pth", status="failed", seq=8)
     alert = Alert(kind="degradation", status="firing", run="exp1", key="k", seq=9)
     ledger.append("watch", {"pid": 1})
-    ledger.append_evaluation(scored, {"key": [1]})
-    ledger.append_evaluation(failed, {"key": [2]})
+    ledger.append_evaluation(scored, {"key": KEY})
+    ledger.append_evaluation(failed, {"key": KEY})
     ledger.append("alias", {"path": "last.pth", "of": 7})
     ledger.append_alert(alert)
     ledger.close()
