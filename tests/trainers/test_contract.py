@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 
 from dse_monitor.checkpoints import load_encoder
-from trainers import backbones, optim, saving
+from trainers import backbones, optim
 from trainers.data import seeded
+from trainers.engine import Trainer
 from trainers.method import Method, Plan, Progress, Views, normalise
 from trainers.methods import METHODS, load
+from trainers.settings import Settings
 
 BATCH = 8
 
@@ -153,15 +155,15 @@ def test_state_dict_resumes_training_bit_for_bit(method_type, method):
         assert torch.equal(tensor, resumed.method.state_dict()[name]), name
 
 
-def test_monitor_reads_what_the_trainer_saves(name, small, run, tmp_path):
-    """A run's last file gives the tokens of the network that lived in it, and says where it is from."""
+def test_monitor_reads_what_the_trainer_saves(name, small, tmp_path):
+    """A run's last file gives the tokens of the network that lives on, and says where it is from."""
     recipe = small(name, epochs=1)
-    run(name, recipe, tmp_path)
-    path = tmp_path / "checkpoint_0001.pth"
-    method = load(name)(recipe)
-    method.load_state_dict(saving.read(path)["model"])
-    network = method.get_submodule(method.evaluated.removesuffix(".")).eval()
-    encoder = load_encoder(path)
+    settings = Settings(data="scenes", out=tmp_path, scenes=16, device="cpu", workers=0)
+    trainer = Trainer(name, load(name), recipe, settings, torch.device("cpu"))
+    trainer.run()
+    trainer.report.close()
+    network = trainer.method.get_submodule(trainer.method.evaluated.removesuffix(".")).eval()
+    encoder = load_encoder(tmp_path / "checkpoint_0001.pth")
     pixels = torch.stack([torch.from_numpy(np.array(image)) for image in images(4)])
     with torch.no_grad():
         scaled = [(pixels / 255).permute(0, 3, 1, 2)]
