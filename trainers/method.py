@@ -274,7 +274,10 @@ def normalise(views: Views, mean: Sequence[float], std: Sequence[float]) -> View
     """Images as the networks want them: uint8 to [0, 1], then (x - mean) / std per channel."""
 
     def one(image: Tensor) -> Tensor:
-        shift, scale = (torch.tensor(v, device=image.device).view(3, 1, 1) for v in (mean, std))
+        # not made on a GPU: that would wait for all that is queued there
+        shift, scale = (
+            torch.tensor(v).view(3, 1, 1).to(image.device, non_blocking=True) for v in (mean, std)
+        )
         if image.dtype == torch.uint8:
             return image.float().div_(255).sub_(shift).div_(scale)
         return image.sub(shift.to(image.dtype)).div_(scale.to(image.dtype))  # one new tensor, not two

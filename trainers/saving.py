@@ -81,7 +81,11 @@ def contents(
 
 
 def write(content: dict[str, Any], path: Path) -> None:
-    """A file is whole under its name or not there: temporary name beside it, fsync, rename."""
+    """A file is whole under its name or not there: temporary name beside it, fsync, rename.
+
+    Raises:
+        TrainingError: it cannot be written, mostly for lack of space.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -89,6 +93,13 @@ def write(content: dict[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch turns the file's errors into its own
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        raise TrainingError(
+            f"{path} could not be written ({reason}); checkpoints from before are whole: make space, then "
+            "--resume"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
