@@ -8,6 +8,9 @@ Beside the clock stands the processor time (of the process, by the kernel's acco
 disturb less, and the page faults of a step. The views are drawn beforehand, and the augmentations timed
 apart; normalising them is part of both steps. Ours are the engine's steps, with all that it does in them.
 
+``--count`` counts instead of timing, which no load disturbs: floating-point operations in matrix products and
+convolutions, torch operators called, and memory asked for, of one step of each side.
+
 Environment variables reach both sides: with ``MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_MAX_=0``
 lightly keeps its memory too, as our engine lets ours do, and what is left is the difference of the loops.
 """
@@ -28,6 +31,8 @@ from statistics import median, quantiles
 from typing import Any, NamedTuple
 
 import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     # as a script, this file would hide the package of the same name
@@ -57,6 +62,24 @@ def cost(step: Callable[[], None]) -> Cost:
     clock, after = time.perf_counter() - then, resource.getrusage(resource.RUSAGE_SELF)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Cost(clock, processor, after.ru_minflt - before.ru_minflt)
+
+
+class Work(NamedTuple):
+    """Of one step: GFLOP in products and convolutions, torch operators called, MB asked for."""
+
+    gflop: float
+    operators: int
+    megabytes: float
+
+
+def work(step: Callable[[], None]) -> Work:
+    with FlopCounterMode(display=False) as counter:
+        step()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    events = profiled.key_averages()
+    asked = sum(max(event.self_cpu_memory_usage, 0) for event in events)
+    return Work(counter.get_total_flops() / 1e9, sum(event.count for event in events), asked / 1e6)
 
 
 def ours(name: str, recipe: Recipe, folder: Path) -> Callable[[], None]:
@@ -105,13 +128,13 @@ def lightlys(name: str, recipe: Recipe, folder: Path) -> Callable[[], None]:
 
 
 def side(build: Callable[..., Callable[[], None]], connection: Connection, *arguments: Any) -> None:
-    """One process: build, warm up, then a step with its cost for each request, until there is no more."""
+    """One process: build, warm up, then one step for each measure asked for, until there is no more."""
     step = build(*arguments)
     for _ in range(WARMUP_STEPS):
         step()
     connection.send(None)
-    while connection.recv():
-        connection.send(cost(step))
+    while measure := connection.recv():
+        connection.send(measure(step))
 
 
 def start(build: Callable[..., Callable[[], None]], *arguments: Any) -> Connection:
@@ -129,7 +152,7 @@ def pairs(sides: Sequence[Connection], rounds: int) -> Iterator[list[Cost]]:
     for i in range(rounds):
         costs = {}
         for k in (0, 1) if i % 2 == 0 else (1, 0):
-            sides[k].send(True)
+            sides[k].send(cost)
             costs[k] = sides[k].recv()
         yield [costs[0], costs[1]]
 
@@ -150,7 +173,16 @@ def row(batch: int, measured: Sequence[Sequence[Cost]]) -> list[str]:
     ]
 
 
+def counts(sides: Sequence[Connection]) -> list[str]:
+    for connection in sides:
+        connection.send(work)
+    mine, theirs = (connection.recv() for connection in sides)
+    forms = ("{:.2f}", "{:.0f}", "{:.0f}")
+    return [form.format(each[i]) for i, form in enumerate(forms) for each in (mine, theirs)]
+
+
 def compare(name: str, changes: dict[str, Any], batch: int, rounds: int) -> list[str]:
+    """A line of the table; of counts when there are no rounds."""
     recipe = load(name).recipe_type.tiny()
     known = {field.name for field in dataclasses.fields(recipe)}
     changes = {k: v for k, v in {**changes, **ALIKE.get(name, {})}.items() if k in known}
@@ -158,10 +190,12 @@ def compare(name: str, changes: dict[str, Any], batch: int, rounds: int) -> list
     with tempfile.TemporaryDirectory() as folder:
         sides = [start(build, name, recipe, Path(folder)) for build in (ours, lightlys)]
         _, views_per_second = torch.load(Path(folder) / "views.pt", weights_only=False)
-        measured = list(pairs(sides, rounds))
+        cells = (
+            [*row(batch, list(pairs(sides, rounds))), f"{views_per_second:.0f}"] if rounds else counts(sides)
+        )
         for connection in sides:
-            connection.send(False)
-    return [name, *row(batch, measured), f"{views_per_second:.0f}"]
+            connection.send(None)
+    return [name, *cells]
 
 
 def main() -> None:
@@ -170,16 +204,22 @@ def main() -> None:
     parser.add_argument("--size", choices=sorted(SIZES), default="mini")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--count", action="store_true")
     chosen = parser.parse_args()
     heading = ("", "ours img/s", "lightly img/s", "ratio", "quartiles", "by processor")
     heading = (*heading, "faults", "lightly faults", "our views/s")
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {chosen.batch}, {chosen.size}, "
-        f"{chosen.rounds} pairs"
-    )
+    rounds, how = chosen.rounds, f"{chosen.rounds} pairs"
+    if chosen.count:
+        heading = (
+            "",
+            *(f"{side}{unit}" for unit in ("GFLOP", "operators", "MB") for side in ("", "lightly ")),
+        )
+        rounds, how = 0, "counted"
+    threads = torch.get_num_threads()
+    print(f"torch {torch.__version__}, {threads} threads, batch {chosen.batch}, {chosen.size}, {how}")
     for name in ("", *chosen.methods):
-        cells = compare(name, SIZES[chosen.size], chosen.batch, chosen.rounds) if name else heading
-        print("  ".join(f"{cell:>13}" for cell in cells), flush=True)
+        cells = compare(name, SIZES[chosen.size], chosen.batch, rounds) if name else heading
+        print("  ".join(f"{cell:>17}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":
