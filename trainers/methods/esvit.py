@@ -196,8 +196,8 @@ class EsViT(Method):
         "Works without local crops, where the released region loss fails, and clips in every precision, "
         "where the released float32 path refers to a name that does not exist. Centres move after the step "
         "instead of after the loss: the same numbers, and micro-batches add up. Images are mixed within the "
-        "batch by timm. Where an image size does not halve evenly from stage to stage, timm rounds up when it "
-        "makes the windows and the released code down; 224 pixels do."
+        "batch by timm. Where an image size does not halve evenly from stage to stage, timm rounds up when "
+        "it makes the windows and the released code down; 224 pixels do."
     )
 
     def __init__(self, recipe: EsViTRecipe) -> None:
