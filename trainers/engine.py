@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 import signal
 import time
@@ -13,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dse_monitor.metric import DSERegularizer
-from trainers import allocator, backbones, data, distributed, optim, saving, sharding
+from trainers import backbones, data, devices, distributed, optim, saving, sharding
+from trainers.devices import Later
 from trainers.method import Method, Plan, Progress, Recipe, StepOutput, Views, normalise
 from trainers.reporting import Means, Report
 from trainers.settings import Settings, TrainingError
@@ -56,7 +55,7 @@ def train(name: str, method_type: type[Method], recipe: Recipe, settings: Settin
         NonFiniteLoss: training diverged.
         Stopped: told to; what was done is saved.
     """
-    with _processes(settings) as device:
+    with devices.processes(settings) as device:
         trainer = Trainer(name, method_type, recipe, settings, device)
         try:
             trainer.run()
@@ -79,8 +78,8 @@ class Trainer:
         self, name: str, method_type: type[Method], recipe: Recipe, settings: Settings, device: torch.device
     ) -> None:
         self.name, self.settings, self.device = name, settings, device
-        self.precision = _precision(settings, device)
-        _set_up_torch(settings, device)
+        self.precision = devices.precision(settings, device)
+        devices.set_up_torch(settings, device)
         settings.out.mkdir(parents=True, exist_ok=True)
         self.source = data.open_source(
             settings.data, scene_count=settings.scenes, image_size=recipe.image_size, seed=settings.seed
@@ -106,7 +105,7 @@ class Trainer:
             data.ViewsDataset(self.source, self.method.views(), settings.seed),
             self.order,
             data.Collator(self.method.collator(), settings.seed, self.plan.rank),
-            workers=_workers(settings, device),
+            workers=devices.workers(settings, device),
             pin=device.type == "cuda",
             say=self.report.say,
         )
@@ -428,27 +427,6 @@ class Trainer:
             say(f"warning   {parts} micro-batches are not one large batch here: {'; '.join(coupled)}")
 
 
-class Later:
-    """A scalar that is sent for now and read later: reading what was queued last would stall a GPU.
-
-    It travels to page-locked memory behind the work that is queued now, so that waiting for it does not wait
-    for what is queued afterwards.
-    """
-
-    def __init__(self, scalar: Tensor) -> None:
-        self._scalar, self._arrived = scalar, None
-        if scalar.is_cuda:
-            page = torch.empty((), dtype=scalar.dtype, pin_memory=True)
-            self._scalar, self._arrived = page.copy_(scalar, non_blocking=True), torch.cuda.Event()
-            self._arrived.record()
-
-    def value(self) -> bool | int | float:
-        """The scalar, once it is here."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return self._scalar.item()
-
-
 def _plan(recipe: Recipe, settings: Settings, images: int) -> Plan:
     world, parts = distributed.world_size(), distributed.world_size() * settings.accumulate
     if recipe.batch_size % parts:
@@ -463,52 +441,3 @@ def _plan(recipe: Recipe, settings: Settings, images: int) -> Plan:
             "--batch-size"
         )
     return Plan(recipe.epochs, steps, recipe.batch_size, images, world, distributed.rank())
-
-
-def _precision(settings: Settings, device: torch.device) -> torch.dtype:
-    if settings.precision == "auto":
-        capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if capable else torch.float32
-    return getattr(torch, settings.precision)
-
-
-def _workers(settings: Settings, device: torch.device) -> int:
-    """As asked, or: one on a CPU that has a core to spare, else one per usable core, at most 12."""
-    if settings.workers >= 0:
-        return settings.workers
-    spare = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1
-    return min(spare, 1) if device.type == "cpu" else max(1, min(12, spare))
-
-
-def _set_up_torch(settings: Settings, device: torch.device) -> None:
-    if device.type == "cpu":
-        allocator.keep_freed_memory()
-    if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # only a warning: the backward of bicubic interpolation has no deterministic form on GPUs
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
-    elif device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = True
-
-
-@contextlib.contextmanager
-def _processes(settings: Settings) -> Iterator[torch.device]:
-    """The device of this process; joins the process group if torchrun started it."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if settings.device != "auto":
-        device = torch.device(settings.device)
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise TrainingError(f"--device {settings.device}: no CUDA in this machine or this torch")
-        device = torch.device("cuda", device.index or int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
-        yield device
-        return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
