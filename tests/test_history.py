@@ -1,10 +1,13 @@
 import dataclasses
+import json
 import math
 import random
 
 import numpy as np
 import pytest
 
+from dse_monitor.alerts import trace
+from dse_monitor.alerts.parameters import Rules
 from dse_monitor.alerts.state import AlertBook
 from dse_monitor.history import History, series_of
 from dse_monitor.metric.components import Components
@@ -133,3 +136,61 @@ def test_alerts_and_state_are_the_same_whoever_keeps_the_evaluations(seed):
     assert restarted.states == fresh.states
     assert restarted.states["degradation"] == own.states["degradation"]
     assert run_state(history, [], run="r") == run_state(given, [], run="r")
+
+
+def _book(history, judged=None, rules=None):
+    book = AlertBook("r", rules, history=history)
+    if judged is not None:
+        book.recall(judged)
+    book.advance(history, now=1e6)
+    return book
+
+
+@pytest.fixture
+def judgements_made(monkeypatch):
+    """Grows by one with each judgement."""
+    made, plain = [], trace.judge
+
+    def judge(*arguments):
+        made.append(1)
+        return plain(*arguments)
+
+    monkeypatch.setattr(trace, "judge", judge)
+    return made
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_recalled_judgements_lead_to_the_same_state(seed):
+    given = _run(seed, length=120)
+    judged = json.loads(json.dumps(_book(_history(given[:80])).judgements()))
+    recalled, fresh = _book(_history(given), judged), _book(_history(given))
+    assert recalled.states == fresh.states
+    assert recalled.judgements() == fresh.judgements()
+
+
+def test_what_is_recalled_is_not_judged_again(judgements_made):
+    given = [_evaluation(k, epoch=float(k), m_inter=1 + 0.1 * math.sin(k / 9)) for k in range(1, 101)]
+    judged = _book(_history(given[:80])).judgements()
+    judgements_made.clear()
+    _book(_history(given), judged)
+    assert len(judgements_made) == 20
+
+
+@pytest.mark.parametrize("change", ["numbers", "rules", "fewer", "torn", "nothing"])
+def test_judgements_on_other_numbers_or_rules_are_made_again(change, judgements_made):
+    given = [_evaluation(k, epoch=float(k), m_inter=1 + 0.1 * math.sin(k / 9)) for k in range(1, 61)]
+    judged, rules = _book(_history(given)).judgements(), Rules()
+    if change == "numbers":
+        given[30] = _evaluation(31, epoch=31.0, m_inter=1.3)
+    elif change == "rules":
+        rules = Rules(margin=0.3)
+    elif change == "fewer":
+        given = given[:50]
+    elif change == "torn":
+        judged["phases"][0] = judged["phases"][0][:3]
+    else:
+        judged = {}
+    judgements_made.clear()
+    book = _book(_history(given), judged, rules)
+    assert len(judgements_made) == len(given)
+    assert book.states == _book(_history(given), rules=rules).states

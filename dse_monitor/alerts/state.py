@@ -150,6 +150,19 @@ class AlertBook:
             if fact.get("until") is not None or not any(t >= since for t in over):
                 self.silence(fact)
 
+    @property
+    def judged(self) -> int:
+        """How many checkpoints were judged."""
+        return len(self._trace.phases)
+
+    def judgements(self) -> dict[str, Any]:
+        """What is worth keeping for :meth:`recall`, as plain JSON types."""
+        return self._trace.judged()
+
+    def recall(self, judged: Mapping[str, Any]) -> None:
+        """Spare the first :meth:`advance` what an earlier process judged on the same numbers."""
+        self._trace.recall(judged)
+
     def silence(self, fact: Mapping[str, Any]) -> None:
         """Say nothing about a rule for a time or until it is resolved (see :func:`silence_fact`)."""
         rule, until = str(fact["rule"]), fact.get("until")

@@ -6,10 +6,15 @@ training order first. Only what changed since the last look is judged again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import itertools
+import json
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +32,7 @@ from dse_monitor.series import (
     terms,
 )
 
+JUDGING = 1  # raised whenever rules.py or this file judge otherwise than before the change
 _ROWS = 7  # of the table of a trace: positions, the five of series.terms, lambda as known at each checkpoint
 
 
@@ -53,6 +59,9 @@ class Phase:
     severity: str = "warning"
     plateau: bool = False
     wavering: int = 0
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Phase))
 
 
 def step(phase: Phase, judgement: Judgement, index: int, rules: Rules) -> Phase:
@@ -132,6 +141,7 @@ class Trace:
         self.phases: list[Phase] = []
         self.newest = 0
         self._table: Floats = np.zeros((_ROWS, 0))  # with room to grow
+        self._recalled: tuple[str, list[Phase]] = ("", [])
         self._lambda = GrowingLambda()
 
     @property
@@ -159,6 +169,34 @@ class Trace:
         else:
             self._replace(evaluations)
 
+    def judged(self) -> dict[str, Any]:
+        """What was judged, as plain JSON types, for :meth:`recall`: ten thousand judgements take seconds."""
+        grouped = itertools.groupby(self.phases)
+        runs = [[len(list(same)), *dataclasses.astuple(phase)] for phase, same in grouped]
+        return {"digest": self._digest(self._table[:-1, : len(self.phases)]), "phases": runs}
+
+    def recall(self, judged: Mapping[str, Any]) -> None:
+        """Use judgements of an earlier process in the first update, if they were made on the same numbers.
+
+        Args:
+            judged: what :meth:`judged` said; whatever else it is changes nothing.
+        """
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            phases = [[Phase(**dict(zip(_FIELDS, run, strict=True)))] * n for n, *run in judged["phases"]]
+            self._recalled = str(judged["digest"]), [phase for run in phases for phase in run]
+
+    def _digest(self, columns: Floats) -> str:
+        """Of all that a judgement looks at."""
+        asked = json.dumps([JUDGING, dataclasses.astuple(self.rules)]).encode()
+        return hashlib.sha256(asked + np.ascontiguousarray(columns).tobytes()).hexdigest()
+
+    def _take_recalled(self, columns: Floats) -> int:
+        """Take over the recalled phases if they fit; how many there are."""
+        (digest, phases), self._recalled = self._recalled, ("", [])
+        fits = 0 < len(phases) <= columns.shape[1] and self._digest(columns[:, : len(phases)]) == digest
+        self.phases = phases if fits else self.phases
+        return len(self.phases)
+
     def _grow(self, new: Evaluation) -> None:
         """Take in an evaluation that stands behind all others."""
         n = len(self.evaluations)
@@ -183,13 +221,12 @@ class Trace:
             x = np.array([position(e, self.axis, k) for k, e in enumerate(chosen, 1)], np.float64)
             columns = terms(chosen)
         now = np.vstack([x, columns])
-        same = _shared(before, now)
-        lambdas = self._table[-1, :same]
+        same = _shared(before, now) if self.phases else self._take_recalled(now)
         self.evaluations, self._table = chosen, np.vstack([now, np.empty(len(x))])
-        self._table[-1, :same] = lambdas
         self._lambda = GrowingLambda()
-        for separability, m_dim in columns[:2, :same].T:
+        for k, (separability, m_dim) in enumerate(columns[:2, :same].T):
             self._lambda.add(float(separability), float(m_dim))
+            self._table[-1, k] = self._lambda.value
         self._judge_from(same)
 
     def _judge_from(self, first: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from dse_monitor.watch.report import Report
 RECOVER_SECONDS = 10.0  # between attempts to write what could not be written; ours
 SEEN_SECONDS = 600.0  # between words of the watcher in the event data, which grows with each; ours
 CHANGED_SECONDS = 30.0  # the same when it does something else than before; ours
+JUDGED = "judged.json"  # below the output folder: judgements that the next start need not make again
+JUDGED_EVERY = 500  # checkpoints judged since it was last written; at the end it is written anyway; ours
 
 
 class Publication:
@@ -78,6 +81,7 @@ class Publication:
         self._behind = False
         self._doing: tuple[int, str, str] = (0, "", "")
         self._seen = -math.inf
+        self._judged = 0  # checkpoints whose judgements lie in JUDGED
         self.due = clock.monotonic() if self._blocked else math.inf
 
     def resume(self, silences: Sequence[dict[str, Any]], deliveries: Sequence[dict[str, Any]]) -> None:
@@ -89,7 +93,10 @@ class Publication:
             self._writer.catch_up(self._recorded(), self._alerts)
         if len(self._history):
             self._publish_best(self._history.series())
+        with contextlib.suppress(OSError, ValueError):
+            self._book.recall(json.loads((self._out / JUDGED).read_bytes()))
         self.tell(self._book.advance(self._history, now=self._clock.time()))
+        self._save_judged(JUDGED_EVERY)
 
     def sequence(self) -> int:
         """The number of the next record."""
@@ -119,6 +126,7 @@ class Publication:
         told = self._book.advance([], now=self._clock.time())
         if told:
             self.tell(told)
+        self._save_judged(JUDGED_EVERY)
 
     def tell(self, alerts: Iterable[Alert], *, shown: Alert | None = None) -> None:
         """Record alerts, put them into the event data, hand them on; ``shown`` is on the console already."""
@@ -163,6 +171,7 @@ class Publication:
         """Deliver for so many seconds, write the last word, close the files."""
         if self._outbox is not None:
             self._outbox.close(timeout)
+        self._save_judged(1)
         with self._writing():
             self._write_state(alive=False)
         with contextlib.suppress(OutputError):
@@ -178,6 +187,14 @@ class Publication:
     def keeps(self, evaluation: Evaluation) -> bool:
         """Whether there is a kept file of an evaluation."""
         return self._keeper.path(evaluation.seq) is not None
+
+    def _save_judged(self, least: int) -> None:
+        """Keep the judgements if there are so many new ones. Without them a start only takes longer."""
+        count = self._book.judged
+        if abs(count - self._judged) >= least:
+            with contextlib.suppress(OSError):
+                best.write_atomically(self._out / JUDGED, json.dumps(self._book.judgements()) + "\n")
+                self._judged = count
 
     def silence(self, fact: dict[str, Any]) -> None:
         """Somebody asked for silence (a fact of kind ``silence``)."""

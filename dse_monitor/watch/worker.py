@@ -97,7 +97,10 @@ def main(make_evaluator: Callable[[dict[str, Any]], Evaluate] | None = None) -> 
     """
     manners = Manners(**json.loads(sys.argv[1])) if len(sys.argv) > 1 else Manners.default()
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the watcher decides
+    # Ctrl-C, and SIGTERM of SLURM or systemd, reach every process at once. The watcher decides: a worker that
+    # ended by itself would look as if the checkpoint had killed it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         os.nice(manners.nice)
     # Whatever a library prints must not get among our lines.

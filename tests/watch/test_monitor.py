@@ -3,6 +3,7 @@
 import json
 import os
 
+from dse_monitor.alerts import trace
 from dse_monitor.watch import ledger
 from dse_monitor.watch.console import Problem, Row
 
@@ -66,3 +67,21 @@ def test_worker_that_was_started_for_nothing_ends(tmp_path, watching, checkpoint
         watch.step(10)
         assert [worker.stopped for worker in watch.workers] == [True]
         assert watch.jobs == []
+
+
+def test_a_start_judges_only_what_the_last_watcher_did_not(tmp_path, watching, checkpoint, monkeypatch):
+    run = tmp_path / "exp1"
+    for number in range(1, 13):
+        checkpoint(run / f"checkpoint{number:04d}.pth", epoch=float(number), value=number)
+    first = watching(run)
+    first.step(20)
+    first.monitor.close()
+    assert (run / "dse" / "judged.json").exists()
+    made, plain = [], trace.judge
+    monkeypatch.setattr(trace, "judge", lambda *arguments: made.append(1) or plain(*arguments))
+    second = watching(run)
+    second.step(1)
+    assert not made
+    checkpoint(run / "checkpoint0013.pth", epoch=13.0, value=13)
+    second.step(6)
+    assert len(made) == 1
