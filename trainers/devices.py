@@ -33,6 +33,7 @@ def workers(settings: Settings, device: torch.device) -> int:
 def set_up_torch(settings: Settings, device: torch.device) -> None:
     """Process-wide switches: memory on CPUs, deterministic kernels, or the fast ones of GPUs."""
     if device.type == "cpu":
+        allocator.use_huge_pages()
         allocator.keep_freed_memory()
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -43,3 +43,12 @@ def test_memory_of_a_freed_tensor_is_used_again_without_page_faults():
 def test_a_malloc_tuned_from_outside_is_left_alone(monkeypatch, name):
     monkeypatch.setenv(name, "1")
     assert not allocator.keep_freed_memory()
+
+
+def test_huge_pages_are_asked_for_unless_forbidden_outside(monkeypatch):
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    allocator.use_huge_pages()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    allocator.use_huge_pages()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
