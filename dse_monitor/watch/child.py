@@ -43,8 +43,9 @@ class Worker(Protocol):
 
 
 def command(manners: Manners) -> list[str]:
-    """The command line of a worker."""
-    return [sys.executable, "-m", "dse_monitor.watch.worker", json.dumps(manners.to_json())]
+    """The command line of a worker; modules are looked for where this process looks for them."""
+    safe = ["-P"] if getattr(sys.flags, "safe_path", False) else []  # since Python 3.11
+    return [sys.executable, *safe, "-m", "dse_monitor.watch.worker", json.dumps(manners.to_json())]
 
 
 class WorkerProcess:

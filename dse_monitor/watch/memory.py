@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import gc
 
-TRIM_THRESHOLD = -1  # glibc, malloc.h: M_TRIM_THRESHOLD
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc, malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 SPARE_BYTES = 2 << 20  # kept at the end of the heap; ours: what a judgement on ten thousand checkpoints takes
 
 
@@ -14,7 +14,8 @@ def settle() -> None:
     At the usual 128 kB, the columns of a long run made 500 page faults per look at them, half of its time.
     """
     with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(TRIM_THRESHOLD, SPARE_BYTES)
+        for threshold in (TRIM_THRESHOLD, MMAP_THRESHOLD):
+            ctypes.CDLL(None).mallopt(threshold, SPARE_BYTES)
 
 
 def release() -> None:

@@ -32,7 +32,11 @@ def become(options: WatchOptions, form: Form, alert: Sequence[str] = (), link: s
     order = json.dumps({"options": options.to_json(), "form": form, "alert": list(alert), "link": link})
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "dse_monitor.watch.process", order])
+    # `-m` looks for modules in the current folder first; where this process does not, that one must not
+    # either, as people stand in a training's folder with files named like modules.
+    here = sys.path[0] in ("", os.getcwd())
+    safe = [] if here or sys.version_info < (3, 11) else ["-P"]
+    os.execv(sys.executable, [sys.executable, *safe, "-m", "dse_monitor.watch.process", order])
 
 
 def ended(command: Callable[[], int | None]) -> int:

@@ -326,3 +326,12 @@ def test_evaluation_goes_where_there_is_room_beside_the_training(device, gpus, f
     assert isinstance(chosen, Place)
     assert chosen.device == expected
     assert chosen.words
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="python -P is new in 3.11")
+def test_files_of_the_current_folder_are_not_taken_for_modules(tmp_path):
+    (tmp_path / "selectors.py").write_text("raise SystemExit('the file in the current folder was loaded')")
+    command = [sys.executable, "-P", "-m", "dse_monitor", "watch", "missing", "--images", ".", "--once"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "dse-monitor: missing does not exist; give the folder of a run\n"
