@@ -1,7 +1,7 @@
 """The terms of DSE as functions of features: arXiv 2510.17299, and its released code where the two differ.
 
 Shapes: B images, N tokens of an image, P problems (images or groups of images) of N points, D feature width,
-K clusters, M rows of a matrix. The radii of clusters are in radii.py.
+K clusters, M rows of a matrix. The radii of clusters are in radius.py.
 """
 
 from __future__ import annotations
