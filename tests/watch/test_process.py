@@ -145,25 +145,25 @@ def test_death_of_a_real_worker_is_noticed_and_named(tmp_path, number):
     worker.send(_job(path))  # a dead worker takes jobs silently
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_meant_for_the_watcher_does_not_end_its_worker(tmp_path, number):
-    path = write_checkpoint(tmp_path / "c.pth", epoch=1.0, die=int(number))
+def _end_after_answering(path):
+    """How a real worker says that it ended, after it has measured one checkpoint."""
     worker = WorkerProcess([sys.executable, PROGRAM, "worker"])
     worker.send(_job(path))
     answers = []
     _wait_until(lambda: answers.extend(worker.receive()) or any("evaluation" in answer for answer in answers))
     worker.stop()
-    assert worker.ended() == "the worker ended with code 0"
+    return worker.ended()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_meant_for_the_watcher_does_not_end_its_worker(tmp_path, number):
+    path = write_checkpoint(tmp_path / "c.pth", epoch=1.0, die=int(number))
+    assert _end_after_answering(path) == "the worker ended with code 0"
 
 
 def test_worker_answers_through_pipes_and_ends_with_its_input(tmp_path):
     path = write_checkpoint(tmp_path / "c.pth", epoch=1.0)
-    worker = WorkerProcess([sys.executable, PROGRAM, "worker"])
-    worker.send(_job(path))
-    answers = []
-    _wait_until(lambda: answers.extend(worker.receive()) or any("evaluation" in answer for answer in answers))
-    worker.stop()
-    assert worker.ended() == "the worker ended with code 0"
+    assert _end_after_answering(path) == "the worker ended with code 0"
 
 
 def test_worker_dies_with_its_parent(tmp_path):
