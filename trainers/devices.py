@@ -34,7 +34,6 @@ def set_up_torch(settings: Settings, device: torch.device) -> None:
     """Process-wide switches: memory on CPUs, deterministic kernels, or the fast ones of GPUs."""
     if device.type == "cpu":
         allocator.use_huge_pages()
-        allocator.keep_freed_memory()
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # only a warning: the backward of bicubic interpolation has no deterministic form on GPUs
