@@ -144,6 +144,17 @@ class History(Sequence[Evaluation]):
                 return None
         return Selection(self, rows[np.argsort(x, kind="stable")]), axis
 
+    def read(self, axis: str) -> Selection:
+        """Those that could be read, scored or invalid, in training order, of several at one place the newest.
+
+        Where one has no place on the axis, all of them in the order they were evaluated.
+        """
+        rows = np.flatnonzero(np.frombuffer(self._status, np.int8) != _STATUSES.index("failed"))
+        if axis == "order":
+            return Selection(self, rows)
+        x = self._column(axis, rows)
+        return Selection(self, rows if np.isnan(x).any() else _newest(rows, x)[0])
+
     def select(self, evaluations: Iterable[Evaluation]) -> Selection:
         """Some of these evaluations, known by their sequence numbers."""
         return Selection(self, (self.row(e.seq) for e in evaluations))
@@ -151,9 +162,7 @@ class History(Sequence[Evaluation]):
     def _series(self, rows: NDArray[np.int64], lam: float | None) -> Series:
         rows, axis, x = self._line(rows)
         if axis != "order" and np.any(x[1:] <= x[:-1]):  # of several at one place the newest
-            order = np.argsort(x, kind="stable")
-            last = np.append(x[order][1:] != x[order][:-1], True)  # np.unique would load numpy.ma, 2 MB
-            rows, x = rows[order[last]], x[order[last]]
+            rows, x = _newest(rows, x)
         columns = self._terms(rows)
         return Series.from_columns(Selection(self, rows), axis, x, columns, lam)
 
@@ -233,6 +242,11 @@ class Selection(Sequence[Evaluation]):
         """Add an evaluation that the history holds, known by its sequence number."""
         self._rows.append(self._history.row(evaluation.seq))
 
+    @property
+    def last_seq(self) -> int:
+        """The largest sequence number; 0 when there is none."""
+        return self._history._seq[max(self._rows)] if self._rows else 0
+
     def series(self, lam: float | None = None) -> Series:
         """What Series.from_evaluations says of these."""
         return self._history._series(np.sort(np.array(self._rows)), lam)
@@ -281,6 +295,13 @@ def index_of(evaluations: Sequence[Evaluation], seq: int) -> int | None:
     if isinstance(evaluations, Selection):
         return evaluations.find(seq)
     return next((k for k, evaluation in enumerate(evaluations) if evaluation.seq == seq), None)
+
+
+def _newest(rows: NDArray[np.int64], x: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Rows and their places sorted by place, of several rows at one place the last."""
+    order = np.argsort(x, kind="stable")
+    last = np.append(x[order][1:] != x[order][:-1], True)  # np.unique would load numpy.ma, 2 MB
+    return rows[order[last]], x[order[last]]
 
 
 def _components(numbers: list[float]) -> Components:

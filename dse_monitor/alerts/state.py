@@ -29,7 +29,7 @@ from dse_monitor.alerts import message
 from dse_monitor.alerts.parameters import Rules
 from dse_monitor.alerts.rules import errors, median, shares
 from dse_monitor.alerts.trace import Trace
-from dse_monitor.history import History, series_of
+from dse_monitor.history import History, Selection, series_of
 from dse_monitor.record import Alert, Evaluation
 from dse_monitor.series import Series, position
 
@@ -105,7 +105,8 @@ class AlertBook:
         self._known: set[tuple[Any, ...]] = set()  # of those kept here
         self._newest = 0  # sequence number of the newest known, where the caller keeps them
         self._by_age: list[Evaluation] | History = [] if history is None else history
-        self._ordered: list[Evaluation] | None = None
+        self._ordered: Sequence[Evaluation] | None = None
+        self._failing: set[str] = set()  # paths of the files that failed since the last success
         self._usual_gap: float | None = None
         self._any_invalid = False
         self._last_time = -math.inf
@@ -171,7 +172,7 @@ class AlertBook:
         else:
             self._silences.append(_Silence(rule, None if until is None else float(until)))
 
-    def advance(self, evaluations: Sequence[Evaluation], *, now: float) -> list[Alert]:
+    def advance(self, evaluations: Sequence[Evaluation], *, now: float, more: bool = False) -> list[Alert]:
         """Take in evaluations and return what is worth saying about it.
 
         Only a checkpoint beyond all others so far makes an alert; older ones, measured later, complete the
@@ -180,6 +181,8 @@ class AlertBook:
         Args:
             evaluations: new ones, or all there are: those known already change nothing.
             now: seconds since 1970.
+            more: whether others will follow soon. What older checkpoints change may then be judged later,
+                with the last of them or with the next alert.
         """
         first = not self._known and not self._newest
         added = self._take_in(evaluations)
@@ -187,14 +190,21 @@ class AlertBook:
             self._any_invalid |= any(e.status == "invalid" for e in added)
             self._last_time = max(self._last_time, *(e.wall_time for e in added))
             self._ordered = self._usual_gap = None
-            self._trace.update(self._by_age, added)
+            self._note_failures(added)
+        if added or not self._trace.complete:
+            self._trace.update(self._by_age, added, more=more)
         self._stale = self._is_stale(now)
+        fresh = {rule for rule in KINDS if self._is_fresh(rule, added, first)} | self._held
         current = self._current()
+        if not self._trace.complete and any(
+            self._next(rule, current[rule], rule in fresh, now) for rule in KINDS
+        ):
+            self._trace.update(self._by_age, [])  # nothing is said on half of what is known
+            current = self._current()
         self._end_silences(current, now)
-        fresh = {rule for rule in KINDS if self._is_fresh(rule, added, first)}
         told = []
         for rule, status in current.items():
-            alert = self._next(rule, status, rule in fresh or rule in self._held, now)
+            alert = self._next(rule, status, rule in fresh, now)
             if alert is None:
                 self._held.discard(rule)
             elif self._may_speak(rule, now):
@@ -225,7 +235,7 @@ class AlertBook:
     def _current(self) -> dict[str, Status]:
         phase, x = self._trace.phase, self._trace.x
         unknown = self._newest_failed()
-        invalid, failed = self._invalid_streak(), self._failed_streak()
+        invalid, failed = self._invalid_streak(), len(self._failing)
         plateau = phase.plateau and phase.status not in ("pending", "firing")
         return {
             "degradation": Status(
@@ -252,15 +262,17 @@ class AlertBook:
     def _newest_failed(self) -> bool:
         return bool(self._by_age) and self._by_age[-1].status == "failed"
 
-    def _in_order(self) -> list[Evaluation]:
+    def _in_order(self) -> Sequence[Evaluation]:
         """Scored and invalid evaluations in training order; empty as long as none is invalid."""
         if self._ordered is None:
             self._ordered = self._sort() if self._any_invalid else []
         return self._ordered
 
-    def _sort(self) -> list[Evaluation]:
-        known = [e for e in self._by_age if e.status != "failed"]
+    def _sort(self) -> Sequence[Evaluation]:
         axis = self._trace.axis
+        if isinstance(self._by_age, History):
+            return self._by_age.read(axis)
+        known = [e for e in self._by_age if e.status != "failed"]
         if axis == "order" or any(
             (e.source.epoch if axis == "epoch" else e.source.step) is None for e in known
         ):
@@ -270,9 +282,14 @@ class AlertBook:
     def _invalid_streak(self) -> int:
         return len(list(_trailing(self._in_order(), "invalid")))
 
-    def _failed_streak(self) -> int:
-        """Files that failed since the last success; one that fails again and again counts once."""
-        return len({e.source.path for e in _trailing(self._by_age, "failed")})
+    def _note_failures(self, added: Sequence[Evaluation]) -> None:
+        """Keep the files that failed since the last success; one that fails again and again counts once."""
+        if len(added) != 1 or (added[0] is not self._by_age[-1] and added[0].seq != self._by_age[-1].seq):
+            self._failing = {e.source.path for e in _trailing(self._by_age, "failed")}
+        elif added[0].status == "failed":
+            self._failing.add(added[0].source.path)
+        else:
+            self._failing.clear()
 
     def _is_stale(self, now: float) -> bool:
         if not self.rules.stale_seconds or now - self._last_time <= self.rules.stale_seconds:
@@ -307,7 +324,9 @@ class AlertBook:
         """The largest sequence number of a line."""
         if line is self._by_age:
             return line[-1].seq
-        return self._trace.newest if line is self._trace.evaluations else max(e.seq for e in line)
+        if line is self._trace.evaluations:
+            return self._trace.newest
+        return line.last_seq if isinstance(line, Selection) else max(e.seq for e in line)
 
     def _next(self, rule: str, status: Status, fresh: bool, now: float) -> Alert | None:
         said = self._said[rule]

@@ -32,6 +32,7 @@ from dse_monitor.series import (
     terms,
 )
 
+PUT_OFF = 0.25  # of a line's length: so many older checkpoints may arrive before it is judged again; ours
 JUDGING = 1  # raised whenever rules.py or this file judge otherwise than before the change
 _ROWS = 7  # of the table of a trace: positions, the five of series.terms, lambda as known at each checkpoint
 
@@ -143,6 +144,7 @@ class Trace:
         self._table: Floats = np.zeros((_ROWS, 0))  # with room to grow
         self._recalled: tuple[str, list[Phase]] = ("", [])
         self._lambda = GrowingLambda()
+        self._put_off: set[float] = set()  # positions of checkpoints that are not on the line yet
 
     @property
     def x(self) -> Floats:
@@ -154,19 +156,35 @@ class Trace:
         """Where the run stands now."""
         return self.phases[-1] if self.phases else Phase()
 
-    def update(self, evaluations: Collection[Evaluation], added: Sequence[Evaluation] | None = None) -> None:
+    @property
+    def complete(self) -> bool:
+        """Whether everything known is on the line; see ``more`` in :meth:`update`."""
+        return not self._put_off
+
+    def update(
+        self,
+        evaluations: Collection[Evaluation],
+        added: Sequence[Evaluation] | None = None,
+        *,
+        more: bool = False,
+    ) -> None:
         """Judge what is new, given everything known of the run.
 
         Args:
             evaluations: all of them, in any order.
             added: those that were not there at the last update, if known: a run that just grew is not sorted
                 again.
+            more: whether others will follow soon. Then older checkpoints are put off until they are a quarter
+                of the line, as each of them means that everything behind it is judged again; together the
+                judgements grow with the number of checkpoints and not with its square.
         """
         if added is not None and len(added) == 1 and self._grows_by(added[0]):
             self._grow(added[0])
-        elif added is not None and not any(is_measured(e) for e in added):
-            return
-        else:
+        elif added is not None and added and all(map(self._stands_between, added)):
+            self._put_off.update(position(e, self.axis) for e in added)
+        elif added is None or any(map(is_measured, added)):
+            self._replace(evaluations)
+        if self._put_off and not (more and len(self._put_off) <= PUT_OFF * len(self.phases)):
             self._replace(evaluations)
 
     def judged(self) -> dict[str, Any]:
@@ -210,6 +228,7 @@ class Trace:
 
     def _replace(self, evaluations: Collection[Evaluation]) -> None:
         """Put everything known into training order anew."""
+        self._put_off.clear()
         before = self._table[:-1, : len(self.evaluations)]
         chosen, self.axis = lineage(evaluations)
         self.newest = max((e.seq for e in chosen), default=0)
@@ -244,6 +263,16 @@ class Trace:
         done = new.source.epoch if self.axis == "epoch" else new.source.step
         ahead = done is not None and math.isfinite(done) and done > self.x[-1]
         return ahead and new.seq > self.newest and new.settings == self.evaluations[-1].settings
+
+    def _stands_between(self, new: Evaluation) -> bool:
+        """Whether an evaluation takes a free place before the newest, and changes nothing else."""
+        if not self.evaluations or self.axis == "order" or not is_measured(new):
+            return False
+        done = new.source.epoch if self.axis == "epoch" else new.source.step
+        if done is None or not done < self.x[-1] or new.settings != self.evaluations[-1].settings:
+            return False
+        taken = float(self.x[np.searchsorted(self.x, done)]) == done or float(done) in self._put_off
+        return math.isfinite(done) and not taken
 
     def _judge(self, n: int) -> Judgement:
         """The judgement on the first n checkpoints, at the lambda of that time."""

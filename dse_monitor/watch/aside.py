@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -44,11 +45,11 @@ class Aside:
         original = self._run / path
         return self._place(path) if path in self._protected and not original.exists() else original
 
-    def protect(self, waiting: Sequence[tuple[str, Stamp]]) -> None:
+    def protect(self, waiting: Iterable[tuple[str, Stamp]]) -> None:
         """Protect the first of the waiting checkpoints, and let go of those that wait no more."""
         if not self._count:
             return
-        chosen = dict(waiting[: self._count])
+        chosen = dict(itertools.islice(waiting, self._count))
         for path in self._protected - chosen.keys():
             if (self._run / path).exists():
                 self.release(path)

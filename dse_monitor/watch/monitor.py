@@ -400,8 +400,7 @@ class Monitor:
         if now >= self._next_reminder:
             self._next_reminder = now + REMIND_SECONDS
             for run in self.runs.values():
-                if run.open:
-                    run.publication.remind()
+                run.remind()
         if now < self._next_beat:
             return
         self._next_beat = now + BEAT_SECONDS

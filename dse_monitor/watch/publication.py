@@ -102,8 +102,14 @@ class Publication:
         """The number of the next record."""
         return next_sequence(max(self._history.last_seq, self._last_alert), self._clock.time())
 
-    def add(self, evaluation: Evaluation, *, on_disk: bool) -> None:
-        """Publish an evaluation that was recorded just now (it is the last of the history)."""
+    def add(self, evaluation: Evaluation, *, on_disk: bool, more: bool) -> None:
+        """Publish an evaluation that was recorded just now (it is the last of the history).
+
+        Args:
+            evaluation: the record.
+            on_disk: whether the ledger could write it.
+            more: whether others wait to be measured.
+        """
         if on_disk:
             with self._writing():
                 self._writer.add_evaluation(evaluation)
@@ -112,7 +118,7 @@ class Publication:
             self._block(self._ledger.error)
         line = self._history.series()
         self._publish_best(line)
-        told = self._book.advance([self._history[-1]], now=self._clock.time())
+        told = self._book.advance([self._history[-1]], now=self._clock.time(), more=more)
         degradation = next((alert for alert in told if alert.kind == "degradation"), None)
         if evaluation.status == "scored":
             kept = self._kept_best(line) if degradation is not None else ""
@@ -121,9 +127,9 @@ class Publication:
             self._report.failed(evaluation)
         self.tell(told, shown=degradation)
 
-    def remind(self) -> None:
-        """Let the alerts look at the clock."""
-        told = self._book.advance([], now=self._clock.time())
+    def remind(self, *, more: bool) -> None:
+        """Let the alerts look at the clock; ``more`` as in :meth:`add`."""
+        told = self._book.advance([], now=self._clock.time(), more=more)
         if told:
             self.tell(told)
         self._save_judged(JUDGED_EVERY)

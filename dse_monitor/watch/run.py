@@ -407,7 +407,7 @@ class WatchedRun:
         self.queue.add(self._candidate(path, mark, key, versions))
         if self._options.copy_aside:
             waiting = self.queue.in_order(self._clock.monotonic())
-            self._aside.protect([(candidate.path, candidate.stamp) for candidate in waiting])
+            self._aside.protect((candidate.path, candidate.stamp) for candidate in waiting)
 
     def _candidate(self, path: str, mark: Stamp, key: str | None, versions: int) -> Candidate:
         return Candidate(
@@ -576,11 +576,10 @@ class WatchedRun:
         self._versions.add_content(evaluation)
         (self.failed.discard if evaluation.status == "scored" else self.failed.add)(candidate.path)
         self._aside.release(candidate.path)
-        for twin in self.queue:
-            if twin.same_content(candidate):
-                self.queue.remove(twin.path)
-                self._same(twin.path, twin.stamp, evaluation.seq, twin.content_key)
-        self.publication.add(evaluation, on_disk=on_disk)
+        for twin in self.queue.twins(candidate):
+            self.queue.remove(twin.path)
+            self._same(twin.path, twin.stamp, evaluation.seq, twin.content_key)
+        self.publication.add(evaluation, on_disk=on_disk, more=bool(self.queue))
 
     def _lose(self, path: str) -> None:
         self.queue.remove(path)
@@ -625,6 +624,11 @@ class WatchedRun:
         )
         found = inside if inside is not None else named
         return -math.inf if found is None else float(found)
+
+    def remind(self) -> None:
+        """Let the alerts look at the clock."""
+        if self.open:
+            self.publication.remind(more=bool(self.queue))
 
     def beat(
         self,

@@ -81,6 +81,7 @@ class Waiting:
         versions: versions seen and passed over.
         reason: why it waits, in words.
         hold: extra stillness demanded, seconds (after a torn read).
+        foretold: whether it was looked at before its time to see if it is whole.
         ready_at: when it will be ready if it stays as it is, monotonic seconds; never while it is not whole.
     """
 
@@ -93,6 +94,7 @@ class Waiting:
     versions: int = 0
     reason: str = "is being written"
     hold: float = 0.0
+    foretold: bool = False
     ready_at: float = math.inf
 
 
@@ -116,12 +118,13 @@ class Settler:
     examine: Callable[[Path], Stamp] = look
     waiting: dict[str, Waiting] = field(default_factory=dict)
     _newest_whole: int = 0
+    _one_foreseen: bool = False
 
     def add(self, path: str, stamp: Stamp, now: float, *, hold: float = 0.0) -> None:
         """A file appeared or changed; ``hold`` seconds of stillness are demanded beyond the usual."""
         known = self.waiting.get(path)
         if known is None:
-            # The first to come is looked at right away, so that it can be foreseen.
+            # The first to come is looked at right away: it may be whole already.
             due = now + self.settle_seconds / 2 if self.waiting else now
             self.waiting[path] = Waiting(path, stamp, now, due, hold=hold)
         elif not known.stamp.same_version(stamp):
@@ -148,6 +151,7 @@ class Settler:
 
     def step(self, now: float) -> list[Settled]:
         """Look at every file that is due."""
+        self._one_foreseen = any(math.isfinite(file.ready_at) for file in self.waiting.values())
         due = sorted((file for file in self.waiting.values() if file.due <= now), key=lambda file: file.since)
         return [settled for file in due if (settled := self._look(file, now)) is not None]
 
@@ -187,10 +191,11 @@ class Settler:
         """Not still for long enough: when to look next, and when it would be ready."""
         enough = file.since + self.settle_seconds + file.hold
         file.due = min(now + self.settle_seconds / 2, enough)
-        if math.isinf(file.ready_at) and now == file.since:
-            test = self.complete(full)
+        if not (file.foretold or self._one_foreseen):  # one is enough, and thousands may wait
+            test, file.foretold = self.complete(full), True
             if test.whole and test.container:
                 file.ready_at = file.since + self._wanted(test) + file.hold
+                self._one_foreseen = True
         if now < file.ready_at - FORESEEN_SECONDS < file.due:
             file.due = file.ready_at - FORESEEN_SECONDS
 
@@ -222,5 +227,5 @@ class Settler:
         rewritten = mark.inode != file.stamp.inode or mark.size <= file.stamp.size
         file.versions += rewritten  # a file that only grew is still the same version
         file.stamp, file.since, file.due = mark, now, now + self.settle_seconds / 2
-        file.grew, file.tests, file.ready_at = True, 0, math.inf
+        file.grew, file.tests, file.foretold, file.ready_at = True, 0, False, math.inf
         file.reason = "is being written"

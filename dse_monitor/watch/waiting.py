@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import bisect
+import heapq
+import itertools
 import math
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from dse_monitor.checkpoints.names import NameFacts
 from dse_monitor.watch.identity import Stamp
 from dse_monitor.watch.options import WatchOptions, since_rule
+
+_Place = tuple[Any, ...]  # where a candidate sorts; its path comes last
+_appeared = itemgetter(0)
 
 REMEMBERED = 1000  # files whose first sight is remembered, to learn how long files live; ours
 
@@ -43,19 +50,19 @@ class Candidate:
         found = count_done(self.facts)
         return -math.inf if found is None else found
 
-    def same_content(self, other: Candidate) -> bool:
-        """Whether both are certainly one content: a hard link, or a copy with true checksums."""
-        if self.content_key is not None and self.content_key == other.content_key:
-            return True
-        a, b = self.stamp, other.stamp
-        return (a.inode, a.size, a.mtime_ns) == (b.inode, b.size, b.mtime_ns)
+    @property
+    def contents(self) -> tuple[object, ...]:
+        """What two candidates of certainly one content share: a hard link, or a copy with true checksums."""
+        link = (self.stamp.inode, self.stamp.size, self.stamp.mtime_ns)
+        return (link,) if self.content_key is None else (link, self.content_key)
 
 
 class Queue:
     """The checkpoints of one run that are ready.
 
     Newest first, so that the present is known soon and the backlog follows; files about to be rotated away
-    before all others. When nobody writes any more (``once``), in training order.
+    before all others. When nobody writes any more (``once``), in training order. Ten thousand may wait: they
+    are kept sorted, and found by their content.
 
     Args:
         once: whether nobody writes any more.
@@ -64,6 +71,9 @@ class Queue:
     def __init__(self, *, once: bool = False):
         self._once = once
         self._ready: dict[str, Candidate] = {}
+        self._rolling: list[_Place] = []  # both sorted, the most urgent last
+        self._others: list[_Place] = []
+        self._contents: defaultdict[object, set[str]] = defaultdict(set)
         self._appeared: OrderedDict[str, float] = OrderedDict()
         self._lifetimes: deque[float] = deque(maxlen=8)
 
@@ -72,9 +82,6 @@ class Queue:
 
     def __contains__(self, path: str) -> bool:
         return path in self._ready
-
-    def __iter__(self) -> Iterator[Candidate]:
-        return iter(list(self._ready.values()))
 
     def appeared(self, path: str, now: float) -> None:
         """A file was seen for the first time."""
@@ -95,43 +102,55 @@ class Queue:
 
     def add(self, candidate: Candidate) -> None:
         """A checkpoint is ready; it replaces an older version of itself."""
+        self.remove(candidate.path)
         self._ready[candidate.path] = candidate
+        bisect.insort(*self._place(candidate))
+        for content in candidate.contents:
+            self._contents[content].add(candidate.path)
 
     def remove(self, path: str) -> bool:
         """Take one out; False when it is not there."""
-        return self._ready.pop(path, None) is not None
+        candidate = self._ready.pop(path, None)
+        if candidate is None:
+            return False
+        line, place = self._place(candidate)
+        del line[bisect.bisect_left(line, place)]
+        for content in candidate.contents:
+            self._contents[content].discard(path)
+            if not self._contents[content]:
+                del self._contents[content]
+        return True
+
+    def twins(self, candidate: Candidate) -> list[Candidate]:
+        """Those with certainly the same content: hard links, and copies with true checksums."""
+        paths = set().union(*(self._contents.get(content, ()) for content in candidate.contents))
+        return [self._ready[path] for path in sorted(paths)]
 
     def take(self, now: float) -> Candidate | None:
         """The next one. Of several names for one content, the one that will stay."""
-        if not self._ready:
-            return None
-        first = max(self._ready.values(), key=lambda candidate: self._urgency(candidate, now))
-        twins = [candidate for candidate in self._ready.values() if candidate.same_content(first)]
-        chosen = min(twins, key=lambda candidate: (candidate.rolling, candidate.path))
-        return self._ready.pop(chosen.path)
+        for first in self.in_order(now):
+            chosen = min(self.twins(first), key=lambda candidate: (candidate.rolling, candidate.path))
+            self.remove(chosen.path)
+            return chosen
+        return None
 
-    def in_order(self, now: float) -> list[Candidate]:
+    def in_order(self, now: float) -> Iterator[Candidate]:
         """All of them, the next one first."""
-        return sorted(self._ready.values(), key=lambda candidate: self._urgency(candidate, now), reverse=True)
+        others, start, end = self._others, 0, 0
+        if self._lifetimes:  # files that have lived for more than half as long as others did before them
+            start = bisect.bisect_right(others, 0.0, key=_appeared)
+            end = max(start, bisect.bisect_left(others, now - min(self._lifetimes) / 2, key=_appeared))
+        going = (others[k] for k in reversed(range(start, end)))
+        staying = (others[k] for k in (*reversed(range(end, len(others))), *reversed(range(start))))
+        urgent = heapq.merge(reversed(self._rolling), going, reverse=True)
+        return (self._ready[place[-1]] for place in itertools.chain(urgent, staying))
 
-    def _urgency(self, candidate: Candidate, now: float) -> tuple[Any, ...]:
+    def _place(self, candidate: Candidate) -> tuple[list[_Place], _Place]:
+        """The list a candidate stands in, and where it sorts there."""
         if self._once:
-            return _training_order(candidate)
-        return (
-            self._about_to_go(candidate, now),
-            candidate.appeared,
-            candidate.done,
-            candidate.stamp.mtime_ns,
-            candidate.path,
-        )
-
-    def _about_to_go(self, candidate: Candidate, now: float) -> bool:
-        """Rolling files, and files that have lived for more than half as long as others did before them."""
-        if candidate.rolling:
-            return True
-        if not self._lifetimes or not candidate.appeared:
-            return False
-        return now - candidate.appeared > min(self._lifetimes) / 2
+            return self._others, _training_order(candidate)
+        line = self._rolling if candidate.rolling else self._others
+        return line, (candidate.appeared, candidate.done, candidate.stamp.mtime_ns, candidate.path)
 
 
 def in_training_order(candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -139,7 +158,7 @@ def in_training_order(candidates: Iterable[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=_training_order, reverse=True)
 
 
-def _training_order(candidate: Candidate) -> tuple[Any, ...]:
+def _training_order(candidate: Candidate) -> _Place:
     done = candidate.done if math.isfinite(candidate.done) else math.inf
     return (-done, -candidate.stamp.mtime_ns, candidate.path)
 
@@ -156,7 +175,7 @@ class Filter:
     def __init__(self, options: WatchOptions, from_name: Callable[[str], NameFacts], now: float):
         self._options, self._from_name = options, from_name
         self._since = since_rule(options.since, now) if options.since is not None else None
-        self._times: set[float] = set()
+        self._times: list[float] = []  # sorted
         self.refused: dict[str, str] = {}
 
     def refuses(self, path: str, stamp: Stamp) -> str:
@@ -182,9 +201,12 @@ class Filter:
         interval = options.min_interval
         if interval is None:
             return ""
-        if any(0 < abs(mtime - other) < interval for other in self._times):
+        before, behind = bisect.bisect_left(self._times, mtime), bisect.bisect_right(self._times, mtime)
+        near = (*self._times[before - 1 : before], *self._times[behind : behind + 1])
+        if any(abs(mtime - other) < interval for other in near):
             return f"--min-interval {interval:g}"
-        self._times.add(mtime)
+        if before == behind:
+            self._times.insert(before, mtime)
         return ""
 
 

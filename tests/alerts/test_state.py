@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from dse_monitor.alerts import state
+from dse_monitor.alerts import state, trace
 from dse_monitor.alerts.parameters import Rules
 from dse_monitor.alerts.state import AlertBook, silence_fact
 from dse_monitor.record import alert_from_json, to_json
@@ -106,6 +106,68 @@ def test_backfilled_checkpoints_never_fire(run_of):
 def test_the_next_checkpoint_tells_what_the_backlog_showed(run_of):
     run = run_of([*RISE, *FALL, 0.4], se=0.005)
     assert story(feed(AlertBook("r"), [run[-2], *run[:-2], run[-1]])) == [("degradation", "firing", 150)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_backlog_judged_in_bursts_ends_as_one_judged_at_once(seed, run_of, monkeypatch):
+    """Checkpoints that come while others wait, old and new ones mixed: the end is that of the plain way."""
+    shape = np.repeat(RISE + FALL + BACK + FALL, 8)
+    run = run_of(shape + np.random.default_rng(seed).normal(0, 0.01, len(shape)), se=0.005)
+    newest_first, behind = list(reversed(run[:-20])), run[-20:]
+    arrivals = [
+        e for k, e in enumerate(newest_first) for e in ([e, behind.pop(0)] if k % 7 == 3 and behind else [e])
+    ]
+    book, plain, looks = AlertBook("r"), AlertBook("r"), 0
+    judge = trace.judge
+
+    def count(*given):
+        nonlocal looks
+        looks += 1
+        return judge(*given)
+
+    plain.advance(arrivals, now=0.0)
+    monkeypatch.setattr(trace, "judge", count)
+    for k, evaluation in enumerate(arrivals):
+        book.advance([evaluation], now=60.0 * k, more=k + 1 < len(arrivals))
+    assert book.states == plain.states
+    assert looks < 8 * len(arrivals)  # 50 times as many when each is judged as it comes
+    [fresh] = run_of([0.0], first=10 * len(shape) + 10)
+    assert (
+        story(book.advance([fresh], now=1e6))
+        == story(plain.advance([fresh], now=1e6))
+        == [("degradation", "firing", fresh.source.epoch)]
+    )
+
+
+def test_an_alert_during_a_backlog_is_told_on_all_that_is_known(run_of):
+    run = run_of([*RISE, *RISE[-1:] * 8, *FALL, 0.4], se=0.005)
+    best = dataclasses.replace(run[8], components=dataclasses.replace(run[8].components, m_inter=1.05))
+    book = AlertBook("r")
+    first = [*run[:8], *run[9:-1]]  # all but one of the plateau, and the last
+    for evaluation in first[:-4]:
+        book.advance([evaluation], now=0.0, more=True)
+    assert book.advance([best], now=1.0, more=True) == []
+    told = [a for e in (*first[-4:], run[-1]) for a in book.advance([e], now=2.0, more=True)]
+    assert [a.best_at for a in told if a.kind == "degradation"] == [best.source.epoch]
+
+
+@pytest.mark.parametrize("change", ["settings", "axis", "rewritten", "same place"])
+def test_what_changes_more_than_one_place_is_judged_at_once(change, run_of, evaluation):
+    run = run_of([*RISE * 3, *FALL], se=0.005)
+    book, plain = AlertBook("r"), AlertBook("r")
+    for e in run:
+        book.advance([e], now=0.0, more=True)
+    odd = {
+        "settings": lambda: dataclasses.replace(
+            evaluation(0.5, epoch=55, seq=10**7), settings=dataclasses.replace(run[0].settings, num_images=9)
+        ),
+        "axis": lambda: evaluation(0.5, step=70, seq=10**7),
+        "rewritten": lambda: evaluation(0.5, epoch=50, seq=10**7, content="other"),
+        "same place": lambda: evaluation(0.5, epoch=50, seq=10**7, path="other.pth"),
+    }[change]()
+    book.advance([odd], now=1.0, more=True)
+    plain.advance([*run, odd], now=1.0)
+    assert book.states == plain.states
 
 
 def test_a_restart_repeats_nothing_and_forgets_nothing(run_of):

@@ -48,6 +48,35 @@ def test_whole_file_is_foreseen_while_it_lies_still(tmp_path, fake_clock):
     assert seen == [15.0 - FORESEEN_SECONDS]
 
 
+def test_file_written_under_its_own_name_is_foreseen_once_it_lies_still(tmp_path, fake_clock):
+    path = write_checkpoint(tmp_path / "c.pth")
+    whole = path.read_bytes()
+    settler, seen = _settler(tmp_path), []
+    for share in (0.3, 0.6, 1.0):
+        path.write_bytes(whole[: int(share * len(whole))])
+        settler.add("c.pth", look(path), fake_clock.now)
+        settler.step(fake_clock.now)
+        seen.append(settler.foresees(fake_clock.now))
+        fake_clock.sleep(1.0)
+    settler.step(fake_clock.now)
+    assert [*seen, settler.foresees(fake_clock.now)] == [False, False, False, True]
+
+
+def test_of_many_waiting_files_one_is_foreseen(tmp_path, fake_clock):
+    tested = []
+
+    def complete(path):
+        tested.append(path.name)
+        return check_complete(path)
+
+    settler = Settler(tmp_path, 2.0, complete)
+    for number in range(10):
+        path = write_checkpoint(tmp_path / f"c{number}.pth")
+        settler.add(path.name, look(path), fake_clock.now)
+    assert len(_wait(settler, fake_clock, 3.0)) == 10
+    assert len(tested) == 11
+
+
 def test_half_a_file_is_not_foreseen(tmp_path, fake_clock):
     path = write_checkpoint(tmp_path / "c.pth")
     os.truncate(path, 1000)

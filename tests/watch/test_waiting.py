@@ -1,14 +1,17 @@
 """Which checkpoint is next, which runs there are, and what the options mean."""
 
+import math
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dse_monitor.checkpoints.names import NameFacts, from_name, is_candidate, is_rolling
 from dse_monitor.watch.discovery import find_runs
 from dse_monitor.watch.identity import Stamp
 from dse_monitor.watch.options import WatchOptions, since_rule
-from dse_monitor.watch.waiting import Candidate, Queue
+from dse_monitor.watch.waiting import Candidate, Filter, Queue
 
 
 def _candidate(path, *, inode=0, key=None, appeared=0.0, mtime=0):
@@ -31,6 +34,57 @@ def test_backlog_is_taken_newest_first_and_new_files_before_it():
     expected = ["checkpoint0000.pth", "checkpoint0003.pth", "checkpoint0002.pth", "checkpoint0001.pth"]
     assert [candidate.path for candidate in queue.in_order(100.0)] == expected
     assert _order(queue) == expected
+
+
+_NAMES = ["checkpoint.pth", "last.ckpt", "model.pt", *(f"checkpoint{number:04d}.pth" for number in range(6))]
+_ONE = st.tuples(
+    st.sampled_from(_NAMES),
+    st.sampled_from([0.0, 10.0, 40.0, 60.0, 61.0, 99.0]),  # when it appeared
+    st.integers(1, 4),  # inode
+    st.sampled_from([None, "a", "b"]),  # content
+    st.integers(0, 2),  # file time
+)
+
+
+@given(
+    st.lists(_ONE, max_size=20), st.lists(st.sampled_from(_NAMES)), st.none() | st.just(80.0), st.booleans()
+)
+def test_queue_is_sorted_as_if_it_were_sorted_anew(added, removed, lifetime, once):
+    """Against the plain rule, looked at for every candidate each time one is taken."""
+    now, queue, known = 100.0, Queue(once=once), {}
+    if lifetime is not None:
+        queue.appeared("gone.pth", 1.0)
+        queue.vanished("gone.pth", 1.0 + lifetime, rolling=False)
+    for name, appeared, inode, key, mtime in added:
+        known[name] = _candidate(name, inode=inode, key=key, appeared=appeared, mtime=mtime)
+        queue.add(known[name])
+    for name in removed:
+        assert queue.remove(name) == (known.pop(name, None) is not None)
+
+    def urgency(candidate):
+        if once:
+            done = candidate.done if math.isfinite(candidate.done) else math.inf
+            return -done, -candidate.stamp.mtime_ns, candidate.path
+        old = lifetime is not None and candidate.appeared > 0 and now - candidate.appeared > lifetime / 2
+        mtime = candidate.stamp.mtime_ns
+        return candidate.rolling or old, candidate.appeared, candidate.done, mtime, candidate.path
+
+    def same(one, other):
+        a, b = one.stamp, other.stamp
+        key = one.content_key is not None and one.content_key == other.content_key
+        return key or (a.inode, a.size, a.mtime_ns) == (b.inode, b.size, b.mtime_ns)
+
+    in_order = sorted(known.values(), key=urgency, reverse=True)
+    assert list(queue.in_order(now)) == in_order
+    while known:
+        first = max(known.values(), key=urgency)
+        twins = [candidate for candidate in known.values() if same(candidate, first)]
+        assert sorted(c.path for c in queue.twins(first)) == sorted(c.path for c in twins)
+        expected = min(twins, key=lambda candidate: (candidate.rolling, candidate.path))
+        assert queue.take(now) == known.pop(expected.path)
+        assert len(queue) == len(known)
+        assert expected.path not in queue
+    assert queue.take(now) is None
 
 
 def test_finished_run_is_taken_in_training_order():
@@ -59,6 +113,14 @@ def test_of_equal_contents_the_name_that_stays_is_taken():
     queue.add(_candidate("checkpoint.pth", key="k", appeared=9.0))
     queue.add(_candidate("ckp-10.pth", key="k"))
     assert queue.take(0.0).path == "ckp-10.pth"
+
+
+def test_min_interval_passes_over_what_lies_close_to_any_that_was_taken():
+    options = WatchOptions(runs=(Path("r"),), probe={"images": "i"}, min_interval=10.0)
+    chosen = Filter(options, from_name, now=0.0)
+    times = [100.0, 105.0, 110.0, 95.0, 100.0, 90.0, 119.9, 120.0, 0.0]
+    taken = [not chosen.refuses(f"c{k}.pth", Stamp(k, 1, int(t * 1e9), 0)) for k, t in enumerate(times)]
+    assert taken == [True, False, True, False, True, True, False, True, True]
 
 
 @pytest.mark.parametrize(
