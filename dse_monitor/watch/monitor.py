@@ -277,6 +277,7 @@ class Monitor:
     def _end_worker(self, slot: _Slot, *, kill: bool = False) -> None:
         if slot.worker is not None:
             slot.worker.stop(kill=kill)
+            memory.release()  # what working off a long backlog took, too
         slot.worker, slot.jobs = None, 0
 
     def _died(self, slot: _Slot, reason: str) -> None:

@@ -30,7 +30,7 @@ from dse_monitor.watch.report import Report
 from dse_monitor.watch.scanner import Scan, Scanner
 from dse_monitor.watch.settle import Settled, Settler
 from dse_monitor.watch.versions import Versions
-from dse_monitor.watch.waiting import Candidate, Filter, Queue, in_training_order
+from dse_monitor.watch.waiting import Candidate, Filter, Queue, count_done, in_training_order
 
 if TYPE_CHECKING:
     from dse_monitor.watch.hints import Hints
@@ -410,11 +410,12 @@ class WatchedRun:
             self._aside.protect((candidate.path, candidate.stamp) for candidate in waiting)
 
     def _candidate(self, path: str, mark: Stamp, key: str | None, versions: int) -> Candidate:
+        done = count_done(self._parts.from_name(path))
         return Candidate(
             path=path,
             stamp=mark,
             content_key=key,
-            facts=self._parts.from_name(path),
+            done=-math.inf if done is None else done,
             rolling=self._parts.is_rolling(path),
             appeared=self.queue.first_seen(path),
             versions=versions + self._passed.pop(path, 0),

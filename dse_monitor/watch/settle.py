@@ -67,7 +67,7 @@ class Settled:
     versions: int = 0
 
 
-@dataclass
+@dataclass(slots=True)
 class Waiting:
     """A file that is not ready yet.
 

@@ -6,7 +6,7 @@ import bisect
 import heapq
 import itertools
 import math
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from operator import itemgetter
@@ -22,7 +22,7 @@ _appeared = itemgetter(0)
 REMEMBERED = 1000  # files whose first sight is remembered, to learn how long files live; ours
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A whole, still file that waits to be evaluated.
 
@@ -30,7 +30,7 @@ class Candidate:
         path: relative to the run.
         stamp: the version meant.
         content_key: see identity.content_key.
-        facts: what its name says.
+        done: epochs or steps done by its name, for sorting; below all others when it tells none.
         rolling: whether its name is written over and over.
         appeared: when it was first seen, monotonic seconds; 0 for files that were there before the watcher.
         versions: versions of it that were passed over since the last evaluation.
@@ -39,16 +39,10 @@ class Candidate:
     path: str
     stamp: Stamp
     content_key: str | None
-    facts: NameFacts
+    done: float
     rolling: bool
     appeared: float = 0.0
     versions: int = 0
-
-    @property
-    def done(self) -> float:
-        """Count done by its name, for sorting; below all others when there is none."""
-        found = count_done(self.facts)
-        return -math.inf if found is None else found
 
     @property
     def contents(self) -> tuple[object, ...]:
@@ -73,7 +67,7 @@ class Queue:
         self._ready: dict[str, Candidate] = {}
         self._rolling: list[_Place] = []  # both sorted, the most urgent last
         self._others: list[_Place] = []
-        self._contents: defaultdict[object, set[str]] = defaultdict(set)
+        self._contents: dict[object, tuple[str, ...]] = {}  # paths; sets would take four times the memory
         self._appeared: OrderedDict[str, float] = OrderedDict()
         self._lifetimes: deque[float] = deque(maxlen=8)
 
@@ -106,7 +100,7 @@ class Queue:
         self._ready[candidate.path] = candidate
         bisect.insort(*self._place(candidate))
         for content in candidate.contents:
-            self._contents[content].add(candidate.path)
+            self._contents[content] = (*self._contents.get(content, ()), candidate.path)
 
     def remove(self, path: str) -> bool:
         """Take one out; False when it is not there."""
@@ -116,14 +110,14 @@ class Queue:
         line, place = self._place(candidate)
         del line[bisect.bisect_left(line, place)]
         for content in candidate.contents:
-            self._contents[content].discard(path)
-            if not self._contents[content]:
-                del self._contents[content]
+            left = tuple(other for other in self._contents.pop(content) if other != path)
+            if left:
+                self._contents[content] = left
         return True
 
     def twins(self, candidate: Candidate) -> list[Candidate]:
         """Those with certainly the same content: hard links, and copies with true checksums."""
-        paths = set().union(*(self._contents.get(content, ()) for content in candidate.contents))
+        paths = {path for content in candidate.contents for path in self._contents.get(content, ())}
         return [self._ready[path] for path in sorted(paths)]
 
     def take(self, now: float) -> Candidate | None:

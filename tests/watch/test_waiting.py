@@ -11,12 +11,13 @@ from dse_monitor.checkpoints.names import NameFacts, from_name, is_candidate, is
 from dse_monitor.watch.discovery import find_runs
 from dse_monitor.watch.identity import Stamp
 from dse_monitor.watch.options import WatchOptions, since_rule
-from dse_monitor.watch.waiting import Candidate, Filter, Queue
+from dse_monitor.watch.waiting import Candidate, Filter, Queue, count_done
 
 
 def _candidate(path, *, inode=0, key=None, appeared=0.0, mtime=0):
     mark = Stamp(inode or abs(hash(path)) % 10**9, 1, mtime, mtime)
-    return Candidate(path, mark, key, from_name(path), is_rolling(path), appeared)
+    done = count_done(from_name(path))
+    return Candidate(path, mark, key, -math.inf if done is None else done, is_rolling(path), appeared)
 
 
 def _order(queue, now=100.0):
