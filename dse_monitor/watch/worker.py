@@ -24,7 +24,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import importlib
 import json
 import os
 import queue
@@ -39,7 +38,7 @@ from typing import IO, Any, Protocol
 
 from dse_monitor.errors import DeviceError, DSEError
 from dse_monitor.record import Evaluation, to_json
-from dse_monitor.watch import gpu
+from dse_monitor.watch import gpu, imports
 from dse_monitor.watch.identity import Stamp, look
 
 Progress = Callable[[str, int, int], None]
@@ -107,20 +106,9 @@ def main(make_evaluator: Callable[[dict[str, Any]], Evaluate] | None = None) -> 
     output = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     if make_evaluator is None:
-        load()
+        imports.load()
     serve(sys.stdin, output, make_evaluator or real_evaluator(manners), manners)
     return 0
-
-
-def load() -> None:
-    """Import what evaluating needs: seconds that the watcher hides behind a file's lying still."""
-    for name in (
-        "timm",
-        "dse_monitor.checkpoints.load",
-        "dse_monitor.metric.measurement",
-        "dse_monitor.maps",
-    ):
-        importlib.import_module(name)
 
 
 def serve(
