@@ -52,3 +52,21 @@ def test_scaling_draws_and_keeps_what_it_measured(monkeypatch, tmp_path):
     assert scaling.read() == rows
     scaling.draw(scaling.read())
     assert (tmp_path / "scaling.png").stat().st_size > 1000
+
+
+def test_a_backlog_is_judged_in_bursts_by_the_whole_watcher(monkeypatch, tmp_path):
+    """A count that no load disturbs: judged as each comes, sixty checkpoints would be judged 1,830 times."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS.parent))
+    from benchmarks import backlog
+    from dse_monitor.alerts import trace
+
+    judge, looks = trace.judge, []
+
+    def count(*given):
+        looks.append(len(given[0]))
+        return judge(*given)
+
+    monkeypatch.setattr(trace, "judge", count)
+    backlog.work_off(tmp_path / "run", 60)
+    assert 60 <= len(looks) < 6 * 60
+    assert looks[-1] == 60  # in the end all of them were looked at
