@@ -7,6 +7,7 @@ Reference: bytedance/ibot @ da316d8, main_ibot.py, loader.py, models/head.py, mo
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -225,16 +226,16 @@ class IBOTHead(DINOHead):
         x = self.bottleneck(torch.cat([tokens[:, 0], tokens[:, 1:].flatten(0, 1)[where]]))
         return self.last_layer(x[: len(tokens)]), self.last_layer2(x[len(tokens) :])
 
-    def targets(self, tokens: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As :meth:`masked_tokens`, and the mean logits [K2] of all patches, masked or not.
+    def targets(self, units: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of unit vectors [B, 1 + N, bottleneck] what :meth:`masked_tokens` says, and the mean logits [K2].
 
-        The last layer is linear, so the mean of its logits is the logits of the mean.
+        That mean is over all patches, masked or not. The last layer is linear, so the mean of its logits is
+        the logits of the mean.
         """
-        x = self.bottleneck(tokens)
-        patches = x[:, 1:].flatten(0, 1)
-        with torch.autocast(x.device.type, enabled=False):
+        patches = units[:, 1:].flatten(0, 1)
+        with torch.autocast(units.device.type, enabled=False):
             mean = self.last_layer2(patches.float().mean(0))
-        return self.last_layer(x[:, 0]), self.last_layer2(patches[where]), mean
+        return self.last_layer(units[:, 0]), self.last_layer2(patches[where]), mean
 
 
 class Network(nn.Module):
@@ -257,9 +258,13 @@ class Network(nn.Module):
             return *self.head.tokens(tokens), tokens[:, 1:]
         return *self.head.masked_tokens(tokens, masked(masks)), tokens[:, 1:]
 
-    def targets(self, images: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Unmasked images -> cls logits, patch logits [M, K2] at indices ``where``, mean of all [K2]."""
-        return self.head.targets(backbones.vit_tokens(self.backbone, images), where)
+    def targets(self, crops: Sequence[Tensor], where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Unmasked crops -> cls logits, patch logits [M, K2] at indices ``where``, mean of all [K2].
+
+        One crop after the other: no gradient needs all of them at once, and half the memory stays in caches.
+        """
+        each = [self.head.bottleneck(backbones.vit_tokens(self.backbone, images)) for images in crops]
+        return self.head.targets(torch.cat(each), where)
 
     def cls_logits(self, images: Tensor) -> Tensor:
         """Unmasked images -> cls logits [B, K]."""
@@ -353,7 +358,9 @@ class IBOT(Method):
         if len(views.images) > GLOBAL_CROPS:
             cls = torch.cat([cls, self.student.cls_logits(torch.cat(views.images[GLOBAL_CROPS:]))])
         with torch.no_grad():
-            teacher_cls, teacher_patches, mean = self.teacher.targets(crops, masked(masks))
+            teacher_cls, teacher_patches, mean = self.teacher.targets(
+                views.images[:GLOBAL_CROPS], masked(masks)
+            )
         losses = ibot_losses(
             cls.unflatten(0, (len(views.images), -1)),
             patches,

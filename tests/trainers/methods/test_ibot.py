@@ -304,7 +304,7 @@ def test_head_shares_one_pass_with_all_tokens_and_takes_cls_tokens_alone():
     some_cls, some = head.masked_tokens(tokens, masks.flatten().nonzero().squeeze(1))
     torch.testing.assert_close(some_cls, cls)
     torch.testing.assert_close(some, patches[masks])
-    *pair, mean = head.targets(tokens, masks.flatten().nonzero().squeeze(1))
+    *pair, mean = head.targets(head.bottleneck(tokens), masks.flatten().nonzero().squeeze(1))
     torch.testing.assert_close(pair, [cls, patches[masks]])
     torch.testing.assert_close(mean, patches.mean((0, 1)))
 
