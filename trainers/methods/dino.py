@@ -237,8 +237,11 @@ class DINO(Method):
     def forward(self, views: Views, progress: Progress) -> StepOutput:
         """Dense: the student's tokens of both global crops, after the final norm, [2B, N, D] crop-major."""
         logits, dense = self.student(views.images)
+        crops = views.images[:2]
+        # One after the other: no gradient needs both at once. Batch norms, though, see both together.
+        passes = [crops] if self.batch_coupled else [[crop] for crop in crops]
         with torch.no_grad():
-            teacher_logits, _ = self.teacher(views.images[:2])
+            teacher_logits = torch.cat([self.teacher(some)[0] for some in passes])
         targets = centred_softmax(teacher_logits, self.centre.value, progress.values["teacher_temperature"])
         self.centre.observe(teacher_logits)
         loss = dino_loss(

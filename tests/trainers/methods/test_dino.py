@@ -287,3 +287,16 @@ def test_resnet_preset_is_the_readmes_command_without_drop_path_and_with_residua
     assert torch.equal(weight, torch.ones_like(weight))
     assert not any(isinstance(module, DropPath) for module in method.modules())
     assert (method.schedules(Plan(r.epochs, 2, 512, 1024))["weight_decay"] == 1e-4).all()
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "vit_mini_patch8"])
+def test_teacher_says_of_both_crops_what_it_says_of_them_together(backbone, monkeypatch):
+    """A ViT takes one after the other; a ResNet's batch norms must see both, as the authors' do."""
+    recipe = dataclasses.replace(DINORecipe.tiny(), backbone=backbone, local_crops=0, prototypes=16)
+    torch.manual_seed(0)
+    method, seen = DINO(recipe), []
+    crops = [torch.randn(4, 3, 64, 64), 3 + torch.randn(4, 3, 64, 64)]
+    monkeypatch.setattr(method.centre, "observe", seen.append)
+    method(Views(list(crops)), STEP)
+    together = method.teacher.head(backbones.features(method.teacher.backbone, torch.cat(crops)).pooled)
+    torch.testing.assert_close(seen[0], together)
