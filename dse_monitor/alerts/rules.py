@@ -88,14 +88,26 @@ def noise(x: Floats, dse: Floats) -> float:
     return float(kept.mean()) / mean_of_kept
 
 
-def errors(x: Floats, dse: Floats, dse_se: Floats) -> Floats:
+def errors(x: Floats, dse: Floats, dse_se: Floats, lengths: Floats | None = None) -> Floats:
     """Standard error of each checkpoint for comparisons within the run [n].
 
     Errors over images leave out what differs from checkpoint to checkpoint: clustering and training itself.
     So the noise of the series replaces them where it is larger beyond chance. Where no errors are given, it
     stands in for them, raised by its own sampling error.
+
+    Args:
+        x: positions [n].
+        dse: DSE [n].
+        dse_se: its standard errors [n]; ``nan`` where unknown.
+        lengths: how many checkpoints each is the mean of [n], those of more than one first: the noise is
+            estimated from the others alone. The errors, given and returned, are those of one checkpoint.
     """
-    seen, uncertain = noise(x, dse), _FEW / math.sqrt(max(len(dse) - 2, 1))
+    if lengths is not None:
+        single = lengths == 1
+        x, dse_of_singles = x[single], dse[single]
+    else:
+        dse_of_singles = dse
+    seen, uncertain = noise(x, dse_of_singles), _FEW / math.sqrt(max(len(x) - 2, 1))
     known = np.isfinite(dse_se) & (dse_se >= 0)
     if not known.any():
         return np.full(len(dse), seen * (1 + uncertain))
@@ -103,7 +115,7 @@ def errors(x: Floats, dse: Floats, dse_se: Floats) -> Floats:
     return np.maximum(given, seen / (1 + _CHANCE * uncertain) if math.isfinite(seen) else 0.0)
 
 
-def judge(x: Floats, dse: Floats, dse_se: Floats, rules: Rules) -> Judgement:
+def judge(x: Floats, dse: Floats, dse_se: Floats, rules: Rules, lengths: Floats | None = None) -> Judgement:
     """Compare the newest checkpoint with everything before it.
 
     Args:
@@ -111,8 +123,10 @@ def judge(x: Floats, dse: Floats, dse_se: Floats, rules: Rules) -> Judgement:
         dse: DSE [n] at one lambda, finite.
         dse_se: its standard errors [n]; ``nan`` where unknown.
         rules: margins and thresholds.
+        lengths: how many checkpoints each is the mean of (condensed.py) [n], the newest of one each; None
+            where all are of one. Errors stay those of one checkpoint.
     """
-    n = len(dse)
+    n = len(dse) if lengths is None else int(lengths.sum())
     scale = float(np.ptp(dse)) if n else 0.0
     quiet = Judgement(
         drop=0.0,
@@ -126,10 +140,11 @@ def judge(x: Floats, dse: Floats, dse_se: Floats, rules: Rules) -> Judgement:
     )
     if n < max(rules.warmup, BASE_LENGTHS[0] + TAIL_LENGTHS[0]) or not scale > 0:
         return quiet
-    sigma = np.maximum(errors(x, dse, dse_se), _ROUNDING * scale)
+    sigma = np.maximum(errors(x, dse, dse_se, lengths), _ROUNDING * scale)
     if not np.isfinite(sigma).all():
         return quiet
-    z, best, end = _compare(dse, sigma**2)
+    variance = sigma**2 if lengths is None else sigma**2 / lengths
+    z, best, end = _compare(dse, variance)
     recent = float(_tail_weights(RECENT) @ dse[-RECENT:])
     drop, margin = best - float(dse[-1]), rules.margin * scale
     rise = best - float(dse[: end + 1].min())

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from dse_monitor.alerts.condensed import NEWEST, Condensed
 from dse_monitor.alerts.parameters import Rules
 from dse_monitor.alerts.rules import Judgement, judge
 from dse_monitor.history import History, Selection
@@ -33,7 +34,7 @@ from dse_monitor.series import (
 )
 
 PUT_OFF = 0.25  # of a line's length: so many older checkpoints may arrive before it is judged again; ours
-JUDGING = 1  # raised whenever rules.py or this file judge otherwise than before the change
+JUDGING = 2  # raised whenever rules.py or this file judge otherwise than before the change
 _ROWS = 7  # of the table of a trace: positions, the five of series.terms, lambda as known at each checkpoint
 
 
@@ -144,6 +145,7 @@ class Trace:
         self._table: Floats = np.zeros((_ROWS, 0))  # with room to grow
         self._recalled: tuple[str, list[Phase]] = ("", [])
         self._lambda = GrowingLambda()
+        self._condensed = self._nothing()
         self._put_off: set[float] = set()  # positions of checkpoints that are not on the line yet
 
     @property
@@ -242,19 +244,29 @@ class Trace:
         now = np.vstack([x, columns])
         same = _shared(before, now) if self.phases else self._take_recalled(now)
         self.evaluations, self._table = chosen, np.vstack([now, np.empty(len(x))])
-        self._lambda = GrowingLambda()
-        for k, (separability, m_dim) in enumerate(columns[:2, :same].T):
-            self._lambda.add(float(separability), float(m_dim))
-            self._table[-1, k] = self._lambda.value
+        self._lambda, self._condensed = GrowingLambda(), self._nothing()
+        for k in range(same):
+            self._look_at(k)
         self._judge_from(same)
 
     def _judge_from(self, first: int) -> None:
         """Judge the checkpoints from this index on."""
         del self.phases[first:]
         for k in range(first, len(self.evaluations)):
-            self._lambda.add(float(self._table[1, k]), float(self._table[2, k]))
-            self._table[-1, k] = self._lambda.value
-            self.phases.append(step(self.phase, self._judge(k + 1), k, self.rules))
+            self._look_at(k)
+            self.phases.append(step(self.phase, self._judge(k), k, self.rules))
+
+    def _nothing(self) -> Condensed:
+        """Nothing looked at yet."""
+        return Condensed(_ROWS - 1, max(NEWEST, 2 * self.rules.plateau))
+
+    def _look_at(self, k: int) -> None:
+        """Know the checkpoint with this index as well, for the judgement on it and on those behind it."""
+        if k == 1 and self._table[0, 0] == 0:  # an untrained network is nobody's best
+            self._condensed = self._nothing()
+        self._condensed.append(self._table[:-1, k])
+        self._lambda.add(float(self._table[1, k]), float(self._table[2, k]))
+        self._table[-1, k] = self._lambda.value
 
     def _grows_by(self, new: Evaluation) -> bool:
         """Whether an evaluation simply stands behind all others."""
@@ -274,15 +286,14 @@ class Trace:
         taken = float(self.x[np.searchsorted(self.x, done)]) == done or float(done) in self._put_off
         return math.isfinite(done) and not taken
 
-    def _judge(self, n: int) -> Judgement:
-        """The judgement on the first n checkpoints, at the lambda of that time."""
-        columns = self._table[1:-1, :n]
-        separability, m_dim = columns[:2]
-        lam = float(self._table[-1, n - 1]) if self.rules.lam is None else self.rules.lam
-        start = 1 if n > 1 and self.x[0] == 0 else 0  # an untrained network is nobody's best
-        line = slice(start, n)
-        dse = separability + lam * m_dim
-        return judge(self.x[line], dse[line], dse_errors(columns, lam)[line], self.rules)
+    def _judge(self, k: int) -> Judgement:
+        """The judgement on the checkpoint looked at last, at the lambda of that time."""
+        known = self._condensed
+        x, columns = known.table[0], known.table[1:]
+        lam = float(self._table[-1, k]) if self.rules.lam is None else self.rules.lam
+        dse = columns[0] + lam * columns[1]
+        lengths = None if known.block == 1 else known.lengths
+        return judge(x, dse, dse_errors(columns, lam), self.rules, lengths)
 
 
 def _shared(before: Floats, now: Floats) -> int:
