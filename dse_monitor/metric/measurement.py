@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dse_monitor.metric import chunks, clustering, radius, terms, uncertainty
+from dse_monitor.metric import chunks, clustering, radius, spectra, terms, uncertainty
 from dse_monitor.metric.components import Components, NonFiniteFeatures
 from dse_monitor.metric.precision import full_float32
 
@@ -213,8 +213,9 @@ def as_tokens(features: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
         lengths[part] = torch.linalg.vector_norm(own, dim=-1, keepdim=True)
         if normalize:
             # An infinite length must not turn finite numbers into a zero token unseen.
-            torch.div(own, lengths[part].clamp(min=SHORTEST_TOKEN), out=tokens[part])
-            tokens[part].add_(lengths[part] * 0)
+            known = lengths[part].isfinite()
+            divisors = torch.where(known, lengths[part].clamp(min=SHORTEST_TOKEN), torch.nan)
+            torch.div(own, divisors, out=tokens[part])
 
     item = features[0].numel() * lengths.element_size()
     chunks.run(convert, chunks.chunks(features.shape[0], item, features.device), features.device)
@@ -340,18 +341,20 @@ def _dimensions(tokens: Tensor, permutation: Tensor, group: int) -> tuple[Tensor
 
     block = uncertainty.left_out_block(images, group)
     sampled, count = min(JACKKNIFE_POSITIONS, positions), images // block
-    kept = torch.stack([torch.cat([every[: j * block], every[(j + 1) * block :]]) for j in range(count)])
-    pairs = torch.cartesian_prod(torch.arange(sampled), torch.arange(count)).to(tokens.device)
-    without = torch.empty(sampled * count, dtype=torch.float64, device=tokens.device)
+    without = torch.full((sampled, count), torch.nan, dtype=torch.float64, device=tokens.device)
+    if block == images:  # nothing is left
+        return dimensions.cpu(), without.cpu()
+    whole = [tokens[every, permutation[:, position]].double() for position in range(sampled)]
+    products = [spectra.smaller_gram(rows) for rows in whole]
 
-    def leave_out(part: slice) -> None:
-        position, left_out = pairs[part].unbind(1)
-        some = kept[left_out]
-        without[part] = terms.effective_dimension(tokens[some, permutation[some, position[:, None]]])
+    def leave_out(piece: tuple[int, slice]) -> None:
+        position, part = piece
+        gram = spectra.gram_without(products[position], whole[position], block, part)
+        without[position, part] = terms.dimension(spectra.root_values(gram), min(images, width))
 
-    chunks.run(leave_out, chunks.chunks(sampled * count, item, tokens.device), tokens.device)
-    without *= max(min(images - block, width), 1) / min(images, width)  # in the units of the whole batch
-    return dimensions.cpu(), without.view(sampled, count).cpu()
+    parts = list(chunks.chunks(count, products[0].nbytes, tokens.device))
+    chunks.run(leave_out, [(position, part) for position in range(sampled) for part in parts], tokens.device)
+    return dimensions.cpu(), without.cpu()
 
 
 def _components(

@@ -39,7 +39,7 @@ class _SingularValues(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, matrices: Tensor) -> Tensor:
-        gram = _smaller_gram(matrices)
+        gram = smaller_gram(matrices)
         if not ctx.needs_input_grad[0]:
             return root_values(gram)
         squares, vectors = _eigh(gram)
@@ -144,7 +144,7 @@ def _loops(device: torch.device) -> bool:
     return seconds(32) > 8 * seconds(1)
 
 
-def _smaller_gram(matrices: Tensor) -> Tensor:
+def smaller_gram(matrices: Tensor) -> Tensor:
     """Products of rows [..., M, M] or columns [..., D, D], the fewer; right up to the diagonal."""
     rows, columns = matrices.shape[-2:]
     if rows <= columns:
@@ -154,6 +154,31 @@ def _smaller_gram(matrices: Tensor) -> Tensor:
     for part in _row_chunks(matrices):
         gram += lower_products(matrices[..., part, :].double().mT)
     return gram
+
+
+def gram_without(gram: Tensor, matrix: Tensor, block: int, which: slice) -> Tensor:
+    """What :func:`smaller_gram` says of a matrix without a block of its rows, for several blocks.
+
+    Taken from the products of all rows, which were the larger part of the work. Where those are of columns,
+    rows are subtracted: the squares of singular values stay right to the rounding of the largest.
+
+    Args:
+        gram: of the whole matrix, right up to the diagonal.
+        matrix: float64 [M, D].
+        block: rows in a block, fewer than M.
+        which: blocks to leave out, in turn, counted from the first row.
+
+    Returns:
+        [J, M - block, M - block] if the products are of rows, else [J, D, D].
+    """
+    rows, columns = matrix.shape
+    starts = torch.arange(which.start, which.stop, device=matrix.device) * block
+    if rows <= columns:
+        every = torch.arange(rows - block, device=matrix.device)
+        kept = every + block * (every >= starts[:, None])
+        return gram[kept[:, :, None], kept[:, None, :]]
+    left_out = matrix[int(which.start) * block : int(which.stop) * block].unflatten(0, (-1, block))
+    return gram - lower_products(left_out.mT)
 
 
 def lower_products(rows: Tensor) -> Tensor:

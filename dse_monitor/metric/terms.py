@@ -101,12 +101,16 @@ def effective_dimension(tokens: Tensor) -> Tensor:
     exp(entropy of the normalised singular values) / min(M, D). Parallel tokens give 1 / min(M, D), and so do
     zeros.
     """
-    values = singular_values(tokens)
+    return dimension(singular_values(tokens), min(tokens.shape[-2:]))
+
+
+def dimension(values: Tensor, available: int) -> Tensor:
+    """Share of ``available`` directions that singular values [..., R] stand for: float64 [...]."""
     total = values.sum(-1, keepdim=True)
     shares = values / torch.where(total > 0, total, 1.0)
     # The clamp keeps the slope of p log p finite at p = 0 and changes no value.
     entropy = -(shares * shares.clamp(min=1e-30).log()).sum(-1)
-    return entropy.exp() / min(tokens.shape[-2:])
+    return entropy.exp() / available
 
 
 def inverse(lengths: Tensor) -> Tensor:
