@@ -18,7 +18,7 @@ from dse_monitor.watch import gpu, ledger
 from dse_monitor.watch.child import WorkerProcess, command, describe_exit
 from dse_monitor.watch.gpu import Gpu, Place
 from dse_monitor.watch.identity import look
-from dse_monitor.watch.worker import Manners, _Reporter, serve
+from dse_monitor.watch.worker import LARGE_PAGES, Manners, _Reporter, serve
 
 PROGRAM = str(Path(__file__).with_name("process.py"))
 
@@ -206,6 +206,14 @@ def test_worker_command_carries_its_manners():
     assert json.loads(manners)["gpu_share"] == 0.5
     assert Manners(threads=3).environment()["OMP_NUM_THREADS"] == "3"
     assert Manners.default(nice=5).threads >= 1
+
+
+@pytest.mark.parametrize(("outside", "inside"), [(None, "1"), ("0", "0")])
+def test_large_pages_are_asked_for_unless_forbidden_outside(monkeypatch, outside, inside):
+    monkeypatch.delenv(LARGE_PAGES, raising=False)
+    if outside is not None:
+        monkeypatch.setenv(LARGE_PAGES, outside)
+    assert Manners().environment()[LARGE_PAGES] == inside
 
 
 def _start(run, *options):
