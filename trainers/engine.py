@@ -6,6 +6,7 @@ import contextlib
 import resource
 import signal
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
@@ -400,7 +401,10 @@ class Trainer:
         if self.plan.world_size == 1:
             return method
         devices = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(method, device_ids=devices, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            # Its successor would give every process the first one's queues and centres at the start.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return DistributedDataParallel(method, device_ids=devices, broadcast_buffers=False)
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """DDP averages gradients in the last micro-batch only."""

@@ -72,14 +72,16 @@ def test_signal_to_the_whole_group_saves_and_ends_with_the_documented_code(numbe
 @pytest.mark.timeout(300)
 def test_several_processes_stop_after_the_same_step_when_torchrun_is_told_to(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = subprocess.Popen(
-        [*command, *COMMAND[1:], "--epochs", "5000", "--keep", "1", "--out", str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
+    said = tmp_path / "stderr.txt"
+    with said.open("w") as errors:
+        process = subprocess.Popen(
+            [*command, *COMMAND[1:], "--epochs", "5000", "--keep", "1", "--out", str(tmp_path / "run")],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+        )
     try:
         assert process.stdout is not None
         for line in process.stdout:
@@ -92,9 +94,10 @@ def test_several_processes_stop_after_the_same_step_when_torchrun_is_told_to(tmp
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     step = int(re.search(r"^stopped after step (\d+) of 10000", output, re.MULTILINE)[1])
-    content = saving.newest(tmp_path)[1]
+    content = saving.newest(tmp_path / "run")[1]
     assert content["step"] == step
     assert len(content["rng"]) == 2
+    assert "FutureWarning" not in said.read_text()
 
 
 class Signalled(DINO):
