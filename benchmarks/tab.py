@@ -113,7 +113,8 @@ def one_run(browser: Browser, logdir: Path, fast: bool, checkpoints: int, repeat
         for _ in range(repeat):
             page = open_tab(browser, address)
             assert page.evaluate("window.__dse.summary().runs[0].rows") == checkpoints
-            assert page.evaluate("window.__dse.summary().panels[0].rows") == checkpoints
+            # very long lines are thinned for drawing
+            assert 0 < page.evaluate("window.__dse.summary().panels[0].rows") <= checkpoints
             timings = page.evaluate("window.__dse.summary().timings")
             measured = {"first paint after the data": timings["drawn"] - timings["arrived"]}
             for name, action in (
