@@ -277,7 +277,8 @@ class Monitor:
     def _end_worker(self, slot: _Slot, *, kill: bool = False) -> None:
         if slot.worker is not None:
             slot.worker.stop(kill=kill)
-            memory.release()  # what working off a long backlog took, too
+        if slot.jobs >= BURST:  # a long backlog takes memory of the watcher, too
+            memory.release()
         slot.worker, slot.jobs = None, 0
 
     def _died(self, slot: _Slot, reason: str) -> None:
