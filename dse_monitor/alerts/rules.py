@@ -102,12 +102,9 @@ def errors(x: Floats, dse: Floats, dse_se: Floats, lengths: Floats | None = None
         lengths: how many checkpoints each is the mean of [n], those of more than one first: the noise is
             estimated from the others alone. The errors, given and returned, are those of one checkpoint.
     """
-    if lengths is not None:
-        single = lengths == 1
-        x, dse_of_singles = x[single], dse[single]
-    else:
-        dse_of_singles = dse
-    seen, uncertain = noise(x, dse_of_singles), _FEW / math.sqrt(max(len(x) - 2, 1))
+    single = slice(None) if lengths is None else lengths == 1
+    x, singles = x[single], dse[single]
+    seen, uncertain = noise(x, singles), _FEW / math.sqrt(max(len(x) - 2, 1))
     known = np.isfinite(dse_se) & (dse_se >= 0)
     if not known.any():
         return np.full(len(dse), seen * (1 + uncertain))

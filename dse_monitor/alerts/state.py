@@ -284,7 +284,7 @@ class AlertBook:
 
     def _note_failures(self, added: Sequence[Evaluation]) -> None:
         """Keep the files that failed since the last success; one that fails again and again counts once."""
-        if len(added) != 1 or (added[0] is not self._by_age[-1] and added[0].seq != self._by_age[-1].seq):
+        if len(added) != 1 or not _is(self._by_age[-1], added[0]):
             self._failing = {e.source.path for e in _trailing(self._by_age, "failed")}
         elif added[0].status == "failed":
             self._failing.add(added[0].source.path)
@@ -314,9 +314,7 @@ class AlertBook:
         if not line or not added:
             return False
         newest = line[-1]
-        if added is not self._by_age and not any(
-            newest is e or (newest.seq and newest.seq == e.seq) for e in added
-        ):
+        if added is not self._by_age and not any(_is(newest, e) for e in added):
             return False
         return not first or newest.seq == self._largest(line)
 
@@ -486,6 +484,11 @@ def _identity(evaluation: Evaluation) -> tuple[Any, ...]:
     source = evaluation.source
     settings = evaluation.settings.fingerprint if evaluation.settings else ""
     return (0, source.path, source.content, source.epoch, source.step, evaluation.status, settings)
+
+
+def _is(one: Evaluation, other: Evaluation) -> bool:
+    """Whether two objects stand for one evaluation: a history makes them anew whenever they are asked for."""
+    return one is other or (one.seq != 0 and one.seq == other.seq)
 
 
 def _parse(alert: Alert) -> tuple[str, int, str]:

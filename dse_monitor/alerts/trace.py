@@ -34,7 +34,7 @@ from dse_monitor.series import (
 )
 
 PUT_OFF = 0.25  # of a line's length: so many older checkpoints may arrive before it is judged again; ours
-JUDGING = 2  # raised whenever rules.py or this file judge otherwise than before the change
+JUDGING = 2  # raised whenever rules.py, condensed.py or this file judge otherwise than before the change
 _ROWS = 7  # of the table of a trace: positions, the five of series.terms, lambda as known at each checkpoint
 
 

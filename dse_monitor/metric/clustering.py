@@ -114,9 +114,8 @@ def _seed(points: Tensor, draws: Tensor) -> Tensor:
     """First centres [P, K, D]. Looping over K is inherent: each draw depends on the centres before it."""
     problems, size, _ = points.shape
     row = torch.arange(problems, device=points.device)
-    squares = torch.linalg.vector_norm(
-        points, dim=-1
-    ).square_()  # points.square() would be as large as they are
+    # Not points.square(), which would be as large as they are.
+    squares = torch.linalg.vector_norm(points, dim=-1).square_()
     nearest = torch.full_like(squares, torch.inf)
     chosen = torch.empty(problems, draws.shape[1], dtype=torch.int64, device=points.device)
     for k in range(draws.shape[1]):

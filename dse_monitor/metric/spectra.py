@@ -177,7 +177,7 @@ def gram_without(gram: Tensor, matrix: Tensor, block: int, which: slice) -> Tens
         every = torch.arange(rows - block, device=matrix.device)
         kept = every + block * (every >= starts[:, None])
         return gram[kept[:, :, None], kept[:, None, :]]
-    left_out = matrix[int(which.start) * block : int(which.stop) * block].unflatten(0, (-1, block))
+    left_out = matrix[which.start * block : which.stop * block].unflatten(0, (-1, block))
     return gram - lower_products(left_out.mT)
 
 

@@ -135,7 +135,8 @@ class Queue:
             start = bisect.bisect_right(others, 0.0, key=_appeared)
             end = max(start, bisect.bisect_left(others, now - min(self._lifetimes) / 2, key=_appeared))
         going = (others[k] for k in reversed(range(start, end)))
-        staying = (others[k] for k in (*reversed(range(end, len(others))), *reversed(range(start))))
+        rest = itertools.chain(reversed(range(end, len(others))), reversed(range(start)))
+        staying = (others[k] for k in rest)  # one by one: mostly only the first is asked for
         urgent = heapq.merge(reversed(self._rolling), going, reverse=True)
         return (self._ready[place[-1]] for place in itertools.chain(urgent, staying))
 
