@@ -312,26 +312,6 @@ class _KeepStatistics:
             self.before = None
 
 
-def compile_blocks(module: nn.Module) -> None:
-    """Compile every transformer block and convolutional stage in place; names and state stay the same.
-
-    Blocks rather than whole networks: equal blocks compile once, and methods call parts of a network on their
-    own.
-    """
-    for child in module.modules():
-        if isinstance(child, VisionTransformer):
-            stages = child.blocks
-        elif isinstance(child, SwinTransformer):
-            stages = [block for layer in child.layers for block in layer.blocks]  # pyright: ignore
-        elif hasattr(child, "feature_info") and hasattr(child, "forward_features"):
-            names = [info["module"] for info in child.feature_info]  # pyright: ignore
-            stages = [child.get_submodule(name) for name in names]
-        else:
-            continue
-        for stage in stages:
-            stage.compile()
-
-
 def _family(model: nn.Module, name: str) -> str:
     """Which family a timm model is of; refuses variants whose forward the functions here do not reproduce."""
     if isinstance(model, SwinTransformer):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dse_monitor.metric import DSERegularizer
-from trainers import backbones, data, devices, distributed, optim, saving, sharding
+from trainers import backbones, compiling, data, devices, distributed, optim, saving, sharding
 from trainers.devices import Later
 from trainers.method import Method, Plan, Progress, Recipe, StepOutput, Views, normalise
 from trainers.reporting import Means, Report
@@ -394,7 +394,7 @@ class Trainer:
         if settings.checkpointing:
             backbones.checkpoint_activations(method)
         if settings.compile:
-            backbones.compile_blocks(method)
+            compiling.compile_blocks(method)
         self._sharded = sharding.wanted(method, settings, self.precision, device)
         if self._sharded:
             return sharding.Sharded(method, device)

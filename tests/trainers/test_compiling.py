@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm.layers import DropPath
+from torch import nn
 
-from trainers import saving
+from trainers import backbones, compiling, saving
 from trainers.engine import Trainer
 from trainers.methods import load
 from trainers.settings import Settings
@@ -15,7 +17,9 @@ pytestmark = [
     pytest.mark.timeout(900),  # a C++ compiler runs
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),  # torch's own tracer
 ]
-METHODS = ("mae", "simsiam")  # a transformer and a convolutional network, with the fewest graphs to compile
+# A transformer and a convolutional network with the fewest graphs to compile, and the hierarchical one, whose
+# crops have two sizes.
+METHODS = ("mae", "simsiam", "esvit")
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +49,7 @@ def test_compiled_step_has_the_loss_and_gradient_of_the_plain_one(name, small, t
     counted.clear()
     compiled = stepped(name, recipe, tmp_path / "compiled", compile=True)
     assert counted["inductor"], "nothing was compiled"
+    assert not counted["frames"]["total"] - counted["frames"]["ok"], "some was left uncompiled"
     torch.testing.assert_close(compiled.measured["loss"], plain.measured["loss"])
     assert compiled.method.state_dict().keys() == plain.method.state_dict().keys()
     gradients = {n: p.grad for n, p in plain.method.named_parameters() if p.grad is not None}
@@ -70,3 +75,49 @@ def test_compiled_run_is_saved_under_the_same_names_and_resumes(small, run, diff
     assert difference(whole, parts) == ""
     run("mae", recipe, tmp_path / "plain", compile=True, resume=True)  # begun without, ended with it
     assert saving.newest(tmp_path / "plain")[1]["step"] == 4
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Blocks are traced as ever, but run as traced: no C++ compiler. Returns what torch counts."""
+    compile_module = nn.Module.compile
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **how: compile_module(self, backend="eager", **how)
+    )
+    counted = torch._dynamo.utils.counters
+    counted.clear()
+    return counted
+
+
+def test_blocks_that_differ_in_their_drop_path_alone_share_a_graph(traced):
+    network = backbones.build(backbones.describe("vit_mini_patch8", 32, depth=6), drop_path_rate=0.3)
+    compiling.compile_blocks(network)
+    assert not any(isinstance(module, DropPath) for module in network.modules())
+    backbones.features(network, torch.zeros(2, 3, 32, 32)).dense.sum().backward()
+    assert traced["stats"]["unique_graphs"] == 2  # the first block drops nothing
+    assert (
+        network.state_dict().keys()
+        == backbones.build(backbones.describe("vit_mini_patch8", 32, depth=6)).state_dict().keys()
+    )
+
+
+def test_more_kinds_of_blocks_than_torch_compiles_by_default_are_compiled(traced):
+    spec = backbones.describe("swin_mini_patch4", 64, depths=[2, 2, 2])
+    network = backbones.build(spec, drop_path_rate=0.1)
+    compiling.compile_blocks(network)
+    for side in (64, 32, 48):
+        network.train(side != 48)
+        backbones.features(network, torch.zeros(2, 3, side, side))
+    assert traced["stats"]["unique_graphs"] > 8
+    assert traced["frames"]["total"] == traced["frames"]["ok"]
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_drop_path_of_compiled_blocks_is_timms(scale):
+    original = DropPath(0.25, scale_by_keep=scale)
+    own, branch = compiling._DropPath(original), torch.ones(40_000, 1, 1)
+    dropped = own(branch)
+    torch.testing.assert_close(dropped.unique(), original(branch).unique())
+    assert dropped.ne(0).float().mean().item() == pytest.approx(0.75, abs=0.01)
+    assert own.eval()(branch) is branch
+    assert not own.state_dict()
