@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-# Kinds of blocks times crop sizes, for student and teacher: a Swin of four stages has about 25. What is beyond
-# the limit, by default 8, would run uncompiled.
+# Kinds of blocks times crop sizes, for student and teacher: a Swin of four stages has about 25. Beyond the limit,
+# by default 8, the rest would run uncompiled.
 GRAPHS = 64
 
 

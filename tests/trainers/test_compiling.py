@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from torch import nn
 
 from trainers import backbones, compiling, saving
