@@ -8,8 +8,8 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-# Kinds of blocks times crop sizes, for student and teacher: about 25 in a Swin of four stages. Beyond the limit,
-# 8 by default, the rest would run uncompiled.
+# Kinds of blocks times crop sizes, for student and teacher: about 25 in a Swin of four stages. Beyond the
+# limit, 8 by default, the rest would run uncompiled.
 GRAPHS = 64
 
 

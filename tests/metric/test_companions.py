@@ -112,7 +112,7 @@ def test_of_many_tokens_some_are_looked_at_all_over_the_set(scenes, monkeypatch)
     assert some["rankme_dense"] == rankme(chosen)
     assert some["alpha_req_dense"] == alpha_req(chosen)
     for name, value in every.items():
-        assert some[name] == (value if "pooled" in name else pytest.approx(value, rel=0.05))
+        assert some[name] == (value if "pooled" in name else pytest.approx(value, rel=0.1))
 
 
 def test_single_precision_changes_the_fifth_digit_at_most():
