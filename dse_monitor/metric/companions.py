@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dse_monitor.metric.components import NonFiniteFeatures
+from dse_monitor.metric.precision import with_float64
 from dse_monitor.metric.spectra import lower_products
 
 RANKME_EPSILON = 1e-7  # added to each share; arXiv 2210.02885, section 3.1, for float32
@@ -92,13 +93,12 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Sum [D] and Gram matrix [D, D], right up to the diagonal, of rows [M, D]; float64 on the CPU."""
     if rows.ndim != 2 or 0 in rows.shape:
         raise ValueError(f"rows must be a matrix [M, D] that is not empty, found {tuple(rows.shape)}")
-    # Apple's GPUs know no float64.
-    exact = torch.float32 if rows.device.type == "mps" else torch.float64
+    rows = with_float64(rows)
     total = torch.zeros(rows.shape[1], dtype=torch.float64)
     gram = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
     with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
         for part in rows.split(_CHUNK):
-            part = part.to(exact)
+            part = part.double()
             total += part.sum(0).cpu()
             gram += lower_products(part.mT).cpu()
     if not bool(torch.isfinite(gram).all()):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dse_monitor.metric import clustering, measurement
+from dse_monitor.metric.precision import with_float64
 
 
 @torch.no_grad()
@@ -41,7 +42,7 @@ def first_labels(
     measurement.check_counts(
         count=count, group=group, local_clusters=local_clusters, global_clusters=global_clusters
     )
-    count = min(count, features.shape[0])
+    count, features = min(count, features.shape[0]), with_float64(features)
     with torch.inference_mode(False), torch.autocast(features.device.type, enabled=False):
         whole = -(-count // group) * group
         tokens, _ = measurement.as_tokens(features[:whole].detach(), normalize)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dse_monitor.metric import chunks, clustering, radius, spectra, terms, uncertainty
 from dse_monitor.metric.components import Components, NonFiniteFeatures
-from dse_monitor.metric.precision import full_float32
+from dse_monitor.metric.precision import full_float32, with_float64
 
 JACKKNIFE_POSITIONS = 4  # positions at which images are left out, for the error of m_dim; ours
 SHORTEST_TOKEN = 1e-12  # lengths below are taken for it when normalising; eps of torch's normalize
@@ -79,6 +79,7 @@ def measure(
     check_counts(group=group, local_clusters=local_clusters, global_clusters=global_clusters)
     if pseudo_labels is not None:
         check_pseudo_labels(pseudo_labels, features.shape, group)
+    features = with_float64(features)
     exact = torch.autocast(features.device.type, enabled=False)
     with torch.inference_mode(False), exact, full_float32():
         tokens, _ = as_tokens(features.detach(), normalize)

@@ -1,4 +1,4 @@
-"""Float32 products in full, whatever the program around has allowed.
+"""Float32 products in full, whatever the program around has allowed, and float64 on every device.
 
 Training scripts often allow TF32 (10 bits of mantissa) for all products of the process. Distances between
 tokens and small singular values need more, and the number must not depend on the script it is measured in.
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 # The older of torch's two interfaces raises errors once the newer one was used, so the newer one is taken
 # where there is one (torch 2.9); it understands what the older one set.
@@ -29,6 +30,11 @@ def full_float32() -> Iterator[None]:
         yield
     finally:
         _set(before)
+
+
+def with_float64(features: Tensor) -> Tensor:
+    """The same features where there is float64: Apple's GPUs know none, the processor beside them does."""
+    return features.cpu() if features.device.type == "mps" else features
 
 
 def _get() -> tuple[Any, ...]:

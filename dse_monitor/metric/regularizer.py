@@ -25,7 +25,7 @@ from dse_monitor.metric.measurement import (
     draw_chance,
     given_clusters,
 )
-from dse_monitor.metric.precision import full_float32
+from dse_monitor.metric.precision import full_float32, with_float64
 
 WEIGHT = 1e-3  # beta, unitless; authors' setting, arXiv 2510.17299
 
@@ -117,10 +117,11 @@ class DSERegularizer(nn.Module):
         else:
             check_pseudo_labels(pseudo_labels, features.shape, self.group)
             chance = None
-        with torch.autocast(features.device.type, enabled=False), full_float32():
-            values = _Structure.apply(features, self.normalize, self.group, chance, pseudo_labels)
+        own = with_float64(features)
+        with torch.autocast(own.device.type, enabled=False), full_float32():
+            values = _Structure.apply(own, self.normalize, self.group, chance, pseudo_labels)
             self.last = RegularizerTerms(*values.detach())  # pyright: ignore[reportAttributeAccessIssue]
-            return -self.weight * values[0]  # pyright: ignore[reportIndexIssue]
+            return (-self.weight * values[0]).to(features.device)  # pyright: ignore[reportIndexIssue]
 
     def get_extra_state(self) -> Tensor:
         """Seed and calls so far, int64 [2]."""

@@ -1,10 +1,12 @@
 """TF32 and its kin are off while numbers are made, and on again afterwards if they were."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from dse_monitor.metric import DSERegularizer, measure, terms
-from dse_monitor.metric.precision import full_float32
+from dse_monitor.metric import DSERegularizer, companions, labels, measure, measurement, regularizer, terms
+from dse_monitor.metric.precision import full_float32, with_float64
 
 
 def settings():
@@ -73,3 +75,26 @@ def test_half_precision_products_on_the_cpu_would_change_the_number():
             assert torch.equal(a @ b, exact)
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    ("module", "compute"),
+    [
+        (measurement, measure),
+        (companions, companions.measure),
+        (labels, lambda features: labels.first_labels(features, 1)),
+        (regularizer, DSERegularizer()),
+    ],
+)
+def test_features_are_taken_to_where_float64_is(module, compute, monkeypatch):
+    moved = []
+    monkeypatch.setattr(module, "with_float64", lambda features: moved.append(1) or features)
+    compute(torch.randn(8, 16, 12, generator=torch.Generator().manual_seed(0)))
+    assert moved
+
+
+def test_only_apples_gpus_lack_float64():
+    features = torch.zeros(2, 3, 4)
+    assert with_float64(features) is features
+    apple = SimpleNamespace(device=torch.device("mps"), cpu=lambda: features)
+    assert with_float64(apple) is features
