@@ -78,6 +78,7 @@ def describe(
     image_size: int,
     families: Sequence[str] = ("vit", "swin", "conv"),
     *,
+    cls_token: bool = False,
     norm_eps: float | None = None,
     **kwargs: Any,
 ) -> Backbone:
@@ -87,6 +88,7 @@ def describe(
         name: a timm model name or one of :data:`SMALL`.
         image_size: side of the images, pixels.
         families: those the method can use.
+        cls_token: whether a ViT must have one.
         norm_eps: epsilon of every LayerNorm where the authors' differs from timm's.
         **kwargs: further arguments for timm, plain Python values only.
 
@@ -111,6 +113,8 @@ def describe(
     spec = Backbone(timm_name, kwargs, image_size, probe, norm_eps=norm_eps)
     with torch.device("meta"):
         model: Any = build(spec)
+    if cls_token and probe == "vit" and model.cls_token is None:
+        raise UnfitBackbone(f"{name} has no cls token, which this method's loss needs.")
     heads = model.blocks[0].attn.num_heads if probe == "vit" else None
     return Backbone(timm_name, kwargs, image_size, probe, model.num_features, heads, norm_eps)
 
@@ -249,8 +253,10 @@ def interpolate_positions(positions: Tensor, height: int, width: int, patch: int
     return torch.cat([positions[:, :prefix], grid.permute(0, 2, 3, 1).flatten(1, 2)], 1)
 
 
-def sincos_positions(width: int, grid: int, *, cls: bool = False, rows_first: bool = False) -> Tensor:
-    """Fixed 2-D sin-cos position embeddings, float64 inside.
+def sincos_positions(
+    width: int, grid: int, *, cls: bool = False, rows_first: bool = False, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Fixed 2-D sin-cos position embeddings.
 
     Frequencies omega_k = 10000^(-k / (D/4)), k < D/4; an axis is written [sin, cos]. MAE and I-JEPA put the
     column in first half and the row in the second; MoCo v3's table is the other way round (``rows_first``).
@@ -260,18 +266,19 @@ def sincos_positions(width: int, grid: int, *, cls: bool = False, rows_first: bo
         grid: tokens per side.
         cls: whether to put a zero row in front.
         rows_first: MoCo v3's order.
+        dtype: computed in; MoCo v3's table is float32 throughout.
 
     Returns:
         float32 [1, cls + grid * grid, D] in row-major order.
     """
-    omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-    angles = torch.arange(grid, dtype=torch.float64)[:, None] * omega
+    omega = 1 / 10000.0 ** (torch.arange(width // 4, dtype=dtype) / (width // 4))
+    angles = torch.arange(grid, dtype=dtype)[:, None] * omega
     axis = torch.cat([angles.sin(), angles.cos()], 1)  # [grid, D / 2]
     rows = axis[:, None].expand(-1, grid, -1).flatten(0, 1)
     columns = axis.repeat(grid, 1)
     table = torch.cat([rows, columns] if rows_first else [columns, rows], 1)
     if cls:
-        table = torch.cat([torch.zeros(1, width, dtype=torch.float64), table])
+        table = torch.cat([table.new_zeros(1, width), table])
     return table.float()[None]
 
 

@@ -221,7 +221,6 @@ class Order(Sampler[list[Key]]):
 
     plan: Plan
     seed: int
-    accumulate: int
     epoch: int = 0
     first_step: int = 0
     given: int = 0
@@ -230,15 +229,16 @@ class Order(Sampler[list[Key]]):
         return islice(self._all(), self.given, None)
 
     def __len__(self) -> int:
-        return (self.plan.steps_per_epoch - self.first_step) * self.accumulate - self.given
+        return (self.plan.steps_per_epoch - self.first_step) * self.plan.accumulate - self.given
 
     def _all(self) -> Iterator[list[Key]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.plan.images, generator=generator).tolist()
-        size = self.plan.batch_size // self.plan.world_size // self.accumulate
+        accumulate = self.plan.accumulate
+        size = self.plan.batch_size // self.plan.world_size // accumulate
         for step in range(self.first_step, self.plan.steps_per_epoch):
-            for micro in range(self.accumulate):
-                number = (self.epoch * self.plan.steps_per_epoch + step) * self.accumulate + micro
+            for micro in range(accumulate):
+                number = (self.epoch * self.plan.steps_per_epoch + step) * accumulate + micro
                 start = step * self.plan.batch_size + (micro * self.plan.world_size + self.plan.rank) * size
                 yield [Key(self.epoch, index, number) for index in order[start : start + size]]
 

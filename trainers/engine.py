@@ -101,7 +101,7 @@ class Trainer:
         begin = settings.dse_from
         self._dse_from = self.first_step / self.plan.steps_per_epoch if begin == "best" else begin
         self.report = Report(settings.out, self.step, silent=self.plan.rank > 0)
-        self.order = data.Order(self.plan, settings.seed, settings.accumulate)
+        self.order = data.Order(self.plan, settings.seed)
         self.loader = data.Loader(
             data.ViewsDataset(self.source, self.method.views(), settings.seed),
             self.order,
@@ -444,4 +444,6 @@ def _plan(recipe: Recipe, settings: Settings, images: int) -> Plan:
             f"{images} images do not fill one batch of {recipe.batch_size}: give more images or a smaller "
             "--batch-size"
         )
-    return Plan(recipe.epochs, steps, recipe.batch_size, images, world, distributed.rank())
+    return Plan(
+        recipe.epochs, steps, recipe.batch_size, images, world, distributed.rank(), settings.accumulate
+    )

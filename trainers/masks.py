@@ -22,8 +22,11 @@ _TIMEOUT = 20  # tries to place a context before one target's area is given back
 def mask_ratio(ratios: Sequence[float], spreads: Sequence[float]) -> float:
     """One ratio per crop: each entry is drawn from ratio +- spread, then one of the entries is taken.
 
+    A single spread holds for every ratio.
     Draws from Python's generator, in the order of facebookresearch's iBOT loader.
     """
+    if len(spreads) == 1:
+        spreads = [*spreads] * len(ratios)
     drawn = [
         random.uniform(ratio - spread, ratio + spread) if spread > 0 else ratio
         for ratio, spread in zip(ratios, spreads, strict=True)

@@ -104,6 +104,7 @@ class Plan:
         images: images in the data set.
         world_size: processes.
         rank: this process.
+        accumulate: micro-batches per optimiser step; a loss sees one of them, from all processes.
     """
 
     epochs: int
@@ -112,6 +113,7 @@ class Plan:
     images: int
     world_size: int = 1
     rank: int = 0
+    accumulate: int = 1
 
     @property
     def total_steps(self) -> int:

@@ -35,7 +35,7 @@ class Projected(nn.Module):
 def build_without_zero_init(spec: backbones.Backbone, **kwargs: Any) -> nn.Module:
     """As :func:`trainers.backbones.build`, but the last norm of a ResNet's blocks starts at 1, not at 0.
 
-    timm starts residual blocks as identities; BYOL, SwAV, DenseCL and DINO did not.
+    timm starts residual blocks as identities; BYOL, SwAV, DenseCL, DINO and EsViT did not.
     """
     with torch.device("meta"):
         is_resnet = spec.family == "conv" and isinstance(timm.create_model(spec.name), ResNet)

@@ -162,9 +162,10 @@ class StrongCrop:
         settings = {
             "translate_const": int(0.45 * self.size),
             "img_mean": tuple(min(255, round(255 * x)) for x in IMAGENET_MEAN),
-            # at 10, one draw in forty, posterising would keep 0 bits, which Pillow refuses
-            "magnitude_max": 9.999,
         }
+        if "mmax" not in self.randaugment:
+            # at 10, one draw in forty, posterising would keep 0 bits, which Pillow refuses
+            settings["magnitude_max"] = 9.999
         augment: Any = rand_augment_transform(self.randaugment, settings)
         # sail-sg/mugs never takes the same operation twice; timm's own may, unless they have weights
         augment.choice_weights = np.full(len(augment.ops), 1 / len(augment.ops))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from dse_monitor.checkpoints import load_encoder
 from trainers import backbones, saving
 from trainers.backbones import UnfitBackbone
+from trainers.methods import load
 
 FAMILIES = {
     "vit_mini_patch8": ("vit", 64, 96),
@@ -77,6 +80,16 @@ def test_masked_patches_are_replaced_before_positions_are_added():
 def test_unfit_networks_are_refused_with_the_reason(name, families, reason):
     with pytest.raises(UnfitBackbone, match=reason):
         backbones.describe(name, 64, families)
+
+
+@pytest.mark.parametrize("method", ["dino", "ibot", "mae", "mocov3", "mugs"])
+def test_networks_without_a_cls_token_are_refused_where_a_loss_needs_one(method):
+    method_type = load(method)
+    recipe = dataclasses.replace(
+        method_type.recipe_type.tiny(), backbone="vit_base_patch16_gap_224", image_size=224
+    )
+    with pytest.raises(UnfitBackbone, match="vit_base_patch16_gap_224 has no cls token"):
+        method_type(recipe)
 
 
 def test_epsilon_reaches_every_layer_norm():

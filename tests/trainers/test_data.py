@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import numpy as np
@@ -21,7 +22,7 @@ def picture(path, colour=(200, 30, 40), size=(24, 20)) -> None:
 
 
 def keys(plan: Plan, accumulate: int = 1, **where) -> list[list[data.Key]]:
-    return list(data.Order(plan, seed=3, accumulate=accumulate, **where))
+    return list(data.Order(dataclasses.replace(plan, accumulate=accumulate), seed=3, **where))
 
 
 def test_folder_finds_nested_and_flat_images_and_nothing_else(tmp_path):
@@ -106,7 +107,8 @@ def test_a_step_holds_the_same_images_however_it_is_split(world, accumulate):
 def test_order_goes_on_where_it_stopped():
     plan = Plan(epochs=2, steps_per_epoch=5, batch_size=2, images=10)
     assert keys(plan, epoch=1, first_step=3) == keys(plan, epoch=1)[3:]
-    split = data.Order(plan, seed=3, accumulate=2, epoch=1, first_step=3, given=1)
+    halves = dataclasses.replace(plan, accumulate=2)
+    split = data.Order(halves, seed=3, epoch=1, first_step=3, given=1)
     assert list(split) == keys(plan, 2, epoch=1)[7:]
     assert len(split) == len(list(split)) == 3
 
@@ -127,7 +129,7 @@ def test_workers_do_not_change_what_is_seen():
     views = data.ViewsDataset(data.Scenes(6, 32, 0), MultiCrop([Crop(size=16, scale=(0.3, 1.0))]), seed=1)
     seen = []
     for workers in (0, 2):
-        order = data.Order(plan, seed=0, accumulate=1)
+        order = data.Order(plan, seed=0)
         loader = data.Loader(views, order, data.Collator(collate, 1, 0), workers=workers, pin=False)
         seen.append([batch.views.images[0] for batch in loader])
         loader.close()

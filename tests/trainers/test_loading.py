@@ -58,7 +58,7 @@ def load_with_processes_killed_after_each_batch(count: int) -> None:
     views = data.ViewsDataset(
         data.Scenes(2 * count, 32, 0), MultiCrop([Crop(size=16, scale=(0.5, 1.0))]), seed=1
     )
-    order = data.Order(plan, seed=0, accumulate=1)
+    order = data.Order(plan, seed=0)
     loader = data.Loader(views, order, data.Collator(collate, 1, 0), workers=1, pin=False, say=print)
     try:
         for _ in loader:

@@ -100,6 +100,8 @@ def test_strong_crop_is_seeded_and_in_unit_range_before_erasing(image):
 
 
 def test_strong_crop_never_takes_an_operation_twice(image):
+    capped = StrongCrop(size=16, scale=(0.25, 1.0), randaugment="rand-m9-mmax20")
+    assert capped._augment.ops[0].magnitude_max == 20
     augment, taken = StrongCrop(size=16, scale=(0.25, 1.0))._augment, []
     augment.ops = [lambda x, i=i: taken.append(i) or x for i in range(3)]
     augment.choice_weights = augment.choice_weights[:3] * len(augment.choice_weights) / 3

@@ -87,7 +87,7 @@ def given_views(name: str, out: Path) -> tuple[engine.Trainer, data.Batch]:
     settings = Settings(data="scenes", out=out / name, scenes=16, device="cpu", workers=0)
     trainer = engine.Trainer(name, method_type, recipe, settings, torch.device("cpu"))
     trainer.report.close()
-    order = data.Order(dataclasses.replace(trainer.plan, world_size=1, rank=0), 0, 1)
+    order = data.Order(dataclasses.replace(trainer.plan, world_size=1, rank=0), 0)
     join = data.Collator(trainer.method.collator(), 0, 0)
     return trainer, next(iter(data.Loader(trainer.loader.dataset, order, join, workers=0, pin=False)))
 

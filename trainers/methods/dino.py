@@ -203,7 +203,7 @@ class DINO(Method):
     def __init__(self, recipe: DINORecipe) -> None:
         super().__init__(recipe)
         self.recipe = recipe
-        spec = self.backbone_spec = backbones.describe(recipe.backbone, recipe.image_size)
+        spec = self.backbone_spec = backbones.describe(recipe.backbone, recipe.image_size, cls_token=True)
         # released convolutional networks are torchvision's, which have no stochastic depth
         options = {} if spec.family == "conv" else {"drop_path_rate": recipe.drop_path}
         self.student = self._network(**options)

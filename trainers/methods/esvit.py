@@ -20,6 +20,7 @@ from trainers import backbones, optim, teacher, views
 from trainers.centre import Centre
 from trainers.heads import DINOHead
 from trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
+from trainers.networks import build_without_zero_init
 from trainers.objectives import centred_softmax, mean_over_distinct, pair_cross_entropies
 
 
@@ -196,8 +197,10 @@ class EsViT(Method):
         "Works without local crops, where the released region loss fails, and clips in every precision, "
         "where the released float32 path refers to a name that does not exist. Centres move after the step "
         "instead of after the loss: the same numbers, and micro-batches add up. Images are mixed within the "
-        "batch by timm. Where an image size does not halve evenly from stage to stage, timm rounds up when "
-        "it makes the windows and the released code down; 224 pixels do."
+        "batch by timm, for the student only; released, timm mixes in place, so that the teacher sees mixed "
+        "crops, too. Swin and convolutional networks only: the released code also trains plain ViTs, CvT and "
+        "Longformer. Where an image size does not halve evenly from stage to stage, timm rounds up when it "
+        "makes the windows and the released code down; 224 pixels do."
     )
 
     def __init__(self, recipe: EsViTRecipe) -> None:
@@ -210,7 +213,9 @@ class EsViT(Method):
             recipe.backbone, recipe.image_size, ("swin", "conv"), norm_eps=1e-6
         )
         self.batch_coupled = "batch norm" if self.backbone_spec.family == "conv" else ""
-        self.student = self._network(drop_path_rate=recipe.drop_path)
+        # released ResNets are torchvision's, which have no stochastic depth
+        conv = self.backbone_spec.family == "conv"
+        self.student = self._network(**{} if conv else {"drop_path_rate": recipe.drop_path})
         self.teacher = self._network().requires_grad_(False)
         self.teacher.load_state_dict(self.student.state_dict())
         self.centre = Centre(1, recipe.prototypes, momentum=recipe.centre_momentum)
@@ -229,7 +234,9 @@ class EsViT(Method):
             for _ in range(1 + r.regions)
         ]
         return Network(
-            backbones.build(self.backbone_spec, **options), heads[0], heads[1] if r.regions else None
+            build_without_zero_init(self.backbone_spec, **options),
+            heads[0],
+            heads[1] if r.regions else None,
         )
 
     def views(self) -> views.MultiCrop:
@@ -270,6 +277,8 @@ class EsViT(Method):
         r, batch = self.recipe, len(images[0])
         if not r.mixed_views:
             return images, None
+        if batch % 2:
+            raise ValueError(f"mixed_views needs an even number of images in a micro-batch, got {batch}")
         mix = Mixup(r.mixup, r.cutmix, label_smoothing=0.0, num_classes=batch)
         out, mixes = [], []
         for v, view in enumerate(images):

@@ -313,7 +313,16 @@ class IBOT(Method):
     def __init__(self, recipe: IBOTRecipe) -> None:
         super().__init__(recipe)
         self.recipe = recipe
-        self.backbone_spec = backbones.describe(recipe.backbone, recipe.image_size, ("vit",))
+        self.backbone_spec = backbones.describe(recipe.backbone, recipe.image_size, ("vit",), cls_token=True)
+        ratios, spreads = recipe.mask_ratios, recipe.mask_spreads
+        one_each = spreads * len(ratios) if len(spreads) == 1 else spreads
+        if len(one_each) != len(ratios) or any(
+            ratio < own for ratio, own in zip(ratios, one_each, strict=True)
+        ):
+            raise ValueError(
+                f"mask_spreads {spreads} do not fit mask_ratios {ratios}: give one for each, or one for all, "
+                "none of them above its ratio"
+            )
         self.student = self._network(shared=recipe.shared_head, masked=True, drop_path_rate=recipe.drop_path)
         self.teacher = self._network(shared=recipe.shared_head_teacher, masked=False).requires_grad_(False)
         # with one shared and one separate head, the patch layer is written last and so wins, as released
@@ -327,10 +336,7 @@ class IBOT(Method):
         r = self.recipe
         backbone = backbones.build(self.backbone_spec, **options)
         assert isinstance(backbone, VisionTransformer)
-        if backbone.cls_token is None:
-            raise backbones.UnfitBackbone(
-                f"{r.backbone} has no cls token, which the loss across views needs."
-            )
+        assert backbone.cls_token is not None
         nn.init.trunc_normal_(backbone.cls_token, std=0.02)
         head = IBOTHead(
             self.backbone_spec.width,

@@ -211,7 +211,8 @@ class IJEPA(Method):
         "epochs, warmup and its first learning rate are the paper's and all else is the ViT-H/14 "
         "configuration's (`--preset vit_huge`). A block that can never show more than min_keep "
         "patches is refused with a message; released, the search for its place does not end. Block sizes "
-        "follow the number of the micro-batch, so that workers and interruptions change nothing."
+        "follow the number of the micro-batch, so that workers and interruptions change nothing. A schedule "
+        "shorter than the run (`schedule_stretch` below 1) keeps its end; released, the momentum runs out."
     )
 
     def __init__(self, recipe: IJEPARecipe) -> None:

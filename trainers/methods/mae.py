@@ -196,11 +196,9 @@ class MAE(Method):
     def __init__(self, recipe: MAERecipe) -> None:
         super().__init__(recipe)
         self.recipe = recipe
-        self.backbone_spec = backbones.describe(recipe.backbone, recipe.image_size, ("vit",))
+        self.backbone_spec = backbones.describe(recipe.backbone, recipe.image_size, ("vit",), cls_token=True)
         backbone = backbones.build(self.backbone_spec)
         assert isinstance(backbone, VisionTransformer)
-        if backbone.cls_token is None:
-            raise backbones.UnfitBackbone(f"{recipe.backbone} has no cls token, which the decoder expects.")
         self.patch = backbone.patch_embed.patch_size[0]
         decoder = Decoder(backbone.embed_dim, recipe.image_size // self.patch, self.patch, recipe)
         initialise(backbone)

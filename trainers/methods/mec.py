@@ -120,7 +120,8 @@ class MEC(Method):
     batch_coupled = "batch norm, and a coding length over the batch"
     differences = (
         "The projector is a module beside the network instead of in place of its last layer: the same "
-        "numbers under other names. Nothing else is known to differ."
+        "numbers under other names. The authors train in float32 (`--precision float32`). Nothing else is "
+        "known to differ."
     )
 
     def __init__(self, recipe: MECRecipe) -> None:
@@ -158,7 +159,8 @@ class MEC(Method):
         """Per step; lambda has a warmup of its own."""
         r, steps = self.recipe, plan.total_steps
         peak = r.lr * plan.batch_size / 256
-        target = inverse_lambda(plan.batch_size, r.projection, r.distortion)
+        seen = plan.batch_size // plan.accumulate  # the images that C is made of
+        target = inverse_lambda(seen, r.projection, r.distortion)
         rising = r.lambda_epochs * plan.steps_per_epoch
         lambdas = np.concatenate(
             [np.linspace(r.lambda_start * target, target, rising), np.full(steps, target)]

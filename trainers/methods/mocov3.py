@@ -119,7 +119,10 @@ def initialise(model: VisionTransformer, *, freeze_patches: bool) -> None:
         assert model.pos_embed is not None
         model.cls_token.normal_(std=1e-6)
         grid = math.isqrt(model.patch_embed.num_patches)
-        model.pos_embed.copy_(backbones.sincos_positions(model.embed_dim, grid, cls=True, rows_first=True))
+        table = backbones.sincos_positions(
+            model.embed_dim, grid, cls=True, rows_first=True, dtype=torch.float32
+        )
+        model.pos_embed.copy_(table)
         bound = math.sqrt(6 / (math.prod(patch.weight.shape[1:]) + model.embed_dim))
         patch.weight.uniform_(-bound, bound)
         nn.init.zeros_(patch.bias)
@@ -145,7 +148,7 @@ class MoCoV3(Method):
         spec = backbones.describe(r.backbone, r.image_size, ("vit", "conv"))
         if spec.family == "vit":
             spec = backbones.describe(
-                r.backbone, r.image_size, ("vit",), norm_eps=1e-6, num_heads=r.num_heads
+                r.backbone, r.image_size, ("vit",), cls_token=True, norm_eps=1e-6, num_heads=r.num_heads
             )
         self.backbone_spec = spec
         backbone = backbones.build(spec)

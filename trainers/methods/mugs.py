@@ -449,7 +449,8 @@ class Mugs(Method):
         "Without local crops the large ones count in full; released, this divides by zero. RandAugment's "
         "magnitude stops just below 10, where posterising would keep no bit, which Pillow refuses. The heads "
         "of a loss that is switched off are built and stay as they are; released, they are not built. "
-        "Centre, queues and memories move after the step: the same numbers."
+        "Centre, queues and memories move after the step: the same numbers. The authors train in float32 "
+        "(`--precision float32`)."
     )
 
     def __init__(self, recipe: MugsRecipe) -> None:
@@ -460,7 +461,7 @@ class Mugs(Method):
             raise ValueError(
                 "Mugs needs at least one of instance_weight, local_group_weight and group_weight above 0"
             )
-        spec = self.backbone_spec = backbones.describe(r.backbone, r.image_size, ("vit",))
+        spec = self.backbone_spec = backbones.describe(r.backbone, r.image_size, ("vit",), cls_token=True)
         self.student = self._network(predicts=True, drop_path_rate=r.drop_path)
         parts = (("instance_head",), ("local_group_head", "relation_blocks"), ("group_head",))
         for names, weight in zip(parts, self._weights, strict=True):
@@ -480,10 +481,7 @@ class Mugs(Method):
         backbone = backbones.build(self.backbone_spec, **options)
         assert isinstance(backbone, VisionTransformer)
         assert self.backbone_spec.num_heads is not None
-        if backbone.cls_token is None:
-            raise backbones.UnfitBackbone(
-                f"{self.recipe.backbone} has no cls token, which all three heads read."
-            )
+        assert backbone.cls_token is not None
         nn.init.trunc_normal_(backbone.cls_token, std=0.02)
         return Network(backbone, self.backbone_spec.num_heads, self.recipe, predicts=predicts)
 

@@ -190,7 +190,7 @@ class Matches(NamedTuple):
 
 @torch.no_grad()
 def nearest(source: Tensor, candidates: Tensor, keep: int | None) -> Matches:
-    """Each source position with its nearest candidate, the ``keep`` closest pairs of each image (None: all).
+    """Each source position with its nearest candidate, the ``keep`` closest pairs of each image.
 
     Equal distances, as overlapping grids have them, fall as torch's topk and sort let them fall, like the
     authors'.
@@ -198,11 +198,11 @@ def nearest(source: Tensor, candidates: Tensor, keep: int | None) -> Matches:
     Args:
         source: [B, N, D], features or places.
         candidates: [B, M, D].
-        keep: number of pairs.
+        keep: number of pairs; all if None, or -1 as released.
     """
     distances = torch.cdist(source.float(), candidates.float())
     distance, candidate = (x.squeeze(-1) for x in distances.topk(1, largest=False))
-    count = distance.shape[1] if keep is None else min(keep, distance.shape[1])
+    count = distance.shape[1] if keep is None or keep < 0 else min(keep, distance.shape[1])
     chosen = distance.sort(dim=1).indices[:, :count].sort(dim=1).values
     return Matches(chosen, candidate.gather(1, chosen))
 
@@ -254,6 +254,18 @@ def places_of(box: tuple[int, int, int, int], grid: int, *, flipped: bool = Fals
     centres = (torch.arange(grid) + 0.5) / grid
     rows, columns = torch.meshgrid(top + centres * height, left + centres * width, indexing="ij")
     return torch.stack([rows, columns.flip(1) if flipped else columns], -1)
+
+
+def cells(network: nn.Module, size: int) -> int:
+    """Cells per side of a network's map of square crops: stages round up in some networks, down in others.
+
+    Args:
+        network: on the meta device, in evaluation mode.
+        size: side of the crops, pixels.
+    """
+    crop = torch.empty(1, 3, size, size, device="meta")
+    with torch.no_grad():
+        return math.isqrt(backbones.features(network, crop).dense.shape[1])
 
 
 @dataclass(frozen=True)
@@ -372,9 +384,6 @@ class VICRegL(Method):
             expander(spec.width, r.expander_width, backbone) if r.global_weight > 0 else None,
             expander(spec.width, r.map_expander_width, backbone) if r.global_weight < 1 else None,
         )
-        with torch.device("meta"):
-            described: Any = timm.create_model(spec.name, **spec.kwargs)
-        self.stride: int = described.feature_info[-1]["reduction"]
 
     def views(self) -> LocatedCrops:
         """BYOL's asymmetric pair of large crops, then small ones alternating in the same way."""
@@ -382,7 +391,10 @@ class VICRegL(Method):
         pair = views.byol_pair(r.image_size, r.global_scale)
         small = views.byol_pair(r.local_size, r.local_scale)
         crops = (*pair, *[small[i % 2] for i in range(r.local_crops)])
-        return LocatedCrops(crops, tuple(math.ceil(crop.size / self.stride) for crop in crops), r.flip_grid)
+        with torch.device("meta"):
+            network = backbones.build(self.backbone_spec).eval()
+        grids = {size: cells(network, size) for size in (r.image_size, r.local_size)}
+        return LocatedCrops(crops, tuple(grids[crop.size] for crop in crops), r.flip_grid)
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:
         """One pass per view: batch statistics are per view. Dense: maps of the large crops, [2B, N, D]."""

@@ -84,6 +84,9 @@ def test_view_loss_equals_official_with_and_without_mixing(g, case):
     )
     loss = mean_over_distinct(pairs)
     loss.backward()
+    batch_mean = g[f"{case}/teacher_out"].mean(0, keepdim=True)
+    centre = updated_centre(g[f"{case}/center_before"], batch_mean, g["center_momentum"])
+    torch.testing.assert_close(centre, g[f"{case}/center_after"], **CENTRE)
     torch.testing.assert_close(loss.detach(), g[f"{case}/loss"], **LOSS)
     torch.testing.assert_close(student.grad, g[f"{case}/grad_student"], **GRADIENT)
 
@@ -157,6 +160,19 @@ def test_plain_transformer_is_refused():
 def test_regions_and_mixing_exclude_each_other():
     with pytest.raises(ValueError, match="regions=False"):
         EsViT(dataclasses.replace(EsViTRecipe.tiny(), mixed_views=2))
+
+
+def test_mixing_an_odd_number_of_images_is_refused():
+    method = EsViT(dataclasses.replace(EsViTRecipe.tiny(), regions=False, mixed_views=2))
+    with pytest.raises(ValueError, match="even number of images in a micro-batch, got 3"):
+        method._mixed([torch.randn(3, 3, 64, 64)] * 2)
+
+
+def test_resnets_start_as_torchvisions_and_without_stochastic_depth():
+    method = EsViT(dataclasses.replace(EsViTRecipe.tiny(), backbone="resnet50", drop_path=0.1))
+    weight = method.student.backbone.layer1[0].bn3.weight
+    assert torch.equal(weight, torch.ones_like(weight))
+    assert not any(isinstance(module, DropPath) for module in method.modules())
 
 
 def test_mixed_views_train_and_leave_the_teacher_views_whole():

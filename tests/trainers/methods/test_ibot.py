@@ -376,3 +376,16 @@ def test_masking_can_begin_later_and_its_temperature_waits():
 def test_shared_head_of_two_widths_is_refused():
     with pytest.raises(ValueError, match="shared head needs"):
         IBOT(dataclasses.replace(IBOTRecipe.tiny(), patch_prototypes=7))
+
+
+@pytest.mark.parametrize(("ratios", "spreads"), [((0.3,), (0.0, 0.2)), ((0.1, 0.3), (0.2, 0.2))])
+def test_spreads_that_do_not_fit_the_ratios_are_refused(ratios, spreads):
+    recipe = dataclasses.replace(IBOTRecipe.tiny(), mask_ratios=ratios, mask_spreads=spreads)
+    with pytest.raises(ValueError, match="do not fit mask_ratios"):
+        IBOT(recipe)
+
+
+def test_one_spread_holds_for_every_ratio():
+    drawn = {round(mask_ratio((0.2, 0.6), (0.1,)), 1) for _ in range(300)}
+    assert drawn == {0.1, 0.2, 0.3, 0.5, 0.6, 0.7}
+    IBOT(dataclasses.replace(IBOTRecipe.tiny(), mask_ratios=(0.2, 0.6), mask_spreads=(0.1,)))

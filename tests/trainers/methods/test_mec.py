@@ -142,6 +142,15 @@ def test_lambda_falls_from_eight_times_its_end_value_and_then_rests():
     assert (values[9:] == 32.0).all()
 
 
+def test_lambda_is_that_of_the_images_a_loss_sees():
+    plan = Plan(4, 5, 1024, images=5120)
+    whole, parts = (
+        MEC(MECRecipe.tiny()).schedules(dataclasses.replace(plan, accumulate=n))["inverse_lambda"]
+        for n in (1, 4)
+    )
+    np.testing.assert_allclose(parts, whole / 4)
+
+
 @pytest.mark.parametrize("epochs", [0, 1, 9])
 def test_warmups_may_be_absent_or_longer_than_the_run(epochs):
     recipe = dataclasses.replace(MECRecipe.tiny(), lambda_epochs=epochs, warmup_epochs=epochs)

@@ -131,6 +131,18 @@ def test_small_crops_have_their_own_grid():
     assert views.extra["places_2"][..., 1].max() < 120
 
 
+@pytest.mark.parametrize(
+    ("backbone", "grids"), [("resnet_mini", (2, 2)), ("convnext_mini", (2, 1)), ("swin_mini_patch4", (4, 3))]
+)
+def test_grids_are_those_of_the_maps_where_a_side_does_not_divide(backbone, grids):
+    method = tiny_convnext(backbone=backbone, local_size=48)
+    assert method.views().grids == (grids[0], grids[0], grids[1], grids[1])
+    views = views_of(method)
+    maps = [backbones.features(method.student.backbone, images).dense for images in views.images]
+    assert [m.shape[1] for m in maps] == [n * n for n in method.views().grids]
+    assert method(views, progress()).loss.isfinite()
+
+
 # What is easily got wrong, one claim each ------------------------------------------------------------------
 
 BATCH = 6
@@ -235,6 +247,7 @@ def test_equal_distances_still_give_as_many_pairs():
 
 def test_more_matches_than_positions_are_all_of_them():
     assert nearest(torch.rand(2, 9, 2), torch.rand(2, 49, 2), 20).source.shape == (2, 9)
+    assert nearest(torch.rand(2, 9, 2), torch.rand(2, 49, 2), -1).source.shape == (2, 9)  # all, as released
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
