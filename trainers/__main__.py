@@ -40,8 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(0 if given else 2)
     try:
         _train(given[0], given[1:])
-    except (TrainingError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (TrainingError, ValueError, OSError) as error:
+        print(f"error: {error}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+        raise SystemExit(1) from error
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which --help must not load
+            raise
+        advice = "--accumulate N splits a step into smaller parts, --checkpointing keeps fewer activations"
+        print(f"error: {str(error).splitlines()[0]}\n{advice}", file=sys.stderr)
         raise SystemExit(1) from error
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -101,7 +102,7 @@ def describe(
     """
     timm_name, small = SMALL.get(name, (name, {}))
     if not timm.is_model(timm_name):
-        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "see timm.list_models()"
+        near = ", ".join(get_close_matches(name, timm.list_models(), 5)) or "see timm.list_models()"
         raise UnfitBackbone(f"timm has no model {name!r}. Near it: {near}; small ones: {', '.join(SMALL)}.")
     kwargs = {**small, **kwargs}
     with torch.device("meta"):
@@ -112,9 +113,10 @@ def describe(
         kwargs = {"img_size": image_size, **kwargs}
     spec = Backbone(timm_name, kwargs, image_size, probe, norm_eps=norm_eps)
     with torch.device("meta"):
-        model: Any = build(spec)
+        model: Any = _create(spec) if probe == "conv" else build(spec)
     if cls_token and probe == "vit" and model.cls_token is None:
         raise UnfitBackbone(f"{name} has no cls token, which this method's loss needs.")
+    _try(model.eval(), name, image_size)
     heads = model.blocks[0].attn.num_heads if probe == "vit" else None
     return Backbone(timm_name, kwargs, image_size, probe, model.num_features, heads, norm_eps)
 
@@ -123,15 +125,14 @@ def build(spec: Backbone, **kwargs: Any) -> nn.Module:
     """A new network with timm's initialisation; ``kwargs`` (drop_path_rate, ...) stay undescribed."""
     if spec.family == "swin":
         kwargs = {"drop_path_rate": 0.0, **kwargs}  # timm's own default is 0.1, which a teacher must not have
-    options: dict[str, Any] = {"num_classes": 0, **spec.kwargs, **kwargs}
-    if None in options.values():
-        model: Any = timm.models.model_entrypoint(spec.name)(**options)
-    else:
-        model = timm.create_model(spec.name, **options)
+    model: Any = _create(spec, **kwargs)
     if spec.family == "vit":
         model.patch_embed.strict_img_size = False  # crops of several sizes share one network
-    if spec.family == "conv" and isinstance(getattr(model, "head", None), nn.Module):
-        model.head.requires_grad_(False)  # ConvNeXt's norm after pooling, which no method runs
+    if spec.family == "conv":
+        idle = _idle_parameters(spec)
+        for name, parameter in model.named_parameters():
+            if name in idle:
+                parameter.requires_grad_(False)  # DDP waits for every trained one
     if spec.family == "swin":
         model.patch_embed.strict_img_size = False
         for block in (block for stage in model.layers for block in stage.blocks):
@@ -142,6 +143,22 @@ def build(spec: Backbone, **kwargs: Any) -> nn.Module:
             if isinstance(module, nn.LayerNorm):
                 module.eps = spec.norm_eps
     return model
+
+
+def _create(spec: Backbone, **kwargs: Any) -> nn.Module:
+    options: dict[str, Any] = {"num_classes": 0, **spec.kwargs, **kwargs}
+    if None in options.values():  # which create_model would drop
+        return timm.models.model_entrypoint(spec.name)(**options)
+    return timm.create_model(spec.name, **options)
+
+
+def _idle_parameters(spec: Backbone) -> set[str]:
+    """Names of a convolutional network's parameters behind its features: norms after pooling, heads."""
+    with torch.device("meta"):
+        twin = _create(spec).eval()
+        found = features(twin, torch.empty(1, 3, spec.image_size, spec.image_size))
+    found.dense.sum().backward()
+    return {name for name, parameter in twin.named_parameters() if parameter.grad is None}
 
 
 def _fill_up_then_attend(
@@ -317,6 +334,23 @@ class _KeepStatistics:
             norm.momentum, count = self.before
             norm.num_batches_tracked.copy_(count)
             self.before = None
+
+
+def _try(model: nn.Module, name: str, image_size: int) -> None:
+    """Refuse a network, on the meta device, that cannot see such images or gives no map of features."""
+    width: Any = model.num_features
+    try:
+        with torch.no_grad():
+            found = features(model, torch.empty(1, 3, image_size, image_size, device="meta"))
+        fits = found.dense.ndim == 3 and found.dense.shape[2] == width and found.pooled.shape == (1, width)
+        reason = f"gives {list(found.dense.shape)} where [1, N, {width}] is expected"
+    except Exception as error:  # whatever a network's own code says
+        fits, reason = False, f"fails with: {' '.join(str(error).split()) or type(error).__name__}"
+    if not fits:
+        raise UnfitBackbone(
+            f"{name} cannot be used with images of {image_size} pixels: it {reason}. Choose another size, or "
+            "a network like vit_small_patch16_224, swin_tiny_patch4_window7_224, resnet50, convnext_tiny."
+        )
 
 
 def _family(model: nn.Module, name: str) -> str:

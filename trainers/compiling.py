@@ -27,7 +27,12 @@ def compile_blocks(module: nn.Module) -> None:
             stages = [block for layer in child.layers for block in layer.blocks]  # pyright: ignore
         elif hasattr(child, "feature_info") and hasattr(child, "forward_features"):
             names = [info["module"] for info in child.feature_info]  # pyright: ignore
-            stages = [child.get_submodule(name) for name in names]
+            try:
+                stages = [child.get_submodule(name) for name in names]
+            except AttributeError:  # names of outputs rather than of modules
+                stages = list(child.children())
+            if getattr(child, "grad_checkpointing", False):  # timm then calls what the stages are made of
+                stages = [block for stage in stages for block in (list(stage.children()) or [stage])]
         else:
             continue
         # Windows cut from a grid of unknown size keep the compiler's algebra busy for minutes, then for ever.

@@ -86,8 +86,7 @@ class Folder:
             raise TrainingError(f"{folder} is no folder; --data wants a folder of images, or 'scenes'")
         self.paths = sorted(
             os.path.join(where, name)
-            for where, folders, names in os.walk(folder, followlinks=True)
-            if folders.sort() is None
+            for where, names in _walk(folder)
             for name in names
             if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
         )
@@ -108,6 +107,19 @@ class Folder:
             if image.mode.startswith("I"):
                 image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
             return image.convert("RGB")
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each folder below once, with the names in it: links are followed, and may lead back up."""
+    seen: set[tuple[int, int]] = set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(where)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()
+        yield where, names
 
 
 class Scenes:

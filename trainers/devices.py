@@ -27,7 +27,7 @@ def workers(settings: Settings, device: torch.device) -> int:
     if settings.workers >= 0:
         return settings.workers
     spare = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1
-    return min(spare, 1) if device.type == "cpu" else max(1, min(12, spare))
+    return max(0, min(spare, 1)) if device.type == "cpu" else max(1, min(12, spare))
 
 
 def set_up_torch(settings: Settings, device: torch.device) -> None:

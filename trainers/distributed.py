@@ -107,6 +107,9 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         """Normalise [B, C, ...] over everything but C and over processes."""
         if not self.training or world_size() == 1:
             return super().forward(input)
+        given = input.dtype
+        if given in (torch.float16, torch.bfloat16):  # in which statistics would be coarse
+            input = input.float()
         axes = [0, *range(2, input.dim())]
         mean = _all_reduce_with_gradient(input.mean(axes)) / world_size()
         centred = input - mean.view(1, -1, *[1] * (input.dim() - 2))
@@ -120,10 +123,10 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
                 self.running_mean.lerp_(mean.detach(), self.momentum)
                 self.running_var.lerp_(variance.detach() * count / (count - 1), self.momentum)
         normal = centred * torch.rsqrt(variance + self.eps).view(1, -1, *[1] * (input.dim() - 2))
-        if self.weight is None:
-            return normal
-        shape = (1, -1, *[1] * (input.dim() - 2))
-        return normal * self.weight.view(shape) + self.bias.view(shape)
+        if self.weight is not None:
+            shape = (1, -1, *[1] * (input.dim() - 2))
+            normal = normal * self.weight.view(shape) + self.bias.view(shape)
+        return normal.to(given)
 
 
 def synchronise_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:

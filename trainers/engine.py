@@ -8,6 +8,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -124,6 +125,8 @@ class Trainer:
             Stopped: by a signal.
         """
         total = self._total_steps()
+        if self.step >= total:
+            self.report.say(f"nothing to do: {self.step} of {total} steps are done")
         with self._signals():
             while self.step < total and not self._told_to_stop:
                 self._epoch(total)
@@ -249,10 +252,11 @@ class Trainer:
         if self._unreadable.issuperset(unreadable):
             return
         listing = self.settings.out / "unreadable_images.txt"
-        before = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
+        how = {"encoding": "utf-8", "errors": "surrogateescape"}  # names of files are bytes
+        before = listing.read_text(**how).splitlines() if listing.exists() else []
         first, self._unreadable = not self._unreadable, self._unreadable.union(before)
         new = [line for line in dict.fromkeys(unreadable) if line not in self._unreadable]
-        with listing.open("a", encoding="utf-8") as file:
+        with open(listing, "a", **how) as file:  # pyright: ignore[reportCallIssue, reportArgumentType]
             file.writelines(f"{line}\n" for line in new)
         self._unreadable.update(new)
         if first:
@@ -289,8 +293,17 @@ class Trainer:
         facts: dict[str, Any] = {"loss": float(loss), "step": self.step, **arrays, **extra}
         np.savez(path, **facts)
         raise NonFiniteLoss(
-            f"the loss became {float(loss)} by step {self.step}; its batch is in {path}. "
-            "The last checkpoint is from before: lower --lr, or use --precision float32"
+            f"the loss became {float(loss)} by step {self.step}; its batch is in {path}. {self._way_back()}"
+        )
+
+    def _way_back(self) -> str:
+        """What to do when numbers have gone bad."""
+        kept = saving.numbered(self.settings.out)
+        if not kept:
+            return "No checkpoint was saved yet: start again with a lower --lr, or with --precision float32"
+        return (
+            f"{kept[-1].name} is from before: --resume with --precision float32 goes on from it, --init-from "
+            "with a lower --lr and another --out starts anew from its weights"
         )
 
     @contextlib.contextmanager
@@ -329,7 +342,12 @@ class Trainer:
                 f"{settings.out} holds checkpoints of another run: --resume goes on with it, "
                 "another --out starts a new one"
             )
-        if settings.init_from:
+        found = None
+        passed_over: list[str] = []
+        if settings.resume:
+            found = saving.newest(settings.out, passed_over)
+            self._agree_on(found)
+        if settings.init_from and found is None:
             path = saving.best(settings.init_from) if settings.init_from.is_dir() else settings.init_from
             if not settings.more_epochs:
                 epochs = saving.start_from(path, self.name, self.method)
@@ -338,17 +356,34 @@ class Trainer:
                 path, self.name, self.method, self.optimizer, self.scaler, self.plan.steps_per_epoch
             )
             return f"{path}, step {self.step}, {settings.more_epochs} epochs more"
-        if not settings.resume:
-            return "new weights"
-        found = saving.newest(settings.out)
         if found is None:
-            return "new weights (nothing to resume)"
+            if settings.more_epochs or settings.dse_from == "best":
+                flag = "--more-epochs" if settings.more_epochs else "--dse-from best"
+                raise TrainingError(f"{settings.out} has no checkpoint to resume, and {flag} needs one")
+            return "new weights (nothing to resume)" if settings.resume else "new weights"
         path, content = found
         saving.restore(content, path, self.name, self.method, self.optimizer, self.scaler, self._facts())
         if self.regularizer is not None and content["regularizer"] is not None:
             self.regularizer.set_extra_state(content["regularizer"][self.plan.rank])
         self.step, self.first_step = content["step"], content.get("first_step", 0)
-        return f"{path.name}, step {self.step}"
+        before, now = content["run"], self._habits()
+        changed = [
+            f"{key} {before[key]} -> {value}" for key, value in now.items() if before.get(key, value) != value
+        ]
+        if changed:
+            passed_over.append(f"other settings than before: {', '.join(changed)}")
+        return "; ".join([f"{path.name}, step {self.step}", *passed_over])
+
+    def _agree_on(self, found: tuple[Path, dict[str, Any]] | None) -> None:
+        """Processes that resume must have found the same step: their folders may be different ones."""
+        step = -1 if found is None else found[1]["step"]
+        steps = distributed.gather(torch.tensor([step], device=self.device)).tolist()
+        if len(set(steps)) > 1:
+            said = ", ".join("nothing" if one < 0 else f"step {one}" for one in steps)
+            raise TrainingError(
+                f"the processes found different checkpoints in {self.settings.out} ({said}, by rank): --out "
+                "must be one folder that all of them see"
+            )
 
     def _save(self, file: str) -> None:
         state = torch.zeros(1, 2, dtype=torch.long)
@@ -363,9 +398,19 @@ class Trainer:
             epoch=self.step // self.plan.steps_per_epoch,
             step=self.step,
             regularizer=states if self.regularizer is not None else None,
-            run=self._facts(),
+            run={**self._facts(), **self._habits()},
             first_step=self.first_step,
         )
+        broken = [
+            name
+            for name, value in content["model"].items()
+            if value.is_floating_point() and not bool(value.isfinite().all())
+        ]
+        if broken:
+            raise NonFiniteLoss(
+                f"{len(broken)} of the network's tensors are not finite after step {self.step}, the first is "
+                f"{broken[0]}; {file} was not saved. {self._way_back()}"
+            )
         if self.plan.rank == 0:
             out = self.settings.out
             saving.write(content, out / file)
@@ -382,6 +427,11 @@ class Trainer:
             "accumulate": self.settings.accumulate,
             "processes": self.plan.world_size,
         }
+
+    def _habits(self) -> dict[str, Any]:
+        """What a resumed run may change, and should know that it does."""
+        names = ("data", "precision", "dse_weight", "dse_every", "dse_from", "more_epochs")
+        return {name: getattr(self.settings, name) for name in names}
 
     def _prepare(self, method: Method) -> nn.Module:
         """Apply the memory, speed and process options; returns what the loop calls."""
@@ -432,6 +482,9 @@ class Trainer:
 
 
 def _plan(recipe: Recipe, settings: Settings, images: int) -> Plan:
+    for flag, value in (("--batch-size", recipe.batch_size), ("--epochs", recipe.epochs)):
+        if value < 1:
+            raise TrainingError(f"{flag} is at least 1, got {value}")
     world, parts = distributed.world_size(), distributed.world_size() * settings.accumulate
     if recipe.batch_size % parts:
         raise TrainingError(

@@ -53,8 +53,10 @@ class Report:
         self._step = 0
 
     def say(self, text: str) -> None:
-        """One line, never wrapped."""
-        (self._bar.console if self._bar else self.console).print(text, highlight=False, soft_wrap=True)
+        """One line, never wrapped; brackets stay, bytes of a path that are no text are escaped."""
+        console = self._bar.console if self._bar else self.console
+        text = text.encode("utf-8", "backslashreplace").decode()
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def begin_epoch(self, title: str, steps: int, first_step: int) -> None:
         """Start the bar of an epoch of so many steps; without a terminal nothing is drawn."""

@@ -133,17 +133,25 @@ def read(path: Path) -> dict[str, Any]:
         raise TrainingError(f"{path} does not exist; give a checkpoint of these trainers") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch's words advise to run what is in the file
+            reason = "it is damaged, or holds more than tensors and plain values"
         raise TrainingError(f"{path} cannot be read ({reason}); choose another checkpoint") from error
     found = content.get("format") if isinstance(content, dict) else type(content).__name__
     if found != FORMAT:
         raise TrainingError(f"{path} has format {found!r}, expected {FORMAT!r}: only our own files can go on")
+    if not isinstance(content.get("schema"), int):
+        raise TrainingError(f"{path} names no schema: it is incomplete; choose another checkpoint")
     if content["schema"] > SCHEMA:
         raise TrainingError(f"{path} has schema {content['schema']}, this version knows {SCHEMA}: update")
     return content
 
 
-def newest(out: Path) -> tuple[Path, dict[str, Any]] | None:
+def newest(out: Path, passed_over: list[str] | None = None) -> tuple[Path, dict[str, Any]] | None:
     """The readable checkpoint of a run that got furthest, or None if the run has none.
+
+    Args:
+        out: folder of the run.
+        passed_over: gets what is wrong with newer ones.
 
     Raises:
         TrainingError: there are checkpoints, and none can be read.
@@ -159,6 +167,8 @@ def newest(out: Path) -> tuple[Path, dict[str, Any]] | None:
                 break  # an older numbered one cannot have got further
             except TrainingError as error:
                 problem = problem or error
+                if passed_over is not None:
+                    passed_over.append(str(error))
     if not found and problem is not None:
         raise problem
     return max(found, key=lambda pair: pair[1]["step"], default=None)
@@ -234,7 +244,7 @@ def go_on_from(
     _check_method(content, path, name)
     ours = {**dataclasses.asdict(method.recipe), "steps_per_epoch": steps_per_epoch}
     _check_settings(content, path, ours)
-    _load(content, method, optimizer, scaler)
+    _load({**content, "model": _fitted(content["model"], method)}, method, optimizer, scaler)
     return content["step"]
 
 
@@ -247,7 +257,7 @@ def start_from(path: Path, name: str, method: Method) -> int:
     content = read(path)
     _check_method(content, path, name)
     try:
-        sharding.load(method, content["model"])
+        sharding.load(method, _fitted(content["model"], method))
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:300]
         raise TrainingError(
@@ -255,6 +265,17 @@ def start_from(path: Path, name: str, method: Method) -> int:
             "Give the flags of the run it comes from."
         ) from error
     return content["epoch"]
+
+
+def _fitted(weights: dict[str, Any], method: Method) -> dict[str, Any]:
+    """Weights for a run of perhaps another number of processes: its own queues stay where sizes differ."""
+    own = dict(method.named_buffers())
+    kept = {
+        key: own[key]
+        for key in method.rank_buffers
+        if key in weights and weights[key].shape != own[key].shape
+    }
+    return {**weights, **kept}
 
 
 def _check_method(content: dict[str, Any], path: Path, name: str) -> None:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+LEAST = {
+    **dict.fromkeys(("scenes", "accumulate", "save_every", "log_every", "dse_every"), 1),
+    **dict.fromkeys(("seed", "keep", "max_steps", "more_epochs", "dse_weight"), 0),
+    "workers": -1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +35,13 @@ class Settings:
         deterministic: only deterministic kernels, at some speed.
         save_every: epochs between checkpoints.
         keep: how many checkpoints to keep; 0 keeps all.
-        max_steps: stop after so many optimiser steps; 0 runs the recipe's epochs.
+        max_steps: stop after so many optimiser steps, those of a run that this one goes on from included; 0
+            runs the recipe's epochs.
         log_every: optimiser steps between log entries.
         resume: go on from the newest checkpoint in ``out``.
         init_from: start from the weights of this checkpoint, or of the best one by DSE of this run's folder
-            (optimiser, schedules and counters start anew).
+            (optimiser, schedules and counters start anew). With ``resume``: only where ``out`` has no
+            checkpoint yet, so that one command starts a run and goes on with it.
         more_epochs: with ``init_from``: also take over optimiser, schedules and counters, and train so many
             epochs more; schedules that end before keep their last values. 0 starts anew.
         dse_weight: beta of the DSE term; 0 is off.
@@ -65,13 +74,18 @@ class Settings:
     dse_from: float | Literal["best"] = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("scenes", "accumulate", "save_every", "log_every", "dse_every"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"--{name.replace('_', '-')} is at least 1, got {getattr(self, name)}")
-        if self.resume and self.init_from:
-            raise TrainingError(
-                "--resume goes on with the run in --out, --init-from starts a new one: give only one of them"
-            )
+        for name, least in LEAST.items():
+            if not getattr(self, name) >= least:
+                flag = name.replace("_", "-")
+                raise TrainingError(f"--{flag} is at least {least}, got {getattr(self, name)}")
+        if not self.data.strip():
+            raise TrainingError("--data is empty: give a folder of images, or 'scenes'")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise TrainingError(f"--device {self.device!r}: expected auto, cpu, cuda or cuda:N")
+        # a shell leaves the tilde of --out=~/run alone
+        object.__setattr__(self, "out", self.out.expanduser())
+        if self.init_from is not None:
+            object.__setattr__(self, "init_from", self.init_from.expanduser())
         if not (self.init_from or self.resume) and (self.more_epochs or self.dse_from == "best"):
             flag = "--more-epochs" if self.more_epochs else "--dse-from best"
             raise TrainingError(

@@ -92,6 +92,21 @@ def test_networks_without_a_cls_token_are_refused_where_a_loss_needs_one(method)
         method_type(recipe)
 
 
+@pytest.mark.parametrize("name", ["mambaout_femto", "twins_svt_small", "swinv2_tiny_window8_256"])
+def test_networks_without_a_map_of_features_are_refused(name):
+    with pytest.raises(UnfitBackbone, match=f"{name} cannot be used with images of 64 pixels"):
+        backbones.describe(name, 64)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "convnext_mini", "resnet18"])
+def test_what_features_do_not_depend_on_is_not_trained(name):
+    model = backbones.build(backbones.describe(name, 64))
+    features = backbones.features(model, torch.randn(2, 3, 64, 64))
+    (features.dense.sum() + features.pooled.sum()).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.requires_grad == (parameter.grad is not None), key
+
+
 def test_epsilon_reaches_every_layer_norm():
     model = backbones.build(backbones.describe("swin_mini_patch4", 64, norm_eps=1e-6))
     assert {m.eps for m in model.modules() if isinstance(m, torch.nn.LayerNorm)} == {1e-6}

@@ -90,7 +90,15 @@ def test_every_other_recipe_fits_its_networks_optimiser_and_schedules(method, pr
         (["simclr"], "there is no method 'simclr'; the methods are mocov3"),
         (["dino", "--preset", "small"], "expected official or tiny"),
         (["dino", "--preset", "tiny", "--data", "/nowhere", "--out", "{}"], "/nowhere is no folder"),
-        (["dino", "--data", "scenes", "--out", "{}", "--resume", "--init-from", "x"], "only one of them"),
+        (["dino", "--data", "scenes", "--out", "{}", "--keep", "-1"], "--keep is at least 0, got -1"),
+        (["dino", "--data", "scenes", "--out", "{}", "--device", "gpu"], "expected auto, cpu, cuda"),
+        (["dino", "--data", "", "--out", "{}"], "--data is empty"),
+        (["dino", "--data", "scenes", "--out", "{}", "--batch-size", "0"], "--batch-size is at least 1"),
+        (["dino", "--data", "scenes", "--out", "/dev/null/out"], "/dev/null/out"),
+        (
+            ["dino", "--data", "scenes", "--out", "{}", "--resume", "--more-epochs", "1"],
+            "has no checkpoint to resume, and --more-epochs needs one",
+        ),
         (["dino", "--preset", "tiny", "--data", "scenes", "--out", "{}", "--backbone", "vgg99"], "no model"),
     ],
 )

@@ -146,3 +146,14 @@ def test_collation_is_seeded_by_the_micro_batch():
 
     assert collated(0, 4, 0) == collated(0, 4, 0)
     assert len({collated(0, 4, 0), collated(1, 4, 0), collated(0, 5, 0), collated(0, 4, 1)}) == 4
+
+
+def test_links_back_up_are_followed_once(tmp_path):
+    picture(tmp_path / "a" / "one.png")
+    for name in ("up", "again"):
+        (tmp_path / "a" / name).symlink_to(tmp_path, target_is_directory=True)
+    elsewhere = tmp_path.parent / f"{tmp_path.name} elsewhere"
+    picture(elsewhere / "two.png")
+    (tmp_path / "b").symlink_to(elsewhere, target_is_directory=True)
+    source = data.Folder(tmp_path)
+    assert [path.removeprefix(f"{tmp_path}/") for path in source.paths] == ["a/one.png", "b/two.png"]

@@ -17,6 +17,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
     ("cores", "processes", "device", "workers"),
     [
         (1, 1, CPU, 0),
+        (2, 3, CPU, 0),
         (2, 1, CPU, 1),
         (16, 1, CPU, 1),
         (8, 1, GPU, 7),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from trainers import optim, teacher
+from trainers import distributed, optim, teacher
 from trainers.centre import Centre
 from trainers.heads import Prototypes, mlp
 from trainers.method import ParameterGroup
@@ -151,3 +151,18 @@ def test_wrong_optimisers_and_doubled_parameters_are_refused():
         optim.build(dataclasses.replace(DINORecipe.tiny(), optimizer="adam"), [group])
     with pytest.raises(ValueError, match="two groups"):
         optim.build(DINORecipe.tiny(), [group, group])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_synchronised_batch_norm_gives_back_the_type_it_got(dtype, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)  # two processes with the same batch
+    monkeypatch.setattr(distributed, "_all_reduce_with_gradient", lambda tensor: 2 * tensor)
+    plain = nn.BatchNorm2d(3, dtype=torch.float64 if dtype == torch.float64 else None)
+    holder = nn.Sequential(plain)
+    synced = distributed.synchronise_batchnorm(holder, torch.device("cpu"))[0]
+    images = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = synced(images)
+    assert found.dtype == dtype
+    wanted = nn.functional.batch_norm(images.double(), None, None, training=True)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-2, atol=1e-2)
+    assert synced.running_mean.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)

@@ -107,6 +107,13 @@ def test_silent_process_writes_and_prints_nothing(tmp_path, capfd):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_brackets_and_undecodable_names_are_said_as_they_are(tmp_path, capsys):
+    report = Report(tmp_path, 0, silent=False)
+    report.say("output x[/y]z [run] bad\udcff.jpg")
+    report.close()
+    assert capsys.readouterr().out == "output x[/y]z [run] bad\\udcff.jpg\n"
+
+
 def test_means_count_each_name_by_itself():
     means = Means()
     means.add({"loss": torch.tensor(1.0), "dse": torch.tensor(5.0)})

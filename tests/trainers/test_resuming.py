@@ -7,10 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from trainers import saving
+from trainers import distributed, saving
 from trainers.method import StepOutput
 from trainers.methods import METHODS, load
 from trainers.methods.dino import DINO
+from trainers.settings import TrainingError
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -79,3 +80,44 @@ def test_queue_is_part_of_what_is_resumed(small, run, tmp_path):
     (state,) = saving.read(tmp_path / "checkpoint_0001.pth")["rng"]
     assert state["buffers"]["queue"].shape == (2, 16, load("swav").recipe_type.tiny().projection)
     assert state["buffers"]["queue"].flatten(0, 1).any(1).all()
+
+
+def test_one_command_starts_from_another_run_and_goes_on(small, run, difference, tmp_path):
+    recipe = small("mae")
+    run("mae", recipe, tmp_path / "first")
+    begun = {"init_from": tmp_path / "first" / "checkpoint_0002.pth", "more_epochs": 2, "resume": True}
+    run("mae", recipe, tmp_path / "whole", **begun)
+    run("mae", recipe, tmp_path / "parts", **begun, max_steps=5)
+    run("mae", recipe, tmp_path / "parts", **begun)
+    whole, parts = (saving.read(tmp_path / name / "checkpoint_0004.pth") for name in ("whole", "parts"))
+    assert difference(whole, parts) == ""
+
+
+def test_what_is_resumed_otherwise_than_before_is_said(small, run, tmp_path, capsys):
+    recipe = small("mae")
+    run("mae", recipe, tmp_path, max_steps=3, dse_weight=0.001)
+    (tmp_path / "checkpoint_0001.pth").write_bytes(b"damaged")
+    (tmp_path / "checkpoint_last.pth").rename(tmp_path / "checkpoint_0000.pth")
+    run("mae", recipe, tmp_path, resume=True)
+    said = capsys.readouterr().out
+    assert "checkpoint_0001.pth cannot be read" in said
+    assert "other settings than before: dse_weight 0.001 -> 0.0" in said
+    run("mae", recipe, tmp_path, resume=True)
+    assert "nothing to do: 4 of 4 steps are done" in capsys.readouterr().out
+
+
+def test_processes_that_found_different_checkpoints_do_not_go_on(small, run, tmp_path, monkeypatch):
+    recipe = small("mae")
+    run("mae", recipe, tmp_path, max_steps=1)
+    monkeypatch.setattr(distributed, "gather", lambda mine: torch.cat([mine, -torch.ones_like(mine)]))
+    with pytest.raises(TrainingError, match=r"different checkpoints in .*step 1, nothing, by rank"):
+        run("mae", recipe, tmp_path, resume=True)
+
+
+def test_queue_of_another_number_of_processes_is_not_taken_over(small, tmp_path):
+    method = load("swav")(small("swav"))
+    shorter = {**method.state_dict(), "queue": method.queue[:, :4]}
+    fitted = saving._fitted(shorter, method)
+    assert fitted["queue"] is method.queue
+    assert saving._fitted(method.state_dict(), method)["queue"].shape == method.queue.shape
+    method.load_state_dict(fitted)

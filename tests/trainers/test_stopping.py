@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from trainers.__main__ import USAGE
 from trainers.engine import NonFiniteLoss, Stopped
 from trainers.method import StepOutput
 from trainers.methods.dino import DINO
+from trainers.methods.mae import MAE
 
 COMMAND = [sys.executable, "-m", "trainers", "dino", "--preset", "tiny", "--data", "scenes", "--scenes", "16"]
 COMMAND += ["--batch-size", "8", "--prototypes", "64", "--workers", "1", "--device", "cpu"]
@@ -169,3 +171,18 @@ def test_max_steps_ends_between_and_within_epochs(small, run, tmp_path):
         assert (path.name, content["step"]) == (file, steps)
     run("dino", small("dino"), tmp_path, max_steps=99, resume=True)  # beyond the end: the end
     assert saving.newest(tmp_path)[1]["step"] == 4
+
+
+def test_weights_that_are_not_finite_are_not_saved(small, run, tmp_path):
+    class Broken(MAE):
+        def after_step(self, progress):
+            if progress.step == 3:
+                with torch.no_grad():
+                    next(p for p in self.parameters() if p.requires_grad).view(-1)[0] = math.nan
+
+    with pytest.raises(
+        NonFiniteLoss, match=r"1 of .* not finite after step 4.*checkpoint_0001.pth is from before"
+    ):
+        run("mae", small("mae"), tmp_path, method=Broken, keep=1)
+    assert [path.name for path in saving.numbered(tmp_path)] == ["checkpoint_0001.pth"]
+    run("mae", small("mae"), tmp_path, resume=True)
