@@ -307,7 +307,12 @@ def checkpoint_activations(module: nn.Module) -> None:
     for child in module.modules():
         trained = any(p.requires_grad for p in child.parameters())
         if trained and hasattr(child, "set_grad_checkpointing"):
-            child.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
+            try:
+                child.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
+            except AssertionError:
+                raise UnfitBackbone(
+                    f"{type(child).__name__} cannot recompute its activations: leave --checkpointing out"
+                ) from None
             for norm in child.modules():
                 if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.track_running_stats:
                     keeper = _KeepStatistics()

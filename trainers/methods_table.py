@@ -21,7 +21,7 @@ Generated from the method files by `python -m trainers.methods_table > docs/meth
 
 Train one with `dse-train NAME --data DIR --out RUN`; `dse-train NAME --help` lists every number of its
 recipe. The defaults below are the authors' (ImageNet, many GPUs); `--preset tiny` is for 64-px images on a
-CPU: a network of a few blocks, batch 64, ten epochs, other learning rates.
+CPU: a network of a few blocks, batches of 32 or 64, ten epochs or twelve, other learning rates.
 
 In all methods
 

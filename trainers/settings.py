@@ -51,7 +51,7 @@ class Settings:
 
     data: str
     out: Path
-    scenes: int = 2000
+    scenes: int = 500
     seed: int = 0
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -98,6 +98,12 @@ def test_networks_without_a_map_of_features_are_refused(name):
         backbones.describe(name, 64)
 
 
+def test_network_that_cannot_recompute_activations_is_refused():
+    network = backbones.build(backbones.describe("hrnet_w18_small", 64))
+    with pytest.raises(UnfitBackbone, match="leave --checkpointing out"):
+        backbones.checkpoint_activations(network)
+
+
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "convnext_mini", "resnet18"])
 def test_what_features_do_not_depend_on_is_not_trained(name):
     model = backbones.build(backbones.describe(name, 64))

@@ -123,10 +123,13 @@ def test_drop_path_of_compiled_blocks_is_timms(scale):
     assert not own.state_dict()
 
 
-@pytest.mark.parametrize(("name", "least"), [("resnet_mini", 4), ("hrnet_w18_small", 1)])
-def test_convolutional_networks_are_compiled_with_checkpointing_too(name, least, traced):
+@pytest.mark.parametrize(
+    ("name", "checkpointing", "least"), [("resnet_mini", True, 4), ("hrnet_w18_small", False, 1)]
+)
+def test_every_kind_of_convolutional_network_is_compiled(name, checkpointing, least, traced):
     network = backbones.build(backbones.describe(name, 64))
-    backbones.checkpoint_activations(network)
+    if checkpointing:
+        backbones.checkpoint_activations(network)
     compiling.compile_blocks(network)
     backbones.features(network, torch.randn(2, 3, 64, 64)).dense.sum().backward()
     assert traced["stats"]["unique_graphs"] >= least
