@@ -23,7 +23,7 @@ USAGE = """usage: dse-train METHOD --data DIR --out RUN [--preset NAME] [flags]
 Trains one of: {methods}.
 
   --data DIR        a folder of images, or 'scenes' for built-in ones
-  --preset NAME     'official' (the authors' numbers, default) or 'tiny' (64-px images, a minute or so on CPUs)
+  --preset NAME     'official' (the authors' numbers, default) or 'tiny' (64-px images, a minute or so on CPU)
   METHOD --help     its presets and every flag: the run's, then each number of the recipe with its default
 
 Several GPUs: torchrun --nproc-per-node N -m trainers METHOD ...
