@@ -24,7 +24,8 @@ class DSECallback(Callback):
     """Measures DSE when an epoch of training is over and logs it as metrics ``dse/...`` of the module.
 
     ``Trainer(callbacks=[DSECallback(InlineDSE(images=loader, encoder="backbone", every=5))])``. The metrics
-    go to every logger of the trainer, and ``ModelCheckpoint(monitor="dse/dse", mode="max")`` can follow them.
+    go to every logger of the trainer, and ``ModelCheckpoint(monitor="dse/dse", mode="max", every_n_epochs=5,
+    save_on_train_epoch_end=True)`` can follow them: in the same rhythm, after training and not validation.
 
     Args:
         inline: what is measured, and how often.

@@ -39,7 +39,7 @@ def lightning(request) -> Any:
 
 
 def run(
-    lightning: Any, images: torch.Tensor, folder: Any, callbacks: list[Any]
+    lightning: Any, images: torch.Tensor, folder: Any, callbacks: list[Any], *, validated: bool = False
 ) -> tuple[Any, dict[str, Any]]:
     """Three epochs of a ViT with dropout on shuffled images -> the trainer, the weights at the end."""
 
@@ -55,8 +55,12 @@ def run(
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
+    class Validated(Module):
+        def validation_step(self, batch: Any, index: int) -> None:
+            self.log("spread", self.backbone(batch[0]).std())
+
     torch.manual_seed(0)
-    module = Module()
+    module = Validated() if validated else Module()
     trainer = lightning.Trainer(
         max_epochs=3,
         accelerator="cpu",
@@ -68,7 +72,8 @@ def run(
         callbacks=callbacks,
         default_root_dir=folder,
     )
-    trainer.fit(module, DataLoader(TensorDataset(images), batch_size=8, shuffle=True))
+    training = DataLoader(TensorDataset(images), batch_size=8, shuffle=True)
+    trainer.fit(module, training, DataLoader(TensorDataset(images), batch_size=8) if validated else None)
     return trainer, {name: value.clone() for name, value in module.state_dict().items()}
 
 
@@ -99,6 +104,15 @@ def test_checkpoints_can_follow_dse(images, tmp_path):
     run(lightning, images, tmp_path, [keep, callback(images)])
     assert keep.best_model_score is not None
     assert torch.isfinite(keep.best_model_score)
+
+
+def test_checkpoints_can_follow_dse_in_its_rhythm_beside_a_validation(images, tmp_path):
+    lightning = pytest.importorskip("lightning.pytorch")
+    rhythm = {"every_n_epochs": 2, "save_on_train_epoch_end": True}
+    keep = lightning.callbacks.ModelCheckpoint(tmp_path / "best", monitor="dse/dse", mode="max", **rhythm)
+    run(lightning, images, tmp_path, [keep, callback(images, every=2)], validated=True)
+    assert torch.isfinite(keep.best_model_score)
+    assert "epoch=1" in keep.best_model_path
 
 
 def test_wrong_submodule_ends_the_run_before_its_first_step(images, tmp_path):
