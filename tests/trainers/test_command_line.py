@@ -96,7 +96,7 @@ def test_every_other_recipe_fits_its_networks_optimiser_and_schedules(method, pr
         (["dino", "--data", "scenes", "--out", "{}", "--batch-size", "0"], "--batch-size is at least 1"),
         (["dino", "--data", "scenes", "--out", "/dev/null/out"], "/dev/null/out"),
         (
-            ["dino", "--data", "scenes", "--out", "{}", "--resume", "--more-epochs", "1"],
+            "dino --preset tiny --data scenes --out {} --resume --more-epochs 1".split(),
             "has no checkpoint to resume, and --more-epochs needs one",
         ),
         (["dino", "--preset", "tiny", "--data", "scenes", "--out", "{}", "--backbone", "vgg99"], "no model"),
