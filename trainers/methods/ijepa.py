@@ -206,7 +206,6 @@ class IJEPA(Method):
 
     recipe_type = IJEPARecipe
     teachers = ("teacher",)
-    batch_coupled = "block sizes, and the patches that all images of a micro-batch keep"
     differences = (
         "The network is ViT-B/16, as the DSE paper trains it; no configuration was released for it, so that "
         "epochs, warmup and its first learning rate are the paper's and all else is the ViT-H/14 "
