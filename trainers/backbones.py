@@ -156,8 +156,7 @@ def _idle_parameters(spec: Backbone) -> set[str]:
     """Names of a convolutional network's parameters behind its features: norms after pooling, heads."""
     with torch.device("meta"):
         twin = _create(spec).eval()
-        found = features(twin, torch.empty(1, 3, spec.image_size, spec.image_size))
-    found.dense.sum().backward()
+    shape_of_features(twin, spec.image_size).dense.sum().backward()
     return {name for name, parameter in twin.named_parameters() if parameter.grad is None}
 
 
@@ -188,6 +187,11 @@ def features(model: nn.Module, images: Tensor) -> Features:
     maps = model.forward_features(images)  # pyright: ignore[reportCallIssue]
     dense = maps.flatten(1, 2) if isinstance(model, SwinTransformer) else maps.flatten(2).transpose(1, 2)
     return Features(dense.mean(1), dense)
+
+
+def shape_of_features(model: nn.Module, image_size: int) -> Features:
+    """Features of one square image by a network on the meta device: shapes and slopes, no numbers."""
+    return features(model, torch.empty(1, 3, image_size, image_size, device="meta"))
 
 
 def vit_tokens(model: VisionTransformer, images: Tensor) -> Tensor:
@@ -346,7 +350,7 @@ def _try(model: nn.Module, name: str, image_size: int) -> None:
     width: Any = model.num_features
     try:
         with torch.no_grad():
-            found = features(model, torch.empty(1, 3, image_size, image_size, device="meta"))
+            found = shape_of_features(model, image_size)
         fits = found.dense.ndim == 3 and found.dense.shape[2] == width and found.pooled.shape == (1, width)
         reason = f"gives {list(found.dense.shape)} where [1, N, {width}] is expected"
     except Exception as error:  # whatever a network's own code says

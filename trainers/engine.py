@@ -252,11 +252,12 @@ class Trainer:
         if self._unreadable.issuperset(unreadable):
             return
         listing = self.settings.out / "unreadable_images.txt"
-        how = {"encoding": "utf-8", "errors": "surrogateescape"}  # names of files are bytes
-        before = listing.read_text(**how).splitlines() if listing.exists() else []
+        before: list[str] = []
+        if listing.exists():  # names of files are bytes, which need not be text
+            before = listing.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
         first, self._unreadable = not self._unreadable, self._unreadable.union(before)
         new = [line for line in dict.fromkeys(unreadable) if line not in self._unreadable]
-        with open(listing, "a", **how) as file:  # pyright: ignore[reportCallIssue, reportArgumentType]
+        with listing.open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.writelines(f"{line}\n" for line in new)
         self._unreadable.update(new)
         if first:

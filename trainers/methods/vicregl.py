@@ -263,9 +263,8 @@ def cells(network: nn.Module, size: int) -> int:
         network: on the meta device, in evaluation mode.
         size: side of the crops, pixels.
     """
-    crop = torch.empty(1, 3, size, size, device="meta")
     with torch.no_grad():
-        return math.isqrt(backbones.features(network, crop).dense.shape[1])
+        return math.isqrt(backbones.shape_of_features(network, size).dense.shape[1])
 
 
 @dataclass(frozen=True)
