@@ -25,10 +25,13 @@ ACCELERATOR_BYTES = 512 * 2**20  # ours: enough work for one kernel, little besi
 def chunks(count: int, item_bytes: int, device: torch.device, together: int = 1) -> Iterator[slice]:
     """Slices that cover ``range(count)``, each of items that together take about ``together`` pieces' bytes.
 
-    On an accelerator, where pieces are large, ``together`` changes nothing.
+    On an accelerator, where pieces are large, ``together`` changes nothing; on a CPU it leaves a piece for
+    every thread.
     """
     budget = CPU_BYTES if device.type == "cpu" else ACCELERATOR_BYTES
-    step = max(1, budget // max(item_bytes, 1)) * (together if device.type == "cpu" else 1)
+    step = max(1, budget // max(item_bytes, 1))
+    if device.type == "cpu":
+        step = max(step, min(step * together, -(-count // torch.get_num_threads())))
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
 

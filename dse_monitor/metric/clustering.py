@@ -20,7 +20,7 @@ MAX_ITERATIONS = 20  # Lloyd iterations; released code, estimator.py
 SHIFT_TOLERANCE = (
     1e-4  # Frobenius norm of the centroid shift that counts as converged; released code, estimator.py
 )
-SEEDED_TOGETHER = 2  # pieces: seeding is many small steps, which cost less for several problems at once; ours
+TOGETHER = 3  # pieces: many small steps cost less for several problems at once, in threads above all; ours
 
 
 class Clusters(NamedTuple):
@@ -59,12 +59,16 @@ def kmeans(points: Tensor, draws: Tensor) -> Clusters:
     draws = draws.to(points.device, non_blocking=True)
     labels = torch.empty(problems, size, dtype=torch.int64, device=points.device)
     centroids = points.new_empty(problems, draws.shape[1], width)
+    run_kmeans = _kmeans_leaving if points.device.type == "cpu" else _kmeans_freezing
 
     def cluster(part: slice) -> None:
-        labels[part], centroids[part] = _kmeans(points[part], draws[part])
+        # Distances by products lose digits when the points lie far from the origin.
+        centre = points[part].mean(1, keepdim=True)
+        labels[part], found = run_kmeans(points[part] - centre, draws[part])
+        centroids[part] = found + centre
 
     item = size * width * points.element_size()
-    chunks.run(cluster, chunks.chunks(problems, item, points.device, SEEDED_TOGETHER), points.device)
+    chunks.run(cluster, chunks.chunks(problems, item, points.device, TOGETHER), points.device)
     return Clusters(labels, centroids)
 
 
@@ -82,61 +86,73 @@ def assign(points: Tensor, centroids: Tensor) -> Tensor:
     return labels
 
 
-def _kmeans(points: Tensor, draws: Tensor) -> Clusters:
-    """K-means of as many problems as are seeded at once."""
-    centre = points.mean(1, keepdim=True)
-    points = points - centre  # distances by products lose digits when the points lie far from the origin
-    seeds = _seed(points, draws)
-    item = points[0].numel() * points.element_size()
-    found = [_lloyd(points[part], seeds[part]) for part in chunks.chunks(len(points), item, points.device)]
-    labels, centroids = (torch.cat(part) for part in zip(*found, strict=True))
-    return Clusters(labels, centroids + centre)
+def _kmeans_leaving(points: Tensor, draws: Tensor) -> Clusters:
+    """K-means of several problems together, each until it converges: then it leaves the batch."""
+    centroids = _seed(points, draws)
+    labels = torch.empty(points.shape[:2], dtype=torch.int64, device=points.device)
+    found = torch.empty_like(centroids)
+    left = torch.arange(points.shape[0], device=points.device)
+    for _ in range(MAX_ITERATIONS):
+        labels[left], centroids, moving = _step(points, centroids)
+        found[left] = centroids
+        if not moving.all():
+            left, points, centroids = left[moving], points[moving], centroids[moving]
+            if not len(left):
+                break
+    return Clusters(labels, found)
 
 
-def _lloyd(points: Tensor, centroids: Tensor) -> Clusters:
-    """Iterations of as many problems as are worked on at once; a converged one is frozen until all are."""
+def _kmeans_freezing(points: Tensor, draws: Tensor) -> Clusters:
+    """The same without asking the device what has converged: that is frozen while the others go on."""
+    centroids = _seed(points, draws)
     labels = torch.zeros(points.shape[:2], dtype=torch.int64, device=points.device)
     running = torch.ones(points.shape[0], dtype=torch.bool, device=points.device)
     for _ in range(MAX_ITERATIONS):
-        new_labels = _nearest(points, centroids)
-        new_centroids = _means(points, new_labels, centroids)
-        shift = torch.linalg.vector_norm(new_centroids - centroids, dim=(1, 2))
+        new_labels, new_centroids, moving = _step(points, centroids)
         labels = torch.where(running[:, None], new_labels, labels)
         centroids = torch.where(running[:, None, None], new_centroids, centroids)
-        running = running & (shift >= SHIFT_TOLERANCE)
-        # Asking costs nothing on a CPU; on an accelerator it would wait for the device in every iteration.
-        if points.device.type == "cpu" and not running.any():
-            break
+        running = running & moving
     return Clusters(labels, centroids)
+
+
+def _step(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One Lloyd iteration: labels [P, N], new centroids [P, K, D], which problems have not converged [P]."""
+    labels = _nearest(points, centroids)
+    new = _means(points, labels, centroids)
+    return labels, new, torch.linalg.vector_norm(new - centroids, dim=(1, 2)) >= SHIFT_TOLERANCE
 
 
 def _seed(points: Tensor, draws: Tensor) -> Tensor:
     """First centres [P, K, D]. Looping over K is inherent: each draw depends on the centres before it."""
     problems, size, _ = points.shape
-    row = torch.arange(problems, device=points.device)
+    row = torch.arange(problems, device=points.device)[:, None]
     # Not points.square(), which would be as large as they are.
-    squares = torch.linalg.vector_norm(points, dim=-1).square_()
+    squares = torch.linalg.vector_norm(points, dim=-1, keepdim=True).square_().mT
+    columns = points.mT
     nearest = torch.full_like(squares, torch.inf)
-    chosen = torch.empty(problems, draws.shape[1], dtype=torch.int64, device=points.device)
-    for k in range(draws.shape[1]):
-        if k > 0:
-            index = _draw(nearest.sqrt(), draws[:, k])
+    chosen: list[Tensor] = []
+    for uniform in draws.mT[..., None, None].unbind():
+        if chosen:
+            index = _draw(nearest.sqrt(), uniform)
         else:
-            index = (draws[:, 0] * size).long().clamp_(max=size - 1)
-        chosen[:, k] = index
-        distance = torch.baddbmm(squares[:, None], points[row, index][:, None], points.mT, alpha=-2)[:, 0]
-        distance.add_(squares[row, index][:, None]).clamp_(min=0)
-        distance[row, index] = 0  # exactly, whatever the rounding of the products
+            index = (uniform * size).long().clamp_(max=size - 1)
+        chosen.append(index)
+        distance = torch.baddbmm(squares, points[row, index[:, 0]], columns, alpha=-2)
+        distance.add_(squares.gather(2, index)).clamp_(min=0)
+        distance.scatter_(2, index, 0.0)  # exactly, whatever the rounding of the products
         nearest = torch.minimum(nearest, distance)
-    return points[row[:, None], chosen]
+    return points[row, torch.cat(chosen, 2)[:, 0]]
 
 
 def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
-    """One index per row [P] with probability proportional to weights [P, N]; any index where all are zero."""
+    """One index per row, uniform [P, 1, 1] to [P, 1, 1], with probability proportional to weights [P, 1, N].
+
+    Any index where all weights are zero.
+    """
     # The tiny number is lost in any weight that is not zero.
-    cumulative = weights.double().add_(torch.finfo(torch.float64).tiny).cumsum_(1)
-    target = uniform[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=weights.shape[1] - 1)
+    cumulative = weights.double().add_(torch.finfo(torch.float64).tiny).cumsum_(-1)
+    target = uniform * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, target, right=True).clamp_(max=weights.shape[-1] - 1)
 
 
 def _nearest(points: Tensor, centroids: Tensor) -> Tensor:

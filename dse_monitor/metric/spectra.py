@@ -150,10 +150,8 @@ def smaller_gram(matrices: Tensor) -> Tensor:
     if rows <= columns:
         exact = matrices.double()
         return lower_products(exact)
-    gram = matrices.new_zeros(*matrices.shape[:-2], columns, columns, dtype=torch.float64)
-    for part in _row_chunks(matrices):
-        gram += lower_products(matrices[..., part, :].double().mT)
-    return gram
+    parts = (lower_products(matrices[..., part, :].double().mT) for part in _row_chunks(matrices))
+    return functools.reduce(Tensor.add_, parts)
 
 
 def gram_without(gram: Tensor, matrix: Tensor, block: int, which: slice) -> Tensor:

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dse_monitor.metric import clustering
 
@@ -87,3 +89,20 @@ def test_sums_by_index_equal_sums_by_product(blobs):
     by_product = clustering._sums_by_product(points, labels, 5)
     torch.testing.assert_close(by_index, by_product)
     assert (by_index[1].flatten(1)[:, 4] == 0).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 7), st.integers(4, 40), st.integers(1, 6), st.integers(1, 4), st.integers(0, 2**31))
+def test_leaving_equals_freezing(problems, size, width, clusters, seed):
+    """Problems converge at different iterations, and neither way may let one go on or stop too soon."""
+    generator = torch.Generator().manual_seed(seed)
+    tightness = 10.0 ** -torch.arange(problems)[:, None, None]
+    places = torch.randint(clusters, (problems, size), generator=generator)
+    points = 3 * torch.randn(problems, clusters, width, generator=generator)
+    points = points[torch.arange(problems)[:, None], places]
+    points = points + tightness * torch.randn(problems, size, width, generator=generator)
+    draws = clustering.seeding_draws(problems, clusters, generator)
+    leaving = clustering._kmeans_leaving(points, draws)
+    freezing = clustering._kmeans_freezing(points, draws)
+    assert torch.equal(leaving.labels, freezing.labels)
+    torch.testing.assert_close(leaving.centroids, freezing.centroids)

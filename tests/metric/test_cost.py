@@ -5,7 +5,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from dse_monitor.metric import DSERegularizer, measure
+from dse_monitor.metric import DSERegularizer, clustering, measure
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,21 @@ def test_products_stay_within_their_count(scenes):
     spectra = 2 * positions * images**2 * width + 4 * tokens * positions * width
     left_out = 4 * 16 * 2 * images**2 * width
     assert counter.get_total_flops() < 1.1 * (lloyd + seeding + separation + spectra + left_out)
+
+
+def test_converged_clusterings_cost_nothing_more():
+    generator = torch.Generator().manual_seed(0)
+    draws = clustering.seeding_draws(8, 3, generator)
+    slow = torch.randn(8, 300, 16, generator=generator)
+    mostly_quick = torch.eye(16)[torch.arange(300) % 3].repeat(8, 1, 1)  # three places, found at once
+    mostly_quick[0] = slow[0]
+
+    def flops(points):
+        with FlopCounterMode(display=False) as counter:
+            clustering.kmeans(points, draws)
+        return counter.get_total_flops()
+
+    assert flops(mostly_quick) < 0.5 * flops(slow)
 
 
 def test_regularizer_products_stay_within_their_count(scenes):

@@ -5,11 +5,7 @@ import math
 import pytest
 import torch
 
-from dse_monitor.metric import radius, spectra, terms
-
-
-def _radii(points, labels, clusters):
-    return radius.cluster_radii(points, labels, clusters)
+from dse_monitor.metric import spectra, terms
 
 
 def test_parallel_tokens_use_one_direction():
@@ -30,21 +26,6 @@ def test_two_directions_of_unequal_weight():
     tokens = torch.diag(torch.tensor([3.0, 1.0]))  # p = 3/4, 1/4
     expected = math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)) / 2
     assert terms.effective_dimension(tokens) == pytest.approx(expected, rel=1e-6)
-
-
-def test_radius_of_two_tokens():
-    points = torch.zeros(1, 2, 5)
-    points[0, 1, 0] = 2
-    assert _radii(points, torch.zeros(1, 2, dtype=torch.int64), 1)[0, 0] == pytest.approx(math.sqrt(2 / 5))
-
-
-def test_radius_of_a_cross():
-    cross = torch.cat([torch.eye(3), -torch.eye(3)])[None]  # singular values sqrt(2), three times
-    assert _radii(cross, torch.zeros(1, 6, dtype=torch.int64), 1)[0, 0] == pytest.approx(3 * math.sqrt(2 / 5))
-
-
-def test_single_tokens_have_no_radius():
-    assert _radii(torch.randn(1, 3, 4), torch.tensor([[0, 1, 2]]), 4).tolist() == [[0, 0, 0, 0]]
 
 
 def test_orthonormal_points_lie_sqrt_two_apart():
@@ -116,19 +97,3 @@ def test_zero_singular_values_pass_nothing_back():
     matrix = torch.diag(torch.tensor([2.0, 0.0, 0.0])).requires_grad_()
     spectra.singular_values(matrix).sum().backward()
     torch.testing.assert_close(matrix.grad, torch.diag(torch.tensor([1.0, 0.0, 0.0])))
-
-
-def test_padding_changes_no_radius():
-    generator = torch.Generator().manual_seed(0)
-    points, labels = (
-        torch.randn(3, 90, 7, generator=generator),
-        torch.randint(4, (3, 90), generator=generator),
-    )
-    batched = _radii(points, labels, 4)
-    for problem in range(3):
-        for k in range(4):
-            tokens = points[problem][labels[problem] == k].double()
-            values = torch.linalg.svdvals(tokens - tokens.mean(0))
-            assert batched[problem, k] == pytest.approx(
-                float(values.sum() / (len(tokens) - 1) ** 0.5), rel=1e-6
-            )
