@@ -116,6 +116,10 @@ def print_table(arch: str, count: int, waited: list[float], spent: list[dict[str
     rows = {"all": waited, "forward and metric": work, "the rest (3 s wanted)": over}
     for stage in ("read", "images", "companions", "maps"):
         rows[f"  of which {stage}"] = [seconds.get(stage, 0.0) for seconds in spent]
+    rows["  of which between these"] = [2 * seconds["total"] - sum(seconds.values()) for seconds in spent]
+    rows["  of which before and after"] = [
+        whole - seconds["total"] for whole, seconds in zip(waited, spent, strict=True)
+    ]
     for name, values in rows.items():
         table.add_row(name, f"{statistics.median(values):.2f}")
     Console().print(table)

@@ -91,6 +91,9 @@ class Stub:
         record = to_json(evaluation(job["name"], number))
         self._answers.append({"job": job["job"], "evaluation": record, "stamp": job["stamp"]})
 
+    def prepare(self, order: dict[str, Any]) -> None:
+        """Nothing needs to be ready."""
+
     def receive(self) -> list[dict[str, Any]]:  # noqa: D102
         answers, self._answers = self._answers, []
         return answers

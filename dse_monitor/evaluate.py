@@ -158,6 +158,23 @@ class Evaluator:
             )
         return self._image_sets[size]
 
+    def prepare(self, size: int | None) -> None:
+        """Do ahead what needs no checkpoint: wake the device up, and make sure of the images at `size` px.
+
+        Raises:
+            ImagesError, OutputError: see `images.prepare`.
+            DeviceError: the device does not answer.
+        """
+        import torch
+
+        try:
+            one = torch.ones(1, 1, device=self.device)
+            (one @ one).item()
+        except Exception as error:
+            raise DeviceError(f"{self.device}: {_one_line(error)}") from error
+        if size is not None:
+            self.image_set(self.probe.image_size or size)
+
     def __call__(
         self,
         path: Path | str,

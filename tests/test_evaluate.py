@@ -166,6 +166,17 @@ def test_progress_names_the_stages_and_ends_full(probe, checkpoint):
     assert forward == sorted(forward)
 
 
+def test_what_is_prepared_is_not_read_again(probe, checkpoint, monkeypatch):
+    evaluate = Evaluator(probe)
+    evaluate(checkpoint)  # decodes
+    evaluate = Evaluator(probe)
+    evaluate.prepare(32)
+    checked = []
+    monkeypatch.setattr(images, "_check_pixels", lambda *arguments: checked.append(arguments) or "")
+    assert evaluate(checkpoint).status == "scored"
+    assert not checked
+
+
 def test_the_file_is_closed_before_anything_is_computed(probe, checkpoint):
     opened = []
 

@@ -25,6 +25,10 @@ class Worker(Protocol):
         """Hand over a job."""
         ...
 
+    def prepare(self, order: dict[str, Any]) -> None:
+        """Have it get ready for jobs that will come; there is no answer."""
+        ...
+
     def receive(self) -> list[dict[str, Any]]:
         """Answers that have arrived since the last call."""
         ...
@@ -75,8 +79,15 @@ class WorkerProcess:
 
     def send(self, job: dict[str, Any]) -> None:
         """Hand over a job; a dead worker is noticed by :meth:`ended`."""
+        self._write(job)
+
+    def prepare(self, order: dict[str, Any]) -> None:
+        """Have it get ready for jobs that will come; there is no answer."""
+        self._write(order)
+
+    def _write(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError, ValueError):  # closed by either side
-            self._input.write(json.dumps(job).encode() + b"\n")
+            self._input.write(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[dict[str, Any]]:
         """Answers that have arrived since the last call."""

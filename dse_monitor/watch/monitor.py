@@ -380,13 +380,16 @@ class Monitor:
             return
 
     def _prepare(self) -> None:
-        """Start a worker when a file will be ready soon: it loads what it needs while the file lies still."""
+        """Start a worker when a file will be ready soon: it gets ready while the file lies still."""
         now = self._clock.monotonic()
-        if self.stopping.is_set() or not any(run.foresees for run in self.runs.values()):
+        foreseen = next((run for run in self.runs.values() if run.foresees), None)
+        if self.stopping.is_set() or foreseen is None:
             return
         idle = [slot for slot in self._slots if slot.job is None and now >= slot.blocked_until]
         if idle and not any(slot.worker for slot in idle):
-            idle[0].worker, idle[0].idle_since = self._make_worker(), now
+            slot = idle[0]
+            slot.worker, slot.idle_since = self._make_worker(), now
+            slot.worker.prepare(foreseen.preparation(slot.device))
 
     # The clock, and the end.
 

@@ -456,10 +456,19 @@ class WatchedRun:
         except OSError:
             self._lose(candidate.path)
             return None
+        probe = self._probe(device)
+        return {"path": str(path), "name": candidate.path, "stamp": mark.to_list(), "probe": probe}
+
+    def preparation(self, device: str) -> dict[str, Any]:
+        """What a worker is told while a file lies still: the probe, and the image size of the last one."""
+        sizes = (row.settings.crop for row in reversed(self.history) if row.settings is not None)
+        return {"prepare": self._probe(device), "crop": next(sizes, None)}
+
+    def _probe(self, device: str) -> dict[str, Any]:
         probe = {**self._options.probe, "cache": str(self.out / "images"), "device": device}
         if self._options.maps:
             probe["maps"] = str(self.out)
-        return {"path": str(path), "name": candidate.path, "stamp": mark.to_list(), "probe": probe}
+        return probe
 
     @property
     def idle(self) -> bool:

@@ -6,7 +6,11 @@ lives on. Both speak JSON, one object per line. The watcher writes jobs:
 
     {"job": 3, "path": "/runs/a/c9.pth", "name": "c9.pth", "stamp": [...], "probe": {...}}
 
-and gets for each any number of `progress` and one final answer:
+or, while a file is not whole yet, what the job will be measured with, to which there is no answer:
+
+    {"prepare": {...probe}, "crop": 224}
+
+and gets for each job any number of `progress` and one final answer:
 
     {"job": 3, "device": "cuda:0   41 GB free"}              where it will be evaluated
     {"job": 3, "progress": ["forward", 256, 2048]}
@@ -144,6 +148,10 @@ def serve(
     while (line := waiting.get()) is not None:
         busy.set()
         job = json.loads(line)
+        if "prepare" in job:
+            _prepare(job, evaluators)
+            busy.clear()
+            continue
         say({"job": job["job"], **_answer(job, evaluators, say, manners)})
         busy.clear()
 
@@ -162,6 +170,14 @@ class _Evaluators:
             self._last = None
             self._last, self._key = self._make(probe), key
         return self._last
+
+
+def _prepare(job: dict[str, Any], evaluators: _Evaluators) -> None:
+    """Get ready for checkpoints of a probe. What goes wrong here goes wrong again, with a job to answer."""
+    with contextlib.suppress(Exception):
+        prepare = getattr(evaluators.get(job["prepare"]), "prepare", None)
+        if prepare is not None:
+            prepare(job["crop"])
 
 
 class NoRoom(DeviceError):
@@ -252,6 +268,9 @@ class _Placed:
         self, path: Path, progress: Progress | None = None, *, name: str | None = None
     ) -> Evaluation:
         return self.evaluator(path, progress, name=name)
+
+    def prepare(self, crop: int | None) -> None:
+        self.evaluator.prepare(crop)
 
 
 def die_with_parent() -> None:

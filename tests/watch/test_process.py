@@ -92,6 +92,39 @@ def test_evaluator_is_kept_as_long_as_the_probe_is_the_same(tmp_path):
     assert made == [{}, {"seed": 1}]
 
 
+def test_worker_gets_ready_with_what_will_measure(tmp_path):
+    happened = []
+
+    class Ready(FakeEvaluate):
+        def prepare(self, crop):
+            happened.append(("prepare", self.probe, crop))
+
+        def __call__(self, *arguments, **options):
+            happened.append(("measure", self.probe))
+            return super().__call__(*arguments, **options)
+
+    made = []
+
+    def make(probe):
+        made.append(probe)
+        return Ready(probe)
+
+    path = write_checkpoint(tmp_path / "c.pth")
+    answers = _serve({"prepare": {"seed": 1}, "crop": 96}, _job(path, probe={"seed": 1}), evaluate=make)
+    assert happened == [("prepare", {"seed": 1}, 96), ("measure", {"seed": 1})]
+    assert made == [{"seed": 1}]
+    assert "evaluation" in answers[-1]
+
+
+def test_what_fails_while_getting_ready_is_answered_with_a_job(tmp_path):
+    def no_images(probe):
+        raise ImagesError("no images in /data")
+
+    path = write_checkpoint(tmp_path / "c.pth")
+    answers = _serve({"prepare": {}, "crop": 96}, _job(path), evaluate=no_images)
+    assert answers == [{"job": 1, "error": "ImagesError", "reason": "no images in /data"}]
+
+
 def test_a_share_of_the_gpu_is_kept_by_resting_between_micro_batches(fake_clock):
     said, rested = [], []
 

@@ -128,13 +128,16 @@ class FakeWorker:
     """A worker in this process: answers as soon as it is asked."""
 
     def __init__(self, evaluate=FakeEvaluate):
-        self.jobs, self.answers, self.stopped = [], [], False
+        self.jobs, self.orders, self.answers, self.stopped = [], [], [], False
         self._evaluators = _Evaluators(evaluate)
 
     def send(self, job):
         self.jobs.append(job)
         answer = _answer(job, self._evaluators, self.answers.append, Manners())
         self.answers.append({"job": job["job"], **answer})
+
+    def prepare(self, order):
+        self.orders.append(order)
 
     def receive(self):
         answers, self.answers = self.answers, []
