@@ -122,32 +122,25 @@ class Probe:
         return cls(**data)
 
 
-class Evaluator:
-    """Measures checkpoints, one call each, keeping images and device between calls.
+class HeldOut:
+    """The held-out images of a probe, decoded on first use and kept; loads no torch.
 
     Args:
-        probe: how to measure.
-        clock: seconds since 1970, for the record.
-
-    Raises:
-        DeviceError: the device asked for is not there.
+        probe: how is measured.
     """
 
-    def __init__(self, probe: Probe, *, clock: Callable[[], float] = time.time):
-        self.probe = probe
-        self.device = resolve_device(probe.device)
-        self.precision = _precision(probe.precision, self.device)
-        self._clock = clock
+    def __init__(self, probe: Probe):
+        self._probe = probe
         self._image_sets: dict[int, images.ImageSet] = {}
 
-    def image_set(self, size: int, progress: Progress | None = None) -> images.ImageSet:
-        """The held-out images at `size` px, decoded on first use.
+    def at(self, size: int, progress: Progress | None = None) -> images.ImageSet:
+        """The images at `size` px.
 
         Raises:
             ImagesError, OutputError: see `images.prepare`.
         """
         if size not in self._image_sets:
-            probe = self.probe
+            probe = self._probe
             self._image_sets[size] = images.prepare(
                 probe.images,
                 num_images=probe.num_images,
@@ -158,22 +151,42 @@ class Evaluator:
             )
         return self._image_sets[size]
 
-    def prepare(self, size: int | None) -> None:
-        """Do ahead what needs no checkpoint: wake the device up, and make sure of the images at `size` px.
+
+class Evaluator:
+    """Measures checkpoints, one call each, keeping images and device between calls.
+
+    Args:
+        probe: how to measure.
+        held_out: the probe's images, where they were looked at already.
+        clock: seconds since 1970, for the record.
+
+    Raises:
+        DeviceError: the device asked for is not there.
+    """
+
+    def __init__(
+        self, probe: Probe, *, held_out: HeldOut | None = None, clock: Callable[[], float] = time.time
+    ):
+        self.probe = probe
+        self._held_out = held_out or HeldOut(probe)
+        self.device = resolve_device(probe.device)
+        self.precision = _precision(probe.precision, self.device)
+        self._clock = clock
+
+    def image_set(self, size: int, progress: Progress | None = None) -> images.ImageSet:
+        """The held-out images at `size` px, decoded on first use.
 
         Raises:
             ImagesError, OutputError: see `images.prepare`.
-            DeviceError: the device does not answer.
         """
+        return self._held_out.at(size, progress)
+
+    def wake(self) -> None:
+        """Have the device compute something: its first product takes seconds on a GPU."""
         import torch
 
-        try:
-            one = torch.ones(1, 1, device=self.device)
-            (one @ one).item()
-        except Exception as error:
-            raise DeviceError(f"{self.device}: {_one_line(error)}") from error
-        if size is not None:
-            self.image_set(self.probe.image_size or size)
+        one = torch.ones(1, 1, device=self.device)
+        (one @ one).item()
 
     def __call__(
         self,

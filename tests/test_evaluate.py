@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dse_monitor import images, scenes
 from dse_monitor.checkpoints import load_encoder
 from dse_monitor.errors import DeviceError, ImagesError
-from dse_monitor.evaluate import Evaluator, Probe, batches, is_constant, resolve_device
+from dse_monitor.evaluate import Evaluator, HeldOut, Probe, batches, is_constant, resolve_device
 from dse_monitor.metric import average, companions, measure
 from dse_monitor.record import evaluation_from_json, to_json
 
@@ -166,11 +166,13 @@ def test_progress_names_the_stages_and_ends_full(probe, checkpoint):
     assert forward == sorted(forward)
 
 
-def test_what_is_prepared_is_not_read_again(probe, checkpoint, monkeypatch):
+def test_images_looked_at_before_are_not_checked_again(probe, checkpoint, monkeypatch):
     evaluate = Evaluator(probe)
     evaluate(checkpoint)  # decodes
-    evaluate = Evaluator(probe)
-    evaluate.prepare(32)
+    held_out = HeldOut(probe)
+    held_out.at(32)
+    evaluate = Evaluator(probe, held_out=held_out)
+    evaluate.wake()
     checked = []
     monkeypatch.setattr(images, "_check_pixels", lambda *arguments: checked.append(arguments) or "")
     assert evaluate(checkpoint).status == "scored"

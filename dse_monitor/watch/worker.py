@@ -38,12 +38,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from dse_monitor.errors import DeviceError, DSEError
 from dse_monitor.record import Evaluation, to_json
 from dse_monitor.watch import gpu, imports
 from dse_monitor.watch.identity import Stamp, look
+
+if TYPE_CHECKING:
+    from dse_monitor.evaluate import HeldOut
 
 Progress = Callable[[str, int, int], None]
 PROGRESS_SECONDS = 0.1  # between two words about progress
@@ -113,9 +116,7 @@ def main(make_evaluator: Callable[[dict[str, Any]], Evaluate] | None = None) -> 
     # Whatever a library prints must not get among our lines.
     output = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    if make_evaluator is None:
-        imports.load()
-    serve(sys.stdin, output, make_evaluator or real_evaluator(manners), manners)
+    serve(sys.stdin, output, make_evaluator or Making(manners), manners)
     return 0
 
 
@@ -149,10 +150,9 @@ def serve(
         busy.set()
         job = json.loads(line)
         if "prepare" in job:
-            _prepare(job, evaluators)
-            busy.clear()
-            continue
-        say({"job": job["job"], **_answer(job, evaluators, say, manners)})
+            evaluators.prepare(job["prepare"], job["crop"])
+        else:
+            say({"job": job["job"], **_answer(job, evaluators, say, manners)})
         busy.clear()
 
 
@@ -171,13 +171,16 @@ class _Evaluators:
             self._last, self._key = self._make(probe), key
         return self._last
 
-
-def _prepare(job: dict[str, Any], evaluators: _Evaluators) -> None:
-    """Get ready for checkpoints of a probe. What goes wrong here goes wrong again, with a job to answer."""
-    with contextlib.suppress(Exception):
-        prepare = getattr(evaluators.get(job["prepare"]), "prepare", None)
-        if prepare is not None:
-            prepare(job["crop"])
+    def prepare(self, probe: dict[str, Any], crop: int | None) -> None:
+        """Get ready for checkpoints of a probe: what goes wrong goes wrong again, with a job to answer."""
+        look = getattr(self._make, "look_at_images", None)
+        with contextlib.suppress(Exception):
+            if look is not None and crop is not None:
+                look(probe, crop)
+        with contextlib.suppress(Exception):
+            wake = getattr(self.get(probe), "wake", None)
+            if wake is not None:
+                wake()
 
 
 class NoRoom(DeviceError):
@@ -239,24 +242,52 @@ class _Reporter:
         self._stage, self._since = stage, self._clock()
 
 
-def real_evaluator(manners: Manners) -> Callable[[dict[str, Any]], Evaluate]:
-    """Makes evaluators that load torch, once there is room on the device."""
+class Making:
+    """Makes evaluators, once there is room on the device.
 
-    def make(probe: dict[str, Any]) -> Evaluate:
+    Torch loads from the start, in the background: meanwhile the images can be looked at.
+    """
+
+    def __init__(self, manners: Manners):
+        from concurrent.futures import ThreadPoolExecutor
+
+        from dse_monitor import evaluate  # first, so that no two threads import the same modules
+
+        self._manners, self._evaluate = manners, evaluate
+        self._loading = ThreadPoolExecutor(1).submit(imports.load)
+        self._held_out: tuple[dict[str, Any], HeldOut] | None = None
+
+    def look_at_images(self, probe: dict[str, Any], crop: int) -> None:
+        """Make sure of the images that such a probe measures next; no torch is needed for that.
+
+        Raises:
+            ImagesError, OutputError: see `images.prepare`.
+        """
+        own = self._evaluate.Probe.from_json(probe)
+        held_out = self._evaluate.HeldOut(own)
+        held_out.at(own.image_size or crop)
+        self._held_out = (probe, held_out)
+
+    def __call__(self, probe: dict[str, Any]) -> Evaluate:
+        """What measures checkpoints with a probe.
+
+        Raises:
+            NoRoom: there is none on the device.
+        """
+        self._loading.result()
         import torch
 
-        from dse_monitor.evaluate import Evaluator, Probe
-
+        manners = self._manners
         torch.set_num_threads(manners.threads)
         seen = gpu.gpus() if torch.version.cuda is not None else None
         chosen = gpu.place(probe.get("device", "auto"), seen, cpu_fallback=manners.cpu_fallback)
         if not chosen.device:
             raise NoRoom(chosen.words)
-        evaluator = Evaluator(Probe.from_json({**probe, "device": chosen.device}))
+        known = self._held_out[1] if self._held_out is not None and self._held_out[0] == probe else None
+        placed = self._evaluate.Probe.from_json({**probe, "device": chosen.device})
+        evaluator = self._evaluate.Evaluator(placed, held_out=known)
         found = f"{evaluator.device}{chosen.words.removeprefix(chosen.device)}"
         return _Placed(evaluator, f"{found}, {evaluator.precision}")
-
-    return make
 
 
 @dataclass(frozen=True)
@@ -269,8 +300,8 @@ class _Placed:
     ) -> Evaluation:
         return self.evaluator(path, progress, name=name)
 
-    def prepare(self, crop: int | None) -> None:
-        self.evaluator.prepare(crop)
+    def wake(self) -> None:
+        self.evaluator.wake()
 
 
 def die_with_parent() -> None:

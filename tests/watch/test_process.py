@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from watch_fakes import FakeEvaluate, write_checkpoint
 
+from dse_monitor import scenes
 from dse_monitor.errors import ImagesError
 from dse_monitor.watch import gpu, ledger
 from dse_monitor.watch.child import WorkerProcess, command, describe_exit
 from dse_monitor.watch.gpu import Gpu, Place
 from dse_monitor.watch.identity import look
-from dse_monitor.watch.worker import LARGE_PAGES, Manners, _Reporter, serve
+from dse_monitor.watch.worker import LARGE_PAGES, Making, Manners, _Reporter, serve
 
 PROGRAM = str(Path(__file__).with_name("process.py"))
 
@@ -96,8 +97,8 @@ def test_worker_gets_ready_with_what_will_measure(tmp_path):
     happened = []
 
     class Ready(FakeEvaluate):
-        def prepare(self, crop):
-            happened.append(("prepare", self.probe, crop))
+        def wake(self):
+            happened.append(("wake", self.probe))
 
         def __call__(self, *arguments, **options):
             happened.append(("measure", self.probe))
@@ -111,9 +112,19 @@ def test_worker_gets_ready_with_what_will_measure(tmp_path):
 
     path = write_checkpoint(tmp_path / "c.pth")
     answers = _serve({"prepare": {"seed": 1}, "crop": 96}, _job(path, probe={"seed": 1}), evaluate=make)
-    assert happened == [("prepare", {"seed": 1}, 96), ("measure", {"seed": 1})]
+    assert happened == [("wake", {"seed": 1}), ("measure", {"seed": 1})]
     assert made == [{"seed": 1}]
     assert "evaluation" in answers[-1]
+
+
+def test_images_looked_at_while_torch_loads_are_those_that_are_measured(tmp_path):
+    pictures = scenes.write_folder(tmp_path / "pictures", 16, size=40)
+    probe = {"images": str(pictures), "cache": str(tmp_path / "cache"), "num_images": 16, "device": "cpu"}
+    make = Making(Manners())
+    make.look_at_images(probe, 32)
+    seen = make._held_out[1].at(32)
+    assert make(probe).evaluator.image_set(32) is seen
+    assert make({**probe, "seed": 1}).evaluator.image_set(32) is not seen
 
 
 def test_what_fails_while_getting_ready_is_answered_with_a_job(tmp_path):
