@@ -6,7 +6,7 @@ lives on. Both speak JSON, one object per line. The watcher writes jobs:
 
     {"job": 3, "path": "/runs/a/c9.pth", "name": "c9.pth", "stamp": [...], "probe": {...}}
 
-or, while a file is not whole yet, what the job will be measured with, to which there is no answer:
+or, while a whole file lies still, what it will be measured with, to which there is no answer:
 
     {"prepare": {...probe}, "crop": 224}
 
@@ -173,10 +173,10 @@ class _Evaluators:
 
     def prepare(self, probe: dict[str, Any], crop: int | None) -> None:
         """Get ready for checkpoints of a probe: what goes wrong goes wrong again, with a job to answer."""
-        look = getattr(self._make, "look_at_images", None)
+        look_at_images = getattr(self._make, "look_at_images", None)
         with contextlib.suppress(Exception):
-            if look is not None and crop is not None:
-                look(probe, crop)
+            if look_at_images is not None and crop is not None:
+                look_at_images(probe, crop)
         with contextlib.suppress(Exception):
             wake = getattr(self.get(probe), "wake", None)
             if wake is not None:
