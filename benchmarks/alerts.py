@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dse_monitor.alerts.parameters import Rules
+from dse_monitor.alerts.selection import before_alarm
 from dse_monitor.alerts.trace import Trace
 from dse_monitor.metric.components import Components
-from dse_monitor.record import Evaluation, Source
-from dse_monitor.selection import before_alarm
-from dse_monitor.series import Series
+from dse_monitor.runs.record import Evaluation, Source
+from dse_monitor.runs.series import Series
 
 CURVES = Path(__file__).parents[1] / "tests" / "data" / "curves" / "paper_figure.json"
 DEGRADED = ("DINO", "BYOL", "iBOT", "Mugs")

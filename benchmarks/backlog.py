@@ -24,11 +24,11 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.watch import Stub, evaluation, resident_mb, write_checkpoint
-from dse_monitor.record import to_json
-from dse_monitor.watch import memory
+from dse_monitor.runs.record import to_json
 from dse_monitor.watch.console import Console
 from dse_monitor.watch.monitor import Monitor
 from dse_monitor.watch.options import WatchOptions
+from dse_monitor.watch.workers import memory
 
 
 class Numbered(Stub):

@@ -26,12 +26,11 @@ import torch
 from torch import Tensor
 
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    # as a script, the file trainers.py beside this one would hide the package of the same name
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from trainers import engine
-from trainers.methods.dino import DINO, DINORecipe
-from trainers.settings import Settings
+from dse_monitor.trainers.engine import trainer as engine
+from dse_monitor.trainers.methods.dino import DINO, DINORecipe
+from dse_monitor.trainers.settings import Settings
 
 LIMIT = 1.10  # a step with the term may take a tenth more
 

@@ -22,12 +22,12 @@ from rich.table import Table
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])  # as a script, its folder would hide packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.evaluate import write_checkpoint
 from dse_monitor import scenes
-from dse_monitor.record import TAG_POINT
-from dse_monitor.watch import ledger
+from dse_monitor.runs import ledger
+from dse_monitor.runs.record import TAG_POINT
 
 LOOK_SECONDS = 0.02  # between two readings of the event data
 PATIENCE_SECONDS = 900.0  # for one checkpoint

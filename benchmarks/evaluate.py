@@ -23,7 +23,7 @@ from rich.table import Table
 
 from dse_monitor import scenes
 from dse_monitor.encoder import MICRO_BATCH, PRECISIONS
-from dse_monitor.evaluate import Evaluator, Probe
+from dse_monitor.evaluation.evaluator import Evaluator, Probe
 
 
 def main(

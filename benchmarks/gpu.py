@@ -26,18 +26,17 @@ import torch
 from torch import Tensor, nn
 
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    # as a script, its folder would hide the package ``trainers``
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.evaluate import forward_seconds, write_checkpoint
 from benchmarks.metric import features_of, interleaved, released
 from dse_monitor import scenes
-from dse_monitor.evaluate import Evaluator, Probe
+from dse_monitor.evaluation.evaluator import Evaluator, Probe
 from dse_monitor.metric import DSERegularizer, PseudoLabels, clustering, measure, spectra
 from dse_monitor.metric.measurement import as_tokens, blocks, draw_chance
-from trainers import engine
-from trainers.methods import load
-from trainers.settings import Settings
+from dse_monitor.trainers.engine import trainer as engine
+from dse_monitor.trainers.methods import load
+from dse_monitor.trainers.settings import Settings
 
 POSITIONS, WIDTH = 196, 384  # of ViT-S/16 at 224 px
 

@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from torchvision.transforms import v2
 
-from dse_monitor import images, scenes
+from dse_monitor import scenes
+from dse_monitor.evaluation import images
 
 SIZES = {"as in ImageNet, 500 x 375": (500, 375), "from a phone, 4000 x 3000": (4000, 3000)}
 

@@ -34,8 +34,8 @@ from lightly.utils.lars import LARS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainers import backbones
-from trainers.method import Views
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.method import Views
 
 Step = Callable[[], None]
 

@@ -126,7 +126,7 @@ def metric_cell(images: int, tokens: int, width: int, clusters: int, repeats: in
 
 def run_cell(checkpoints: int, repeats: int) -> dict[str, float]:
     """What a run with so many scored checkpoints costs: to read, to watch, to publish and to look at."""
-    from dse_monitor.watch import ledger
+    from dse_monitor.runs import ledger
 
     with tempfile.TemporaryDirectory() as place:
         run = Path(place) / "exp"
@@ -149,8 +149,8 @@ def fill(run: Path, checkpoints: int) -> None:
     """A ledger of a run whose checkpoints were all rotated away."""
     from watch import evaluation
 
-    from dse_monitor.record import to_json
-    from dse_monitor.watch.ledger import Ledger
+    from dse_monitor.runs.ledger import Ledger
+    from dse_monitor.runs.record import to_json
 
     run.mkdir(parents=True)
     book = Ledger.open(run / "dse")

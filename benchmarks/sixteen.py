@@ -22,13 +22,13 @@ import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    del sys.path[0]  # as a script, this file's folder would hide the package trainers behind trainers.py
+    del sys.path[0]
 
-from dse_monitor.record import OUTPUT_FOLDER
+from dse_monitor.runs import ledger
+from dse_monitor.runs.record import OUTPUT_FOLDER
+from dse_monitor.runs.series import Series
 from dse_monitor.scenes import write_folder
-from dse_monitor.series import Series
-from dse_monitor.watch import ledger
-from trainers.methods import METHODS
+from dse_monitor.trainers.methods import METHODS
 
 SIZE = 64  # px, the tiny presets' images
 PATIENCE_SECONDS = 300.0  # for the watcher to score the last checkpoint after the training is over
@@ -107,7 +107,8 @@ def run(name: str, data: Path, images: Path, folder: Path, held_out: int, epochs
     run_folder.mkdir(parents=True)
     train = [
         "-m",
-        "trainers",
+        "dse_monitor",
+        "train",
         name,
         "--preset",
         "tiny",

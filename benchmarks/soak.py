@@ -27,9 +27,9 @@ from typing import Any
 
 import tyro
 
-from dse_monitor.record import Evaluation, to_json
+from dse_monitor.runs import ledger
+from dse_monitor.runs.record import Evaluation, to_json
 from dse_monitor.scenes import write_folder
-from dse_monitor.watch import ledger
 
 SIZE, HELD_OUT = 64, 32
 PAUSE = (6.0, 12.0)  # seconds between two checkpoints
@@ -182,7 +182,7 @@ def _template(folder: Path) -> Path:
     scenes = write_folder(folder / "train", 64, size=SIZE, seed=0)
     flags = ["--preset", "tiny", "--data", scenes, "--out", folder / "template", "--device", "cpu"]
     flags += ["--epochs", "1", "--workers", "0"]
-    command = [sys.executable, "-m", "trainers", "mae", *map(str, flags)]
+    command = [sys.executable, "-m", "dse_monitor", "train", "mae", *map(str, flags)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return next((folder / "template").glob("checkpoint_*.pth"))
 

@@ -28,10 +28,10 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.watch import Stub, resident_mb, write_checkpoint
-from dse_monitor.watch import memory
 from dse_monitor.watch.console import Console
 from dse_monitor.watch.monitor import Monitor
 from dse_monitor.watch.options import WatchOptions
+from dse_monitor.watch.workers import memory
 
 APART = 60.0  # seconds between two checkpoints, by the watcher's clock
 STAY = 5  # checkpoints that are there at a time

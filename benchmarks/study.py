@@ -1,8 +1,8 @@
 """Does DSE tell the truth? Sixteen trained runs, each checkpoint measured by DSE and by probes with labels.
 
 Every run goes through the product itself: our trainers write checkpoints, ``dse-monitor watch --once`` scores
-them on held-out scenes without labels, `dse_monitor.probe` measures linear and nearest-neighbour mIoU on
-other scenes with labels. One small CSV file per run comes out, a line for each checkpoint; tables and figures
+them on held-out scenes without labels, `dse_monitor.probe.prober` measures linear and nearest-neighbour mIoU
+on other scenes with labels. One small CSV file per run comes out, a line for each checkpoint; tables and figures
 are made of those files by ``study_tables.py``.
 
     python benchmarks/study.py [--runs dino,mae] [--shard 0/2] [--setting cpu] [--out runs/study]
@@ -26,10 +26,10 @@ from pathlib import Path
 import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dse_monitor.probe import Labelled, Prober, ProbeResult
-from dse_monitor.record import OUTPUT_FOLDER, Evaluation
+from dse_monitor.probe.prober import Labelled, Prober, ProbeResult
+from dse_monitor.runs import ledger
+from dse_monitor.runs.record import OUTPUT_FOLDER, Evaluation
 from dse_monitor.scenes import write_folder
-from dse_monitor.watch import ledger
 
 RESULTS = Path(__file__).resolve().parent / "results" / "study"
 TRAIN_SEED, HELD_OUT_SEED, LABELLED_SEED = 0, 1, 2  # of the scenes; no scene is in two sets
@@ -246,7 +246,7 @@ def train(run: Run, place: Place) -> None:
         flags += ["--resume"]
     elif setting.taught:
         flags += ["--init-from", start(run, place, flags)]
-    call("trainers", run.method, *flags, log=place.out / f"{run.title}-train.log")
+    call("dse_monitor", "train", run.method, *flags, log=place.out / f"{run.title}-train.log")
 
 
 def flags_of(run: Run, place: Place) -> list[object]:
@@ -268,7 +268,17 @@ def start(run: Run, place: Place, flags: Sequence[object]) -> Path:
     target = folder / f"{run.title}.pth"
     if not target.exists():
         fresh = folder / run.title
-        call("trainers", run.method, *flags, "--out", fresh, "--max-steps", 1, log=folder / "starts.log")
+        call(
+            "dse_monitor",
+            "train",
+            run.method,
+            *flags,
+            "--out",
+            fresh,
+            "--max-steps",
+            1,
+            log=folder / "starts.log",
+        )
         size = run.measured_at * place.setting.size
         study_starts.write(fresh / "checkpoint_last.pth", target, place.setting.scenes, size)
     return target

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])  # else trainers.py here hides the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.study import RESULTS, SETTINGS, TRAIN_SEED, prepare
 from dse_monitor import scenes
-from dse_monitor.probe import IGNORED, Labelled, read_pairs, score_tokens, token_labels
-from trainers import backbones
+from dse_monitor.probe.prober import IGNORED, Labelled, read_pairs, score_tokens, token_labels
+from dse_monitor.trainers import backbones
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH, LR, WEIGHT_DECAY = 32, 2e-3, 0.05  # of AdamW, for the ceiling; ours, not tuned

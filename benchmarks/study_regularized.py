@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import tyro
 
-from dse_monitor.evaluate import Evaluator, Probe
-from dse_monitor.probe import Labelled, Prober
+from dse_monitor.evaluation.evaluator import Evaluator, Probe
+from dse_monitor.probe.prober import Labelled, Prober
 from dse_monitor.publish import best
-from dse_monitor.record import OUTPUT_FOLDER
-from dse_monitor.series import Series
-from dse_monitor.watch import ledger
+from dse_monitor.runs import ledger
+from dse_monitor.runs.record import OUTPUT_FOLDER
+from dse_monitor.runs.series import Series
 
 if __package__:
     from study_tables import mean_interval  # pyright: ignore[reportImplicitRelativeImport]
@@ -126,7 +126,15 @@ def continued(run: Run, place: Place, weight: float, seed: int) -> dict[str, Any
         flags = [*flags_of(run, place), "--out", folder, "--seed", seed]
         flags += ["--dse-weight", weight, "--dse-from", "best"] if weight else []
         flags += ["--resume"] if checkpoints(folder) else ["--init-from", start]
-        call("trainers", run.method, *flags, "--more-epochs", MORE_EPOCHS, log=folder.parent / "train.log")
+        call(
+            "dse_monitor",
+            "train",
+            run.method,
+            *flags,
+            "--more-epochs",
+            MORE_EPOCHS,
+            log=folder.parent / "train.log",
+        )
     size = run.measured_at * place.setting.size
     labelled = place.labelled[run.measured_at]
     images, masks, count = labelled / "images", labelled / "masks", place.setting.labelled

@@ -28,10 +28,11 @@ import tyro
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dse_monitor import images, scenes
+from dse_monitor import scenes
 from dse_monitor.checkpoints import load_encoder
 from dse_monitor.errors import FeatureError
-from dse_monitor.evaluate import batches
+from dse_monitor.evaluation import images
+from dse_monitor.evaluation.evaluator import batches
 from dse_monitor.metric import Components, average, measure
 
 if __package__:

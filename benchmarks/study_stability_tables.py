@@ -18,8 +18,8 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from dse_monitor.probed import kendall_tau
-from dse_monitor.series import adaptive_lambda
+from dse_monitor.probe.run import kendall_tau
+from dse_monitor.runs.series import adaptive_lambda
 
 if __package__:
     from benchmarks.study import RESULTS, RUNS, SETTINGS, read

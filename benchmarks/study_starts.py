@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])  # else trainers.py here hides the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.study_bounds import fit, settle, training_scenes
-from trainers import backbones
+from dse_monitor.trainers import backbones
 
 EPOCHS, SEED = 48, 0  # of the training with labels; the epochs are those of the ceiling
 ENCODERS = ("student.backbone.", "teacher.backbone.")

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import kendalltau
 
+from dse_monitor.alerts.book import AlertBook
 from dse_monitor.alerts.parameters import Rules
-from dse_monitor.alerts.state import AlertBook
+from dse_monitor.alerts.selection import before_alarm
 from dse_monitor.metric.components import Components
-from dse_monitor.record import Evaluation, Source
-from dse_monitor.selection import before_alarm
-from dse_monitor.series import Series
+from dse_monitor.runs.record import Evaluation, Source
+from dse_monitor.runs.series import Series
 
 if __package__:
     from benchmarks.study import RESULTS, RUNS, SETTINGS, read

@@ -19,8 +19,8 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from dse_monitor.metric.components import Components
 from dse_monitor.publish.events import EventWriter
 from dse_monitor.publish.state import run_state
-from dse_monitor.record import Alert, Evaluation, Settings, Source
-from dse_monitor.series import Series
+from dse_monitor.runs.record import Alert, Evaluation, Settings, Source
+from dse_monitor.runs.series import Series
 
 START = 1_790_000_000.0  # seconds since 1970 at which every run begins
 STEPS_PER_EPOCH = 250

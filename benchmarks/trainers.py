@@ -39,10 +39,10 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.lightly_loops import ALIKE, LOOPS
-from trainers import engine
-from trainers.method import Recipe, normalise
-from trainers.methods import load
-from trainers.settings import Settings
+from dse_monitor.trainers.engine import trainer as engine
+from dse_monitor.trainers.method import Recipe, normalise
+from dse_monitor.trainers.methods import load
+from dse_monitor.trainers.settings import Settings
 
 SIZES = {"mini": {}, "small": {"backbone": "vit_small_patch16_224", "image_size": 224, "local_size": 96}}
 WARMUP_STEPS = 3  # the first calls allocate

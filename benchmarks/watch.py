@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from dse_monitor.metric.components import Components
-from dse_monitor.record import Evaluation, Settings, Source, to_json
-from dse_monitor.watch import heartbeat
-from dse_monitor.watch.identity import look
-from dse_monitor.watch.ledger import Ledger
+from dse_monitor.runs import heartbeat
+from dse_monitor.runs.identity import look
+from dse_monitor.runs.ledger import Ledger
+from dse_monitor.runs.record import Evaluation, Settings, Source, to_json
 from dse_monitor.watch.options import WatchOptions
 
 SETTINGS = Settings(images="0" * 12, num_images=2048)

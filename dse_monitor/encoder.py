@@ -18,7 +18,7 @@ from dse_monitor.errors import DeviceError, FeatureError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dse_monitor.record import Source
+    from dse_monitor.runs.record import Source
 
 # Images per forward pass; ours. A ViT-S/16 needs about 20 MB of activations per image, so both leave room for
 # others.

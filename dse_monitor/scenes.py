@@ -15,7 +15,6 @@ import functools
 import io
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dse_monitor import atomic
 from dse_monitor.errors import OutputError
 
 Field = NDArray[np.floating]  # one value per pixel, [h, w]
@@ -367,7 +367,7 @@ def _claim_folder(folder: Path, recipe: dict[str, object]) -> None:
     """Write down how the scenes of a folder are made, or check that they are made that way."""
     note = folder / "scenes.json"
     if not note.exists():
-        _replace(note, json.dumps(recipe).encode())
+        atomic.write_bytes(note, json.dumps(recipe).encode())
         return
     try:
         found = json.loads(note.read_bytes())
@@ -382,14 +382,4 @@ def _claim_folder(folder: Path, recipe: dict[str, object]) -> None:
 def _save(picture: Image.Image, target: Path) -> None:
     stream = io.BytesIO()
     picture.save(stream, format="PNG")
-    _replace(target, stream.getvalue())
-
-
-def _replace(target: Path, content: bytes) -> None:
-    """Write a file that appears under its name only when whole."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    atomic.write_bytes(target, stream.getvalue())

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from tensorboard.data.provider import RunTagFilter
 
-from dse_monitor.record import (
+from dse_monitor.runs.record import (
     OUTPUT_FOLDER,
     PLUGIN,
     PLUGIN_STATE,
@@ -28,9 +28,9 @@ from dse_monitor.record import (
     TAG_POINT,
     TAG_STATE,
 )
-from tb_plugin.pictures import picture
-from tb_plugin.points import SEQ, Floats, Points, Shard, decode_rows, join_shards
-from tb_plugin.training import loss_score, scalar_sources, trained_run
+from dse_monitor.tb_plugin.pictures import picture
+from dse_monitor.tb_plugin.points import SEQ, Floats, Points, Shard, decode_rows, join_shards
+from dse_monitor.tb_plugin.training import loss_score, scalar_sources, trained_run
 
 ALL = 2**31 - 1  # a "downsample" larger than any series: the provider keeps everything
 LOSS_POINTS = 20_000  # events of one scalar sent at most; more than any screen shows

@@ -40,6 +40,6 @@ class DSELoader(base_plugin.TBLoader):
 
     def load(self, context: base_plugin.TBContext) -> Any:
         """The plugin, or an exception that TensorBoard logs before it goes on without the tab."""
-        from tb_plugin.plugin import DSEPlugin
+        from dse_monitor.tb_plugin.plugin import DSEPlugin
 
         return DSEPlugin(context)

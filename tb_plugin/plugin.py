@@ -19,10 +19,10 @@ from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from dse_monitor.record import PLUGIN, PLUGIN_STATE, POINT_COLUMNS, SCHEMA
-from tb_plugin.data import Reader
-from tb_plugin.pictures import IMAGES_FILE, Folders
-from tb_plugin.points import pack
+from dse_monitor.runs.record import PLUGIN, PLUGIN_STATE, POINT_COLUMNS, SCHEMA
+from dse_monitor.tb_plugin.data import Reader
+from dse_monitor.tb_plugin.pictures import IMAGES_FILE, Folders
+from dse_monitor.tb_plugin.points import pack
 
 STATIC = Path(__file__).parent / "static"
 MEDIA_TYPES = {

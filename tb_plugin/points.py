@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dse_monitor.record import POINT_COLUMNS, SCHEMA
+from dse_monitor.runs.record import POINT_COLUMNS, SCHEMA
 
 Floats = np.ndarray
 SEQ = POINT_COLUMNS.index("seq")

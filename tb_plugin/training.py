@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from dse_monitor.record import OUTPUT_FOLDER
+from dse_monitor.runs.record import OUTPUT_FOLDER
 
 
 def trained_run(run: str) -> str:

@@ -1,8 +1,8 @@
-"""What tests of several packages need."""
+"""What tests of several packages need. Nothing here may load torch: the fast tests do without it."""
+
+import contextlib
 
 import pytest
-import timm
-import torch
 
 NETWORK = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2, "num_classes": 0}
 
@@ -13,6 +13,9 @@ def write_checkpoint():
 
     Called with the path, a seed for the weights, and a function that spoils the network before it is saved.
     """
+
+    import timm
+    import torch
 
     def write(path, seed=0, change=None):
         with torch.random.fork_rng():
@@ -39,3 +42,39 @@ def write_checkpoint():
         return path
 
     return write
+
+
+@pytest.fixture
+def fake_clock():
+    from watch_fakes import FakeClock
+
+    return FakeClock()
+
+
+@pytest.fixture
+def evaluation():
+    """make_evaluation of tests/helpers/watch_fakes.py, which worker scripts import as well."""
+    from watch_fakes import make_evaluation
+
+    return make_evaluation
+
+
+@pytest.fixture
+def checkpoint():
+    """write_checkpoint of tests/helpers/watch_fakes.py."""
+    from watch_fakes import write_checkpoint
+
+    return write_checkpoint
+
+
+@pytest.fixture
+def watching(fake_clock):
+    """Makes monitors under the fake clock; ends them after the test."""
+    from watch_fakes import Watching
+
+    with contextlib.ExitStack() as stack:
+
+        def make(*runs, **options):
+            return stack.enter_context(Watching(fake_clock, *runs, **options))
+
+        yield make

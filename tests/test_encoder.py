@@ -7,12 +7,12 @@ from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from dse_monitor.checkpoints.architecture import build, recognise
+from dse_monitor.checkpoints.families.network import Hints
 from dse_monitor.checkpoints.load import assembled
-from dse_monitor.checkpoints.network import Hints
+from dse_monitor.checkpoints.recognition.architecture import build, recognise
 from dse_monitor.encoder import MICRO_BATCH
 from dse_monitor.errors import DeviceError, FeatureError
-from dse_monitor.record import Source
+from dse_monitor.runs.record import Source
 
 SIZE = 16
 

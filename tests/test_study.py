@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from trainers.methods import METHODS
+from dse_monitor.trainers.methods import METHODS
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainers import backbones
+from dse_monitor.trainers import backbones
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SIGMA = 0.5  # of DSE over one image

@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from trainers.backbones import Backbone
+from dse_monitor.trainers.backbones import Backbone
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -42,7 +42,7 @@ class Recipe:
     comes from.
 
     Attributes:
-        backbone: a timm model name, or one of the small ones in :data:`trainers.backbones.SMALL`.
+        backbone: a timm model name, or one of the small ones in :data:`dse_monitor.trainers.backbones.SMALL`.
         image_size: side of the (large) crops, pixels.
         batch_size: images per optimiser step, over all processes and micro-batches together.
         epochs: passes over the data.
@@ -192,7 +192,7 @@ def collate(samples: Sequence[Views], step: int) -> Views:
 class Method(nn.Module):
     """One self-supervised method. Subclasses build their networks in ``__init__(recipe)`` and override hooks.
 
-    ``__init__`` must set ``self.backbone_spec`` (what :func:`trainers.backbones.describe` returned), so that
+    ``__init__`` must set ``self.backbone_spec`` (what :func:`backbones.describe` returned), so that
     a checkpoint says how to rebuild the encoder. All state that a resumed run needs lives in parameters and
     persistent buffers.
 

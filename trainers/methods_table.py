@@ -1,4 +1,4 @@
-"""docs/methods.md: one table of the methods, made from their files. ``python -m trainers.methods_table``.
+"""docs/methods.md: one table of the methods, made from their files by ``python -m`` this module.
 
 A row is read where it stays true: name, paper and reference in the module's docstring, the tokens in the
 ``Dense:`` sentence of ``forward``'s, defaults in the recipe, departures in ``Method.differences``.
@@ -12,12 +12,13 @@ import sys
 
 import torch
 
-from trainers.method import Method, Plan, Recipe
-from trainers.methods import METHODS, load
+from dse_monitor.trainers.method import Method, Plan, Recipe
+from dse_monitor.trainers.methods import METHODS, load
 
 INTRODUCTION = """# Methods
 
-Generated from the method files by `python -m trainers.methods_table > docs/methods.md`; do not edit by hand.
+Generated from the method files by `python -m dse_monitor.trainers.methods_table > docs/methods.md`; do not
+edit by hand.
 
 Train one with `dse-train NAME --data DIR --out RUN`; `dse-train NAME --help` lists every number of its
 recipe. The defaults below are the authors' (ImageNet, many GPUs); `--preset tiny` is for 64-px images on a

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 
-from dse_monitor.record import Alert
+from dse_monitor.runs.record import Alert
 
 WIDTH = 100  # columns a terminal line may take
 # Layouts whose training code has a bundled trainer of the same name.

@@ -21,9 +21,9 @@ import numpy as np
 from dse_monitor.alerts.condensed import NEWEST, Condensed
 from dse_monitor.alerts.parameters import Rules
 from dse_monitor.alerts.rules import Judgement, judge
-from dse_monitor.history import History, Selection
-from dse_monitor.record import Evaluation
-from dse_monitor.series import (
+from dse_monitor.runs.history import History, Selection
+from dse_monitor.runs.record import Evaluation
+from dse_monitor.runs.series import (
     Floats,
     GrowingLambda,
     dse_errors,

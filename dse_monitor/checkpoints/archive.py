@@ -13,9 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from dse_monitor.checkpoints.byte_source import ByteSource
-from dse_monitor.checkpoints.completeness import Completeness, check_complete
-from dse_monitor.checkpoints.containers import (
+from dse_monitor.checkpoints.formats.completeness import Completeness, check_complete
+from dse_monitor.checkpoints.formats.containers import (
     DEEPSPEED,
     DISTRIBUTED,
     HUGGING_FACE,
@@ -25,15 +24,16 @@ from dse_monitor.checkpoints.containers import (
     file_kind,
     no_checkpoint,
 )
-from dse_monitor.checkpoints.contents import Opaque, TensorRef, attributes, module_state, walk
-from dse_monitor.checkpoints.distributed import is_distributed, read_distributed
-from dse_monitor.checkpoints.foreign import foreign_folder, refusal
-from dse_monitor.checkpoints.hugging_face import join_pieces, read_shards, sidecars, weights_of
-from dse_monitor.checkpoints.rank_folders import deepspeed_files, megatron_files, whole_file
-from dse_monitor.checkpoints.safetensors_file import read_safetensors
-from dse_monitor.checkpoints.tensor_bytes import read_tensors
-from dse_monitor.checkpoints.torch_legacy import read_torch_legacy
-from dse_monitor.checkpoints.torch_zip import read_torch_zip
+from dse_monitor.checkpoints.formats.distributed import is_distributed, read_distributed
+from dse_monitor.checkpoints.formats.foreign import foreign_folder, refusal
+from dse_monitor.checkpoints.formats.hugging_face import join_pieces, read_shards, sidecars, weights_of
+from dse_monitor.checkpoints.formats.rank_folders import deepspeed_files, megatron_files, whole_file
+from dse_monitor.checkpoints.formats.safetensors_file import read_safetensors
+from dse_monitor.checkpoints.formats.tensor_bytes import read_tensors
+from dse_monitor.checkpoints.formats.torch_legacy import read_torch_legacy
+from dse_monitor.checkpoints.formats.torch_zip import read_torch_zip
+from dse_monitor.checkpoints.reading.byte_source import ByteSource
+from dse_monitor.checkpoints.reading.contents import Opaque, TensorRef, attributes, module_state, walk
 from dse_monitor.errors import CheckpointError
 
 __all__ = [

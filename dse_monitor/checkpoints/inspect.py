@@ -12,7 +12,7 @@ from typing import Any
 from dse_monitor.checkpoints import layouts
 from dse_monitor.checkpoints.archive import check_complete, open_archive
 from dse_monitor.checkpoints.load import read_scalars
-from dse_monitor.checkpoints.recognise import Recognition, recognise
+from dse_monitor.checkpoints.recognition.recognise import Recognition, recognise
 
 WIDTH = 100  # columns of the text
 SHOWN = 12  # names listed before the rest is counted

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dse_monitor.checkpoints.contents import attributes
-from dse_monitor.checkpoints.dialects import DIALECTS
-from dse_monitor.checkpoints.statedicts import StateDict, unwrapped
+from dse_monitor.checkpoints.families.statedicts import StateDict, unwrapped
+from dse_monitor.checkpoints.reading.contents import attributes
+from dse_monitor.checkpoints.recognition.dialects import DIALECTS
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from dse_monitor.checkpoints.archive import open_archive
-from dse_monitor.checkpoints.recognise import Recognition, recognise
+from dse_monitor.checkpoints.recognition.recognise import Recognition, recognise
 from dse_monitor.encoder import Encoder
-from dse_monitor.record import Source
+from dse_monitor.runs.record import Source
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dse_monitor.checkpoints.archive import Archive
-    from dse_monitor.checkpoints.contents import TensorRef
-    from dse_monitor.checkpoints.network import Network
+    from dse_monitor.checkpoints.families.network import Network
+    from dse_monitor.checkpoints.reading.contents import TensorRef
 
 
 def load_encoder(

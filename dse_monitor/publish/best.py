@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from dse_monitor.history import Selection
-from dse_monitor.record import OUTPUT_FOLDER, Evaluation, finite
-from dse_monitor.series import Series
+from dse_monitor import atomic
+from dse_monitor.runs.history import Selection
+from dse_monitor.runs.record import OUTPUT_FOLDER, Evaluation, finite
+from dse_monitor.runs.series import Series
 
 NAME = "best.json"
 LINK = "best"
@@ -116,26 +117,20 @@ class Keeper:
             self.problem = f"{found} is not kept: {size / 2**30:.1f} GB more would pass the limit"
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f".{name}.part")
-        _remove(draft)
         try:
-            _duplicate(source, draft, link=not self._is_rolling(found), cancelled=self._cancelled)
-            if locate(evaluation) is None:  # it was rewritten while we copied
-                return
-            _remove(target)
-            os.replace(draft, target)
-        except FileNotFoundError:
-            return  # rotated away just now
-        except _Cancelled:
+            with atomic.replacing(target) as draft:
+                _duplicate(source, draft, link=not self._is_rolling(found), cancelled=self._cancelled)
+                if locate(evaluation) is None:
+                    raise _Cancelled
+                atomic.remove(target)
+        except (FileNotFoundError, _Cancelled):  # rotated away just now, or rewritten while we copied
             return
-        finally:
-            _remove(draft)
         signature = _signature(target)
         if signature is not None:
             self.kept[evaluation.seq] = Kept(name, evaluation.seq, *signature)
 
     def _drop(self, seq: int) -> None:
-        _remove(self._out / KEEP / self.kept.pop(seq).name)
+        atomic.remove(self._out / KEEP / self.kept.pop(seq).name)
 
     def _load(self) -> None:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
@@ -149,11 +144,11 @@ class Keeper:
         if not folder.exists():
             return
         entries = [vars(kept) for kept in self.kept.values()]
-        write_atomically(folder / INDEX, json.dumps(entries, indent=1) + "\n")
+        atomic.write_text(folder / INDEX, json.dumps(entries, indent=1) + "\n")
         known = {kept.name for kept in self.kept.values()} | {INDEX}
         for name in os.listdir(folder):  # left by a watcher that was killed between two steps
             if name not in known:
-                _remove(folder / name)
+                atomic.remove(folder / name)
 
 
 def describe(
@@ -227,7 +222,7 @@ def publish(out: Path, run: Path, best: dict[str, Any]) -> None:
         OSError: the output folder cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / NAME, json.dumps(best, indent=1, allow_nan=False) + "\n")
+    atomic.write_text(out / NAME, json.dumps(best, indent=1, allow_nan=False) + "\n")
     chosen = best["surviving"]
     link = out / LINK
     if chosen is None or not chosen["file"]:
@@ -235,10 +230,7 @@ def publish(out: Path, run: Path, best: dict[str, Any]) -> None:
         return
     target = os.path.relpath(run / chosen["file"], out)
     if not (link.is_symlink() and os.readlink(link) == target):
-        draft = out / f".{LINK}.{os.getpid()}"
-        draft.unlink(missing_ok=True)
-        draft.symlink_to(target)
-        os.replace(draft, link)
+        atomic.link(link, target)
 
 
 def readable_files(out: Path, evaluations: Sequence[Evaluation]) -> list[Path | None]:
@@ -276,26 +268,8 @@ def _readable(run: Path, evaluation: Evaluation) -> Path | None:
     return None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file so that a reader, or a crash, finds the old or the new one.
-
-    Raises:
-        OSError: it cannot be written; the old one is untouched.
-    """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(draft, path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
-
-
 class _Cancelled(Exception):
-    """The watcher is asked to end."""
+    """The watcher is asked to end, or the original changed meanwhile."""
 
 
 def _duplicate(source: Path, target: Path, *, link: bool, cancelled: Callable[[], bool]) -> None:
@@ -338,11 +312,3 @@ def _signature(path: Path) -> tuple[int, int] | None:
 def _bytes(path: Path) -> int:
     signature = _signature(path)
     return signature[0] if signature else 0
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()

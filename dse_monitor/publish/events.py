@@ -52,10 +52,11 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 
+from dse_monitor import atomic
 from dse_monitor.errors import OutputError
 from dse_monitor.metric.components import Components
 from dse_monitor.publish import frames, pictures
-from dse_monitor.record import (
+from dse_monitor.runs.record import (
     PLUGIN,
     PLUGIN_STATE,
     POINT_COLUMNS,
@@ -71,7 +72,7 @@ from dse_monitor.record import (
     Evaluation,
     to_json,
 )
-from dse_monitor.series import GrowingLambda
+from dse_monitor.runs.series import GrowingLambda
 
 PENDING_LIMIT = 500  # events queued before they are written while a folder is brought up to date; ours
 EVENTS_PER_TAG = 10  # what both of TensorBoard's loaders keep without being asked
@@ -460,20 +461,15 @@ def _replacing_files(folder: Path) -> Iterator[tuple[Path, Path]]:
     Raises:
         OutputError: it could not be written; the old files are untouched.
     """
-    draft = folder / f"rebuilding-{os.getpid()}"  # a name that TensorBoard does not take for event data
     target = _event_path(folder, time.time())
     try:
-        draft.unlink(missing_ok=True)
-        yield draft, target
-        old = _event_files(folder)
-        os.replace(draft, target)
+        with atomic.replacing(target, name="rebuilding") as draft:  # TensorBoard reads all named as events
+            yield draft, target
+            old = _event_files(folder)
         for path in old:
             path.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: event data cannot be rebuilt ({error.strerror or error}).") from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
 
 
 class _EventFile:

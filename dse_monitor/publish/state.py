@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dse_monitor.history import History, series_of
-from dse_monitor.record import POINT_COLUMNS, SCHEMA, Alert, Evaluation, Settings, finite, to_json
-from dse_monitor.series import Series
+from dse_monitor.runs.history import History, series_of
+from dse_monitor.runs.record import POINT_COLUMNS, SCHEMA, Alert, Evaluation, Settings, finite, to_json
+from dse_monitor.runs.series import Series
 
 STATUSES = ("scored", "failed", "invalid")
 STATUS_RANK = {"firing": 2, "pending": 1}

@@ -12,7 +12,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import IO, Any, Literal
 
-from dse_monitor.record import finite
+from dse_monitor.runs.record import finite
 
 WIDTH = 100
 LABEL = 10  # columns of a header's label

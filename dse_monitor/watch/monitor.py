@@ -24,14 +24,15 @@ from typing import Any
 
 from dse_monitor import errors
 from dse_monitor.errors import DSEError, RunError
-from dse_monitor.record import evaluation_from_json
-from dse_monitor.watch import child, discovery, memory
-from dse_monitor.watch.child import Worker, WorkerProcess
+from dse_monitor.runs.record import evaluation_from_json
 from dse_monitor.watch.console import Console, Header, Live, Notice, Problem
+from dse_monitor.watch.dependencies import Clock, Parts
+from dse_monitor.watch.files import discovery
+from dse_monitor.watch.files.waiting import Candidate
 from dse_monitor.watch.options import WatchOptions
-from dse_monitor.watch.parts import Clock, Parts
-from dse_monitor.watch.run import WatchedRun
-from dse_monitor.watch.waiting import Candidate
+from dse_monitor.watch.run.watched_run import WatchedRun
+from dse_monitor.watch.workers import child, memory
+from dse_monitor.watch.workers.child import Worker, WorkerProcess
 
 BURST = 20  # jobs of one worker: whatever leaks is given back then; ours
 LINGER_SECONDS = 5.0  # a worker without a job waits while a file settles; ours

@@ -13,8 +13,8 @@ from typing import Any
 
 from dse_monitor.alerts.parameters import Rules
 from dse_monitor.checkpoints.names import NameFacts
-from dse_monitor.record import OUTPUT_FOLDER
-from dse_monitor.watch.worker import Manners
+from dse_monitor.runs.record import OUTPUT_FOLDER
+from dse_monitor.watch.workers.worker import Manners
 
 # Of a probe, what says where to work and not what to measure.
 _PLACES = ("cache", "maps", "device", "micro_batch")

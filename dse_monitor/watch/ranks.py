@@ -21,14 +21,15 @@ from uuid import uuid4
 
 from dse_monitor import errors
 from dse_monitor.errors import DSEError, RunError
-from dse_monitor.record import Evaluation, Source, evaluation_from_json
-from dse_monitor.watch import child, monitor, shards
-from dse_monitor.watch.child import Worker, WorkerProcess
+from dse_monitor.runs.identity import Stamp
+from dse_monitor.runs.record import Evaluation, Source, evaluation_from_json
+from dse_monitor.watch import monitor, shards
 from dse_monitor.watch.console import Console, Header, Notice, Problem, Row
-from dse_monitor.watch.identity import Stamp
+from dse_monitor.watch.dependencies import Parts
 from dse_monitor.watch.options import WatchOptions
-from dse_monitor.watch.parts import Parts
-from dse_monitor.watch.run import CRASHES, WORKER_CRASH, WatchedRun
+from dse_monitor.watch.run.watched_run import CRASHES, WORKER_CRASH, WatchedRun
+from dse_monitor.watch.workers import child
+from dse_monitor.watch.workers.child import Worker, WorkerProcess
 
 LOOK_SECONDS = 1.0  # between looks whether a worker still lives
 

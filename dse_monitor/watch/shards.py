@@ -24,10 +24,10 @@ from pathlib import Path
 
 import dse_monitor
 from dse_monitor.errors import RunError
-from dse_monitor.record import Evaluation, evaluation_from_json, to_json
-from dse_monitor.watch.identity import Stamp
-from dse_monitor.watch.ledger import NAME, Ledger
-from dse_monitor.watch.locking import RunLock
+from dse_monitor.runs.identity import Stamp
+from dse_monitor.runs.ledger import NAME, Ledger
+from dse_monitor.runs.locking import RunLock
+from dse_monitor.runs.record import Evaluation, evaluation_from_json, to_json
 
 FOLDER = "shards"  # below the run's output folder
 MERGING = "merging"  # lock file of the process that takes over the results of a launch

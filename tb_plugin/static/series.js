@@ -1,6 +1,6 @@
 /**
- * A run's evaluations as one line: the same rules as dse_monitor/series.py, so that a lambda can be tried here.
- * Points are columns sorted by sequence number; see POINT_COLUMNS in dse_monitor/record.py.
+ * A run's evaluations as one line: the same rules as dse_monitor/runs/series.py, so that a lambda can be tried here.
+ * Points are columns sorted by sequence number; see POINT_COLUMNS in dse_monitor/runs/record.py.
  */
 
 const NEIGHBOURS = 2; // checkpoints on either side a candidate must not fall below

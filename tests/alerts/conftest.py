@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dse_monitor.metric.components import Components
-from dse_monitor.record import Evaluation, Settings, Source
+from dse_monitor.runs.record import Evaluation, Settings, Source
 
 CURVES = Path(__file__).parents[1] / "data" / "curves" / "paper_figure.json"
 SETTINGS = Settings(images="a", num_images=8)

@@ -3,10 +3,10 @@ import threading
 
 import pytest
 
-from dse_monitor.alerts.delivery import Refused, Retry
-from dse_monitor.alerts.outbox import GIVE_UP, LONGEST_WAIT, Outbox
+from dse_monitor.alerts.sinks.delivery import Refused, Retry
+from dse_monitor.alerts.sinks.outbox import GIVE_UP, LONGEST_WAIT, Outbox
 from dse_monitor.errors import OutputError
-from dse_monitor.record import Alert
+from dse_monitor.runs.record import Alert
 
 
 class Clock:

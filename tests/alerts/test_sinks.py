@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from dse_monitor.alerts.delivery import Refused, Retry
-from dse_monitor.alerts.outbox import Outbox
-from dse_monitor.alerts.secret import read_secret
 from dse_monitor.alerts.sinks import SINKS, Command, Log, from_spec
-from dse_monitor.alerts.webhook import Webhook, alertmanager_body
+from dse_monitor.alerts.sinks.delivery import Refused, Retry
+from dse_monitor.alerts.sinks.outbox import Outbox
+from dse_monitor.alerts.sinks.secret import read_secret
+from dse_monitor.alerts.sinks.webhook import Webhook, alertmanager_body
 from dse_monitor.errors import OutputError
-from dse_monitor.record import Alert, alert_from_json
+from dse_monitor.runs.record import Alert, alert_from_json
 
 ALERT = Alert(
     kind="degradation",

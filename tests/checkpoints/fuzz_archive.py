@@ -26,9 +26,9 @@ if __name__ == "__main__" and sys.argv[1] != "seeds":
         importlib.import_module("dse_monitor.checkpoints.archive")
 
 from dse_monitor.checkpoints.archive import check_complete, open_archive
-from dse_monitor.checkpoints.contents import Opaque, TensorRef, attributes, module_state, walk
-from dse_monitor.checkpoints.pickle_reader import LIMITS, read_pickle
-from dse_monitor.checkpoints.tree import untangle
+from dse_monitor.checkpoints.reading.contents import Opaque, TensorRef, attributes, module_state, walk
+from dse_monitor.checkpoints.reading.pickle_reader import LIMITS, read_pickle
+from dse_monitor.checkpoints.reading.tree import untangle
 from dse_monitor.errors import CheckpointError
 
 SMALL = LIMITS._replace(opcodes=200_000, memory=16 << 20)

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dse_monitor.checkpoints.archive import TensorRef, check_complete, open_archive, walk
-from dse_monitor.checkpoints.pickle_reader import LIMITS, read_pickle
-from dse_monitor.checkpoints.tree import untangle
+from dse_monitor.checkpoints.reading.pickle_reader import LIMITS, read_pickle
+from dse_monitor.checkpoints.reading.tree import untangle
 from dse_monitor.errors import CheckpointError
 
 CORPUS = Path(__file__).resolve().parents[1] / "data" / "checkpoints" / "fuzz_corpus.zip"

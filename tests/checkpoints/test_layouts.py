@@ -12,7 +12,7 @@ import torch
 from dse_monitor.checkpoints import load_encoder
 from dse_monitor.checkpoints.archive import open_archive
 from dse_monitor.checkpoints.layouts import LAYOUTS, PLAIN, by_name
-from dse_monitor.checkpoints.recognise import recognise
+from dse_monitor.checkpoints.recognition.recognise import recognise
 from dse_monitor.errors import AmbiguousArchitecture, UnknownLayout
 
 FOLDER = Path(__file__).parents[1] / "data" / "layouts"

@@ -13,9 +13,9 @@ import sys
 import numpy as np
 import pytest
 
-from dse_monitor.checkpoints.contents import Opaque, TensorRef, attributes, walk
-from dse_monitor.checkpoints.pickle_reader import LIMITS, PickleCutShort, read_pickle
-from dse_monitor.checkpoints.tree import MAX_DEPTH, untangle
+from dse_monitor.checkpoints.reading.contents import Opaque, TensorRef, attributes, walk
+from dse_monitor.checkpoints.reading.pickle_reader import LIMITS, PickleCutShort, read_pickle
+from dse_monitor.checkpoints.reading.tree import MAX_DEPTH, untangle
 from dse_monitor.errors import CorruptCheckpoint, UnsafeCheckpoint
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)

@@ -2,15 +2,13 @@
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 
 from dse_monitor.metric.components import Components
-from dse_monitor.publish import best
 from dse_monitor.publish.best import Keeper, describe, publish, readable_files
-from dse_monitor.record import Evaluation, Settings, Source
-from dse_monitor.series import Series
+from dse_monitor.runs.record import Evaluation, Settings, Source
+from dse_monitor.runs.series import Series
 
 SETTINGS = Settings(images="f" * 12, num_images=8)
 
@@ -174,17 +172,3 @@ def test_files_are_found_from_an_output_folder_elsewhere(run, tmp_path):
     moved = run.rename(tmp_path / "exp2")
     publish(moved / "dse", run, describe(run, line, lambda _: None))
     assert readable_files(moved / "dse", line.evaluations) == [moved / "c1.pth"]
-
-
-def test_reader_never_sees_a_part_of_a_replaced_file(run, monkeypatch):
-    path = run / "small.json"
-    best.write_atomically(path, "old")
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(best.os, "replace", fail)
-    with pytest.raises(OSError, match="No space"):
-        best.write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert list(run.iterdir()) == [Path(path)]

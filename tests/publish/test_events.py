@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from dse_monitor.errors import OutputError
 from dse_monitor.metric.components import Components
 from dse_monitor.publish import events
-from dse_monitor.record import POINT_COLUMNS, SCALAR_TAGS, Alert, Evaluation, Settings, Source, to_json
+from dse_monitor.runs.record import POINT_COLUMNS, SCALAR_TAGS, Alert, Evaluation, Settings, Source, to_json
 
 SETTINGS = Settings(images="0123456789ab", num_images=64)
 

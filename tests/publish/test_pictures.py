@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from dse_monitor.publish import pictures
 from dse_monitor.publish.events import EventWriter, rebuild
-from dse_monitor.record import Evaluation, Source
+from dse_monitor.runs.record import Evaluation, Source
 
 
 def evaluation(seq):

@@ -6,8 +6,8 @@ import pytest
 
 from dse_monitor.metric.components import Components
 from dse_monitor.publish.state import alert_state, run_state
-from dse_monitor.record import POINT_COLUMNS, Alert, Evaluation, Settings, Source
-from dse_monitor.series import Series
+from dse_monitor.runs.record import POINT_COLUMNS, Alert, Evaluation, Settings, Source
+from dse_monitor.runs.series import Series
 
 SETTINGS = Settings(images="a", num_images=64)
 OTHER = Settings(images="b", num_images=64)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dse_monitor.record import POINT_COLUMNS
+from dse_monitor.runs.record import POINT_COLUMNS
 
 CALL = """async (data) => {
   const axes = await import('./static/axes.js');

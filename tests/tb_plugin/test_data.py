@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from dse_monitor.record import POINT_COLUMNS, SCHEMA
-from tb_plugin.data import Reader
+from dse_monitor.runs.record import POINT_COLUMNS, SCHEMA
+from dse_monitor.tb_plugin.data import Reader
 
 
 def row(seq, **columns):

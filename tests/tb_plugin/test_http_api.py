@@ -14,11 +14,11 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.plugins import base_plugin
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-import tb_plugin
+from dse_monitor import tb_plugin
 from dse_monitor.publish.events import EventWriter, point, rebuild
 from dse_monitor.publish.state import run_state
-from dse_monitor.record import POINT_COLUMNS
-from tb_plugin.plugin import DSEPlugin
+from dse_monitor.runs.record import POINT_COLUMNS
+from dse_monitor.tb_plugin.plugin import DSEPlugin
 
 # A page of HTML, script and format characters in the place of every text.
 HOSTILE = '<img src=x onerror="alert(1)">\'${1}{{2}}\u202e%00&lt;\u2028</script><script>alert(2)</script>'

@@ -8,16 +8,23 @@ import pytest
 from tensorboard.backend import application
 from tensorboard.plugins import base_plugin
 
-from tb_plugin.loader import DSELoader
+from dse_monitor.tb_plugin.loader import DSELoader
 
-HEAVY = ("numpy", "torch", "PIL", "dse_monitor", "tb_plugin.plugin", "tb_plugin.data")
+HEAVY = (
+    "numpy",
+    "torch",
+    "PIL",
+    "dse_monitor.runs",
+    "dse_monitor.tb_plugin.plugin",
+    "dse_monitor.tb_plugin.data",
+)
 
 
 def test_entry_point_imports_with_everything_heavy_blocked():
     script = (
         "import sys\n"
         f"for name in {HEAVY!r}: sys.modules[name] = None\n"
-        "from tb_plugin.loader import DSELoader\n"
+        "from dse_monitor.tb_plugin.loader import DSELoader\n"
         "DSELoader()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -45,9 +52,11 @@ def test_flag_is_parsed():
     assert parser.parse_args(["--dse_full_scalars"]).dse_full_scalars is True
 
 
-@pytest.mark.parametrize("missing", ["tb_plugin.plugin", "tb_plugin.data", "dse_monitor.record"])
+@pytest.mark.parametrize(
+    "missing", ["dse_monitor.tb_plugin.plugin", "dse_monitor.tb_plugin.data", "dse_monitor.runs.record"]
+)
 def test_tensorboard_starts_without_the_tab_when_a_module_is_broken(monkeypatch, missing):
-    for name in ("tb_plugin.plugin", "tb_plugin.data"):
+    for name in ("dse_monitor.tb_plugin.plugin", "dse_monitor.tb_plugin.data"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
     flags = SimpleNamespace(

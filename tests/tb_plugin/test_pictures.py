@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tb_plugin.pictures import Folders
+from dse_monitor.tb_plugin.pictures import Folders
 
 
 def flags(logdir="", logdir_spec=""):

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from dse_monitor.record import POINT_COLUMNS, SCHEMA
-from tb_plugin.points import decode_rows, join_shards, pack
+from dse_monitor.runs.record import POINT_COLUMNS, SCHEMA
+from dse_monitor.tb_plugin.points import decode_rows, join_shards, pack
 
 WIDTH = len(POINT_COLUMNS)
 

@@ -18,8 +18,8 @@ import pytest
 from dse_monitor.metric.components import Components
 from dse_monitor.publish.events import EventWriter, point
 from dse_monitor.publish.state import run_state
-from dse_monitor.record import POINT_COLUMNS, Alert, Evaluation, Settings, Source
-from dse_monitor.series import Series
+from dse_monitor.runs.record import POINT_COLUMNS, Alert, Evaluation, Settings, Source
+from dse_monitor.runs.series import Series
 
 HOSTILE = (
     '<img src=x onerror="window.broken=1">\'${1}{{2}}\u202e%00&lt;</script><script>window.broken=2</script>'

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tb_plugin.training import loss_score, scalar_sources, trained_run
+from dse_monitor.tb_plugin.training import loss_score, scalar_sources, trained_run
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from trainers import optim
-from trainers.engine import train
-from trainers.method import Method, ParameterGroup, Plan, Recipe
-from trainers.methods import load
-from trainers.settings import Settings
+from dse_monitor.trainers.blocks import optim
+from dse_monitor.trainers.engine.trainer import train
+from dse_monitor.trainers.method import Method, ParameterGroup, Plan, Recipe
+from dse_monitor.trainers.methods import load
+from dse_monitor.trainers.settings import Settings
 
 torch.set_num_threads(1)  # small tensors: threads only get in each other's way
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainers import data
-from trainers.engine import Trainer
-from trainers.method import Views
-from trainers.methods import METHODS, load
-from trainers.settings import Settings
+from dse_monitor.trainers.engine import data
+from dse_monitor.trainers.engine.trainer import Trainer
+from dse_monitor.trainers.method import Views
+from dse_monitor.trainers.methods import METHODS, load
+from dse_monitor.trainers.settings import Settings
 
 ADDS_UP = ("dino", "esvit", "ibot", "mugs", "mae", "ijepa")  # as the next test finds them
 

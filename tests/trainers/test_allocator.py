@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from trainers import allocator
+from dse_monitor.trainers.engine import allocator
 
 PAGES = 64 * 2**20 // os.sysconf("SC_PAGESIZE")  # of one tensor below
 ASKED_FOR = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 CODE = """
 import resource
 import torch
-from trainers import allocator
+from dse_monitor.trainers import allocator
 
 if {huge}:
     allocator.use_huge_pages()

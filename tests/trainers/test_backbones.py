@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from dse_monitor.checkpoints import load_encoder
-from trainers import backbones, saving
-from trainers.backbones import UnfitBackbone
-from trainers.methods import load
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.backbones import UnfitBackbone
+from dse_monitor.trainers.engine import saving
+from dse_monitor.trainers.methods import load
 
 FAMILIES = {
     "vit_mini_patch8": ("vit", 64, 96),

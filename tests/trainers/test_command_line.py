@@ -7,12 +7,13 @@ import dataclasses
 import pytest
 import torch
 
-from trainers import engine, optim
-from trainers.__main__ import main
-from trainers.method import Plan
-from trainers.methods import METHODS, load
-from trainers.methods.dino import DINORecipe
-from trainers.settings import Settings
+from dse_monitor.trainers.blocks import optim
+from dse_monitor.trainers.command_line import main
+from dse_monitor.trainers.engine import trainer as engine
+from dse_monitor.trainers.method import Plan
+from dse_monitor.trainers.methods import METHODS, load
+from dse_monitor.trainers.methods.dino import DINORecipe
+from dse_monitor.trainers.settings import Settings
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ import torch
 from timm.layers.drop import DropPath
 from torch import nn
 
-from trainers import backbones, compiling, saving
-from trainers.engine import Trainer
-from trainers.methods import load
-from trainers.settings import Settings
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.engine import compiling, saving
+from dse_monitor.trainers.engine.trainer import Trainer
+from dse_monitor.trainers.methods import load
+from dse_monitor.trainers.settings import Settings
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from dse_monitor.checkpoints import load_encoder
-from trainers import backbones, optim
-from trainers.data import seeded
-from trainers.engine import Trainer
-from trainers.method import Method, Plan, Progress, Views, normalise
-from trainers.methods import METHODS, load
-from trainers.settings import Settings
+from dse_monitor.seeding import seeded
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.blocks import optim
+from dse_monitor.trainers.engine.trainer import Trainer
+from dse_monitor.trainers.method import Method, Plan, Progress, Views, normalise
+from dse_monitor.trainers.methods import METHODS, load
+from dse_monitor.trainers.settings import Settings
 
 BATCH = 8
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from trainers import data
-from trainers.method import Plan, Views, collate
-from trainers.settings import TrainingError
-from trainers.views import Crop, MultiCrop
+from dse_monitor.trainers.blocks.views import Crop, MultiCrop
+from dse_monitor.trainers.engine import data
+from dse_monitor.trainers.method import Plan, Views, collate
+from dse_monitor.trainers.settings import TrainingError
 
 
 def picture(path, colour=(200, 30, 40), size=(24, 20)) -> None:

@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
-from trainers import devices
-from trainers.settings import Settings, TrainingError
+from dse_monitor.trainers.engine import devices
+from dse_monitor.trainers.settings import Settings, TrainingError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 

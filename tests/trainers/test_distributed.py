@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from trainers import data, saving
-from trainers.method import Views
-from trainers.methods import load
-from trainers.methods.densecl import Projections, correspondence, dense_contrast
-from trainers.objectives import queue_contrast
+from dse_monitor.trainers.blocks.objectives import queue_contrast
+from dse_monitor.trainers.engine import data, saving
+from dse_monitor.trainers.method import Views
+from dse_monitor.trainers.methods import load
+from dse_monitor.trainers.methods.densecl import Projections, correspondence, dense_contrast
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # three interpreters load torch
 

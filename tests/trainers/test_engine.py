@@ -9,10 +9,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainers import saving
-from trainers.engine import Trainer, train
-from trainers.methods.dino import DINO, DINORecipe
-from trainers.settings import Settings, TrainingError
+from dse_monitor.trainers.engine import saving
+from dse_monitor.trainers.engine.trainer import Trainer, train
+from dse_monitor.trainers.methods.dino import DINO, DINORecipe
+from dse_monitor.trainers.settings import Settings, TrainingError
 
 RECIPE = dataclasses.replace(
     DINORecipe.tiny(),

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainers import data, saving
-from trainers.engine import Trainer
-from trainers.method import Plan, collate
-from trainers.methods.dino import DINO
-from trainers.settings import Settings, TrainingError
-from trainers.views import Crop, MultiCrop
+from dse_monitor.trainers.blocks.views import Crop, MultiCrop
+from dse_monitor.trainers.engine import data, saving
+from dse_monitor.trainers.engine.trainer import Trainer
+from dse_monitor.trainers.method import Plan, collate
+from dse_monitor.trainers.methods.dino import DINO
+from dse_monitor.trainers.settings import Settings, TrainingError
 
 
 def trained(recipe, out, killings: int, **changes) -> Trainer:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from trainers import methods_table
-from trainers.methods import METHODS, load
+from dse_monitor.trainers import methods_table
+from dse_monitor.trainers.methods import METHODS, load
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "methods.md"
 
@@ -20,7 +20,7 @@ def text() -> str:
 
 def test_document_is_current(text):
     assert DOCUMENT.read_text(encoding="utf-8") == text, (
-        "docs/methods.md is out of date: run `python -m trainers.methods_table > docs/methods.md`"
+        "docs/methods.md is out of date: run `python -m dse_monitor.trainers.methods_table > docs/methods.md`"
     )
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from trainers import optim
-from trainers.engine import Trainer
-from trainers.methods import load
-from trainers.settings import Settings
+from dse_monitor.trainers.blocks import optim
+from dse_monitor.trainers.engine.trainer import Trainer
+from dse_monitor.trainers.methods import load
+from dse_monitor.trainers.settings import Settings
 
 # one network of each kind, with a method that trains it; dropped paths must be the same ones when recomputed
 FAMILIES = [
@@ -105,7 +105,7 @@ def put_back():
 def test_deterministic_run_asks_torch_for_it_and_repeats_bit_for_bit(
     put_back, small, run, difference, tmp_path
 ):
-    from trainers import saving
+    from dse_monitor.trainers.engine import saving
 
     assert not torch.are_deterministic_algorithms_enabled()
     for name in ("a", "b"):

@@ -9,13 +9,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from trainers import distributed, optim, teacher
-from trainers.centre import Centre
-from trainers.heads import Prototypes, mlp
-from trainers.method import ParameterGroup
-from trainers.methods.dino import DINORecipe
-from trainers.objectives import mean_over_distinct, off_diagonal, pair_cross_entropies, sinkhorn
-from trainers.queues import KeyQueue
+from dse_monitor.trainers import distributed
+from dse_monitor.trainers.blocks import optim, teacher
+from dse_monitor.trainers.blocks.centre import Centre
+from dse_monitor.trainers.blocks.heads import Prototypes, mlp
+from dse_monitor.trainers.blocks.objectives import (
+    mean_over_distinct,
+    off_diagonal,
+    pair_cross_entropies,
+    sinkhorn,
+)
+from dse_monitor.trainers.blocks.queues import KeyQueue
+from dse_monitor.trainers.method import ParameterGroup
+from dse_monitor.trainers.methods.dino import DINORecipe
 
 
 def test_mlp_numbers_its_layers_as_the_authors_do():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainers import saving
-from trainers.engine import Trainer
-from trainers.methods import METHODS, load
-from trainers.settings import Settings
+from dse_monitor.trainers.engine import saving
+from dse_monitor.trainers.engine.trainer import Trainer
+from dse_monitor.trainers.methods import METHODS, load
+from dse_monitor.trainers.settings import Settings
 
 
 def trainer(name, recipe, out, **changes) -> Trainer:

@@ -9,8 +9,8 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainers import saving
-from trainers.reporting import Means, Report
+from dse_monitor.trainers.engine import saving
+from dse_monitor.trainers.engine.reporting import Means, Report
 
 
 @pytest.fixture

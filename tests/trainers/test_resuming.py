@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 import torch
 
-from trainers import distributed, saving
-from trainers.method import StepOutput
-from trainers.methods import METHODS, load
-from trainers.methods.dino import DINO
-from trainers.settings import TrainingError
+from dse_monitor.trainers import distributed
+from dse_monitor.trainers.engine import saving
+from dse_monitor.trainers.method import StepOutput
+from dse_monitor.trainers.methods import METHODS, load
+from dse_monitor.trainers.methods.dino import DINO
+from dse_monitor.trainers.settings import TrainingError
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -7,8 +7,8 @@ import resource
 import pytest
 import torch
 
-from trainers import saving
-from trainers.settings import TrainingError
+from dse_monitor.trainers.engine import saving
+from dse_monitor.trainers.settings import TrainingError
 
 
 @pytest.fixture

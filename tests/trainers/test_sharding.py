@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from dse_monitor.checkpoints.load import load_encoder
-from trainers import saving
-from trainers.engine import Trainer
-from trainers.methods import load
-from trainers.settings import Settings, TrainingError
+from dse_monitor.trainers.engine import saving
+from dse_monitor.trainers.engine.trainer import Trainer
+from dse_monitor.trainers.methods import load
+from dse_monitor.trainers.settings import Settings, TrainingError
 
 SCRIPT = Path(__file__).with_name("two_shards.py")
 # with a teacher and without, EMA before and after the step, fixed parameters, batch norm, a relation block

@@ -14,14 +14,26 @@ import numpy as np
 import pytest
 import torch
 
-from trainers import saving
-from trainers.__main__ import USAGE
-from trainers.engine import NonFiniteLoss, Stopped
-from trainers.method import StepOutput
-from trainers.methods.dino import DINO
-from trainers.methods.mae import MAE
+from dse_monitor.trainers.command_line import USAGE
+from dse_monitor.trainers.engine import saving
+from dse_monitor.trainers.engine.trainer import NonFiniteLoss, Stopped
+from dse_monitor.trainers.method import StepOutput
+from dse_monitor.trainers.methods.dino import DINO
+from dse_monitor.trainers.methods.mae import MAE
 
-COMMAND = [sys.executable, "-m", "trainers", "dino", "--preset", "tiny", "--data", "scenes", "--scenes", "16"]
+COMMAND = [
+    sys.executable,
+    "-m",
+    "dse_monitor",
+    "train",
+    "dino",
+    "--preset",
+    "tiny",
+    "--data",
+    "scenes",
+    "--scenes",
+    "16",
+]
 COMMAND += ["--batch-size", "8", "--prototypes", "64", "--workers", "1", "--device", "cpu"]
 
 

@@ -7,8 +7,16 @@ import pytest
 import torch
 from PIL import Image, ImageFilter, ImageOps
 
-from trainers.data import seeded
-from trainers.views import Crop, MultiCrop, StrongCrop, byol_pair, dino_crops, plain_crop, to_tensor
+from dse_monitor.trainers.blocks.views import (
+    Crop,
+    MultiCrop,
+    StrongCrop,
+    byol_pair,
+    dino_crops,
+    plain_crop,
+    to_tensor,
+)
+from dse_monitor.trainers.engine.data import seeded
 
 PLAIN = {"jitter_probability": 0.0, "grey": 0.0, "flip": 0.0}
 

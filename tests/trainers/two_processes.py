@@ -15,12 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from trainers import data, distributed, engine
-from trainers.__main__ import main
-from trainers.method import Views
-from trainers.methods import load, mae
-from trainers.methods.mae import random_masking
-from trainers.settings import Settings
+from dse_monitor.trainers import distributed
+from dse_monitor.trainers.command_line import main
+from dse_monitor.trainers.engine import data
+from dse_monitor.trainers.engine import trainer as engine
+from dse_monitor.trainers.method import Views
+from dse_monitor.trainers.methods import load, mae
+from dse_monitor.trainers.methods.mae import random_masking
+from dse_monitor.trainers.settings import Settings
 
 ROWS, WIDTH = 8, 5
 SIZE = 8  # images in a batch over all processes

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from trainers import engine, sharding
-from trainers.__main__ import main
-from trainers.methods import load
-from trainers.settings import Settings
+from dse_monitor.trainers.command_line import main
+from dse_monitor.trainers.engine import sharding
+from dse_monitor.trainers.engine import trainer as engine
+from dse_monitor.trainers.methods import load
+from dse_monitor.trainers.settings import Settings
 
 STEPS = 3
 

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 
 def main():
@@ -13,14 +13,14 @@ def main():
     if kind == "worker":
         from watch_fakes import FakeEvaluate
 
-        from dse_monitor.watch import worker
+        from dse_monitor.watch.workers import worker
 
         sys.argv = ["worker", *rest]
         return worker.main(FakeEvaluate)
-    from dse_monitor.watch.child import WorkerProcess
     from dse_monitor.watch.console import Console
     from dse_monitor.watch.monitor import Monitor, _signals
     from dse_monitor.watch.options import WatchOptions
+    from dse_monitor.watch.workers.child import WorkerProcess
 
     options = {"probe": {"images": "i"}, "maps": False, "settle_seconds": 0.05, "poll_seconds": 0.1}
     options |= {name: json.loads(value) for name, _, value in (text.partition("=") for text in rest[1:])}

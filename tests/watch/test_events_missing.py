@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from watch_fakes import write_checkpoint
 
-from dse_monitor.watch import ledger
-from dse_monitor.watch.parts import Parts
-from dse_monitor.watch.run import SCAN_SECONDS
+from dse_monitor.runs import ledger
+from dse_monitor.watch.dependencies import Parts
+from dse_monitor.watch.run.watched_run import SCAN_SECONDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,7 +85,7 @@ def test_a_real_limit_of_the_kernel_is_met_at_the_start(tmp_path):
     limit = "/proc/sys/user/max_inotify_watches"
     if not os.path.exists(limit):
         pytest.skip("this kernel has no limit per namespace")
-    program = PROGRAM.format(tests=str(Path(__file__).parent), run=str(run))
+    program = PROGRAM.format(tests=str(Path(__file__).parents[1] / "helpers"), run=str(run))
     command = f'echo 0 > {limit} && exec "$0" -c "$1"'
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "sh", "-c", command, sys.executable, program],

@@ -10,7 +10,7 @@ from watch_fakes import FakeWorker, write_checkpoint
 
 from dse_monitor.errors import DeviceError, ImagesError, RunError
 from dse_monitor.publish import events
-from dse_monitor.watch import ledger
+from dse_monitor.runs import ledger
 from dse_monitor.watch.console import Notice, Problem, Row
 from dse_monitor.watch.monitor import BACK_OFF_SECONDS, START_TRIES
 
@@ -152,7 +152,7 @@ def test_links_and_copies_are_scored_once_under_the_name_that_stays(run, watchin
 
 
 def test_content_that_only_the_reader_recognises_is_recorded_once(run, watching, monkeypatch):
-    monkeypatch.setattr("dse_monitor.watch.run.content_key", lambda path: None)
+    monkeypatch.setattr("dse_monitor.watch.run.watched_run.content_key", lambda path: None)
     path = write_checkpoint(run / "checkpoint0000.pth", epoch=1.0)
     shutil.copy(path, run / "model_best.pth")
     watch = watching(run, once=True)
@@ -460,7 +460,7 @@ def test_full_disk_stops_no_scoring_and_is_said_once_and_made_up_for(run, watchi
     with monkeypatch.context() as patch:
         patch.setattr(ledger.Ledger, "_write", refuse)
         patch.setattr(events._EventFile, "append", refuse)
-        patch.setattr("dse_monitor.publish.best.write_atomically", refuse)
+        patch.setattr("dse_monitor.atomic.write_text", refuse)
         for epoch in (2.0, 3.0):
             write_checkpoint(run / f"checkpoint{epoch:04.0f}.pth", epoch=epoch, value=epoch)
             watch.step(20)

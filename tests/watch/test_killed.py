@@ -11,8 +11,9 @@ import signal
 import pytest
 from watch_fakes import FakeClock, Watching, write_checkpoint
 
-from dse_monitor.publish import best, events
-from dse_monitor.watch import ledger
+from dse_monitor import atomic
+from dse_monitor.publish import events
+from dse_monitor.runs import ledger
 
 STRIDE = 4  # so many tests share the writes, that none is long
 RISE_AND_FALL = [0.80, 0.84, 0.88, 0.92, 0.96, 1.00, 0.97, 0.90, 0.82, 0.74]  # m_inter: enough for an alert
@@ -34,7 +35,7 @@ def _watch(run, clock=None):
 
 def _writes(monkeypatch, hit):
     """Call ``hit(path, half)`` before and after each write of ledger, event data and small files."""
-    ledger_write, append, atomic = ledger.Ledger._write, events._EventFile.append, best.write_atomically
+    ledger_write, append, whole = ledger.Ledger._write, events._EventFile.append, atomic.write_text
 
     def write_line(self, line, sync):
         hit(lambda: os.write(self._descriptor, line[: len(line) // 2]))
@@ -46,14 +47,14 @@ def _writes(monkeypatch, hit):
         append(self, written)
         hit(None)
 
-    def write_atomically(path, text):
-        hit(lambda: path.with_name(f".{path.name}.draft").write_text(text[: len(text) // 2]))
-        atomic(path, text)
+    def write_text(path, text):
+        hit(lambda: path.with_name(f".{path.name}.1.part").write_text(text[: len(text) // 2]))
+        whole(path, text)
         hit(None)
 
     monkeypatch.setattr(ledger.Ledger, "_write", write_line)
     monkeypatch.setattr(events._EventFile, "append", append_events)
-    monkeypatch.setattr(best, "write_atomically", write_atomically)
+    monkeypatch.setattr(atomic, "write_text", write_text)
 
 
 def _killed_at(run, point, monkeypatch):

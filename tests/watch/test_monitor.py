@@ -4,7 +4,7 @@ import json
 import os
 
 from dse_monitor.alerts import trace
-from dse_monitor.watch import ledger
+from dse_monitor.runs import ledger
 from dse_monitor.watch.console import Problem, Row
 
 

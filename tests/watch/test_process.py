@@ -15,13 +15,15 @@ from watch_fakes import FakeEvaluate, write_checkpoint
 
 from dse_monitor import scenes
 from dse_monitor.errors import ImagesError
-from dse_monitor.watch import gpu, ledger
-from dse_monitor.watch.child import WorkerProcess, command, describe_exit
-from dse_monitor.watch.gpu import Gpu, Place
-from dse_monitor.watch.identity import look
-from dse_monitor.watch.worker import LARGE_PAGES, Making, Manners, _Reporter, serve
+from dse_monitor.runs import ledger
+from dse_monitor.runs.identity import look
+from dse_monitor.watch.workers import gpu
+from dse_monitor.watch.workers.child import WorkerProcess, command, describe_exit
+from dse_monitor.watch.workers.gpu import Gpu, Place
+from dse_monitor.watch.workers.worker import LARGE_PAGES, Making, Manners, _Reporter, serve
 
 PROGRAM = str(Path(__file__).with_name("process.py"))
+TESTS = Path(__file__).parents[1]
 
 
 def _job(path, number=1, **changes):
@@ -153,7 +155,7 @@ def test_a_share_of_the_gpu_is_kept_by_resting_between_micro_batches(fake_clock)
 
 def test_stray_output_of_a_library_stays_out_of_the_protocol(tmp_path):
     code = (
-        "import os, sys; from dse_monitor.watch import worker; from watch_fakes import FakeEvaluate\n"
+        "import os, sys; from dse_monitor.watch.workers import worker; from watch_fakes import FakeEvaluate\n"
         "def make(probe):\n    print('hello'); os.write(1, b'world\\n'); return FakeEvaluate(probe)\n"
         "worker.main(make)"
     )
@@ -164,7 +166,10 @@ def test_stray_output_of_a_library_stays_out_of_the_protocol(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": f"{Path(PROGRAM).parent}:{Path(PROGRAM).parents[2]}"},
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{Path(PROGRAM).parents[1] / 'helpers'}:{Path(PROGRAM).parents[2]}",
+        },
     )
     assert worker.stdin is not None
     assert worker.stdout is not None
@@ -213,7 +218,7 @@ def test_worker_answers_through_pipes_and_ends_with_its_input(tmp_path):
 def test_worker_dies_with_its_parent(tmp_path):
     path = write_checkpoint(tmp_path / "c.pth", epoch=1.0, die=int(signal.SIGSTOP))
     code = (
-        "import sys, json, time; from dse_monitor.watch.child import WorkerProcess\n"
+        "import sys, json, time; from dse_monitor.watch.workers.child import WorkerProcess\n"
         f"w = WorkerProcess([sys.executable, {PROGRAM!r}, 'worker']); w.send(json.loads(sys.argv[1]))\n"
         "print(w.pid, flush=True); time.sleep(60)"
     )
@@ -246,7 +251,7 @@ def test_exit_codes_are_told_in_words():
 
 def test_worker_command_carries_its_manners():
     *program, manners = command(Manners(threads=3, gpu_share=0.5))
-    assert program == [sys.executable, "-m", "dse_monitor.watch.worker"]
+    assert program == [sys.executable, "-m", "dse_monitor.watch.workers.worker"]
     assert json.loads(manners)["gpu_share"] == 0.5
     assert Manners(threads=3).environment()["OMP_NUM_THREADS"] == "3"
     assert Manners.default(nice=5).threads >= 1
@@ -311,7 +316,8 @@ def test_supervisor_killed_again_and_again_scores_each_checkpoint_once(tmp_path)
 
 def test_supervisor_is_small_and_knows_no_torch(tmp_path):
     code = (
-        "import sys; from dse_monitor.watch.monitor import watch; from dse_monitor.watch.parts import Parts\n"
+        "import sys; from dse_monitor.watch.monitor import watch\n"
+        "from dse_monitor.watch.dependencies import Parts\n"
         "Parts.real()\n"
         "assert 'torch' not in sys.modules\n"
         "pages = int(open('/proc/self/statm').read().split()[1]); print(pages * 4096 / 2**20)"
@@ -321,7 +327,7 @@ def test_supervisor_is_small_and_knows_no_torch(tmp_path):
 
 
 def test_events_make_a_new_checkpoint_known_before_the_next_scan(tmp_path):
-    from dse_monitor.watch.hints import Hints
+    from dse_monitor.watch.files.hints import Hints
 
     (tmp_path / "sub").mkdir()
     woken = threading.Event()

@@ -14,9 +14,10 @@ from watch_fakes import FakeWorker, Recorder, write_checkpoint
 
 from dse_monitor.errors import RunError
 from dse_monitor.publish import events
+from dse_monitor.runs import ledger
+from dse_monitor.runs.locking import RunLock
 from dse_monitor.scenes import write_folder
-from dse_monitor.watch import ledger, ranks, shards
-from dse_monitor.watch.locking import RunLock
+from dse_monitor.watch import ranks, shards
 from dse_monitor.watch.options import WatchOptions
 from dse_monitor.watch.ranks import Place
 
@@ -297,7 +298,7 @@ def test_nothing_of_it_needs_watchdog(tmp_path):
     program = f"""
 import sys
 sys.modules["watchdog"] = None
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1] / "helpers")!r}]
 from pathlib import Path
 from watch_fakes import FakeClock, FakeWorker, Watching
 from test_ranks import _score

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from dse_monitor.errors import OutputError
-from dse_monitor.watch import ledger, requests
+from dse_monitor.runs import ledger
 from dse_monitor.watch.console import Problem
+from dse_monitor.watch.run import requests
 
 RISE = [0.0, 0.3, 0.55, 0.75, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0]
 FALL = [0.75, 0.6, 0.5, 0.45]

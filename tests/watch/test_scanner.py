@@ -6,8 +6,8 @@ import os
 import pytest
 
 from dse_monitor.checkpoints.names import is_candidate, is_rolling
-from dse_monitor.watch import scanner as module
-from dse_monitor.watch.scanner import Scanner
+from dse_monitor.watch.files import scanner as module
+from dse_monitor.watch.files.scanner import Scanner
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from watch_fakes import write_checkpoint
 
 from dse_monitor.checkpoints.archive import check_complete
-from dse_monitor.watch.identity import Stamp, look
-from dse_monitor.watch.settle import ABANDONED_SECONDS, FORESEEN_SECONDS, OVERTAKEN_SECONDS, Settler
+from dse_monitor.runs.identity import Stamp, look
+from dse_monitor.watch.files.settle import ABANDONED_SECONDS, FORESEEN_SECONDS, OVERTAKEN_SECONDS, Settler
 
 NOTE = "This is a note about the run, and nothing that anybody could take for a checkpoint."
 

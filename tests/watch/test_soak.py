@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 from watch_fakes import FakeClock, Watching, write_checkpoint
 
-from dse_monitor.history import History
+from dse_monitor.runs.history import History
 
 
 def _descriptors():

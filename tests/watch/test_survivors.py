@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dse_monitor.watch import run as watched
+from dse_monitor.watch.run import watched_run as watched
 
 KEPT = 3
 

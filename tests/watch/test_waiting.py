@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dse_monitor.checkpoints.names import NameFacts, from_name, is_candidate, is_rolling
-from dse_monitor.watch.discovery import find_runs
-from dse_monitor.watch.identity import Stamp
+from dse_monitor.runs.identity import Stamp
+from dse_monitor.watch.files.discovery import find_runs
+from dse_monitor.watch.files.waiting import Candidate, Filter, Queue, count_done
 from dse_monitor.watch.options import WatchOptions, since_rule
-from dse_monitor.watch.waiting import Candidate, Filter, Queue, count_done
 
 
 def _candidate(path, *, inode=0, key=None, appeared=0.0, mtime=0):

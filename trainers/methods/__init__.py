@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trainers.method import Method
+    from dse_monitor.trainers.method import Method
 
 METHODS: dict[str, str] = {
     "mocov3": "MoCoV3",

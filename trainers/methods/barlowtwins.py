@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainers import backbones, optim, views
-from trainers.distributed import gather_with_gradient, world_size
-from trainers.heads import mlp
-from trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
-from trainers.networks import Projected
-from trainers.objectives import off_diagonal
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.blocks import optim, views
+from dse_monitor.trainers.blocks.heads import mlp
+from dse_monitor.trainers.blocks.networks import Projected
+from dse_monitor.trainers.blocks.objectives import off_diagonal
+from dse_monitor.trainers.distributed import gather_with_gradient, world_size
+from dse_monitor.trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainers import backbones, distributed, optim, teacher, views
-from trainers.heads import mlp
-from trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
-from trainers.networks import build_without_zero_init
-from trainers.objectives import queue_contrast
-from trainers.queues import KeyQueue
+from dse_monitor.trainers import backbones, distributed
+from dse_monitor.trainers.blocks import optim, teacher, views
+from dse_monitor.trainers.blocks.heads import mlp
+from dse_monitor.trainers.blocks.networks import build_without_zero_init
+from dse_monitor.trainers.blocks.objectives import queue_contrast
+from dse_monitor.trainers.blocks.queues import KeyQueue
+from dse_monitor.trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainers import backbones, optim, teacher, views
-from trainers.centre import Centre, updated_centre
-from trainers.heads import DINOHead
-from trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
-from trainers.networks import build_without_zero_init, multicrop_features
-from trainers.objectives import centred_softmax, mean_over_distinct, pair_cross_entropies
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.blocks import optim, teacher, views
+from dse_monitor.trainers.blocks.centre import Centre, updated_centre
+from dse_monitor.trainers.blocks.heads import DINOHead
+from dse_monitor.trainers.blocks.networks import build_without_zero_init, multicrop_features
+from dse_monitor.trainers.blocks.objectives import centred_softmax, mean_over_distinct, pair_cross_entropies
+from dse_monitor.trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +135,7 @@ def dino_loss(student_logits: Tensor, targets: Tensor, temperature: float) -> Te
 
     Args:
         student_logits: [V, B, K], the T global crops first.
-        targets: teacher probabilities [T, B, K] from :func:`trainers.objectives.centred_softmax`.
+        targets: teacher probabilities [T, B, K] from :func:`objectives.centred_softmax`.
         temperature: the student's.
 
     Returns:

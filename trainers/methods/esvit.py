@@ -16,12 +16,13 @@ from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainers import backbones, optim, teacher, views
-from trainers.centre import Centre
-from trainers.heads import DINOHead
-from trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
-from trainers.networks import build_without_zero_init
-from trainers.objectives import centred_softmax, mean_over_distinct, pair_cross_entropies
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.blocks import optim, teacher, views
+from dse_monitor.trainers.blocks.centre import Centre
+from dse_monitor.trainers.blocks.heads import DINOHead
+from dse_monitor.trainers.blocks.networks import build_without_zero_init
+from dse_monitor.trainers.blocks.objectives import centred_softmax, mean_over_distinct, pair_cross_entropies
+from dse_monitor.trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,13 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from trainers import backbones, optim, teacher, views
-from trainers.centre import Centre
-from trainers.heads import DINOHead, Prototypes
-from trainers.masks import block_mask, mask_ratio, random_mask
-from trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
-from trainers.objectives import centred_softmax, mean_over_distinct, pair_cross_entropies
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.blocks import optim, teacher, views
+from dse_monitor.trainers.blocks.centre import Centre
+from dse_monitor.trainers.blocks.heads import DINOHead, Prototypes
+from dse_monitor.trainers.blocks.masks import block_mask, mask_ratio, random_mask
+from dse_monitor.trainers.blocks.objectives import centred_softmax, mean_over_distinct, pair_cross_entropies
+from dse_monitor.trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
 
 GLOBAL_CROPS = 2  # the crops that are masked and that the teacher sees
 

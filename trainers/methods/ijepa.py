@@ -20,9 +20,10 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainers import backbones, optim, teacher, views
-from trainers.masks import MultiBlock
-from trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.blocks import optim, teacher, views
+from dse_monitor.trainers.blocks.masks import MultiBlock
+from dse_monitor.trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,9 @@ from timm.layers.norm import LayerNorm
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from trainers import backbones, optim, views
-from trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.blocks import optim, views
+from dse_monitor.trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainers import backbones, optim, teacher, views
-from trainers.distributed import gather_with_gradient
-from trainers.heads import mlp
-from trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
-from trainers.networks import Projected
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.blocks import optim, teacher, views
+from dse_monitor.trainers.blocks.heads import mlp
+from dse_monitor.trainers.blocks.networks import Projected
+from dse_monitor.trainers.distributed import gather_with_gradient
+from dse_monitor.trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
 
 TAYLOR_ORDER = 4  # terms of the log-determinant's series; loss_func's default in the released code
 

@@ -17,10 +17,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainers import backbones, distributed, optim, teacher, views
-from trainers.heads import mlp
-from trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
-from trainers.networks import Projected
+from dse_monitor.trainers import backbones, distributed
+from dse_monitor.trainers.blocks import optim, teacher, views
+from dse_monitor.trainers.blocks.heads import mlp
+from dse_monitor.trainers.blocks.networks import Projected
+from dse_monitor.trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,13 +20,14 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainers import backbones, optim, teacher, views
-from trainers.centre import Centre
-from trainers.distributed import gather
-from trainers.heads import DINOHead, mlp
-from trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
-from trainers.objectives import centred_softmax, mean_over_distinct, pair_cross_entropies
-from trainers.queues import KeyQueue
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.blocks import optim, teacher, views
+from dse_monitor.trainers.blocks.centre import Centre
+from dse_monitor.trainers.blocks.heads import DINOHead, mlp
+from dse_monitor.trainers.blocks.objectives import centred_softmax, mean_over_distinct, pair_cross_entropies
+from dse_monitor.trainers.blocks.queues import KeyQueue
+from dse_monitor.trainers.distributed import gather
+from dse_monitor.trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
 
 LARGE_CROPS = 2  # of the teacher, and of the student
 

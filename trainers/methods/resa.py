@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainers import backbones, optim, teacher, views
-from trainers.distributed import gather
-from trainers.heads import mlp
-from trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
-from trainers.networks import Projected
-from trainers.objectives import sinkhorn
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.blocks import optim, teacher, views
+from dse_monitor.trainers.blocks.heads import mlp
+from dse_monitor.trainers.blocks.networks import Projected
+from dse_monitor.trainers.blocks.objectives import sinkhorn
+from dse_monitor.trainers.distributed import gather
+from dse_monitor.trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
 
 
 @dataclass(frozen=True, kw_only=True)

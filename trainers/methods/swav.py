@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainers import backbones, optim, views
-from trainers.distributed import world_size
-from trainers.heads import mlp
-from trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
-from trainers.networks import build_without_zero_init, multicrop_features
-from trainers.objectives import sinkhorn
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.blocks import optim, views
+from dse_monitor.trainers.blocks.heads import mlp
+from dse_monitor.trainers.blocks.networks import build_without_zero_init, multicrop_features
+from dse_monitor.trainers.blocks.objectives import sinkhorn
+from dse_monitor.trainers.distributed import world_size
+from dse_monitor.trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
 
 LARGE_CROPS = 2  # the views that assignments are made from, --crops_for_assign
 

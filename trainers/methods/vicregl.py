@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trainers import backbones, optim, views
-from trainers.distributed import gather_with_gradient
-from trainers.heads import mlp
-from trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
-from trainers.objectives import off_diagonal, variance_hinge
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.blocks import optim, views
+from dse_monitor.trainers.blocks.heads import mlp
+from dse_monitor.trainers.blocks.objectives import off_diagonal, variance_hinge
+from dse_monitor.trainers.distributed import gather_with_gradient
+from dse_monitor.trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
 
 ANCHORS = 2  # views that are paired with every other view
 

@@ -9,13 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dse_monitor.checkpoints.families.vit import (
-    feed_forward,
-    number_of_heads,
-    patch_embedding,
-    patch_tokens,
-)
-from dse_monitor.checkpoints.network import (
+from dse_monitor.checkpoints.families.network import (
     IMAGE_SIZE,
     Heads,
     Hints,
@@ -24,7 +18,13 @@ from dse_monitor.checkpoints.network import (
     check_activation,
     count_blocks,
 )
-from dse_monitor.checkpoints.statedicts import Shape
+from dse_monitor.checkpoints.families.statedicts import Shape
+from dse_monitor.checkpoints.families.vit import (
+    feed_forward,
+    number_of_heads,
+    patch_embedding,
+    patch_tokens,
+)
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dse_monitor.checkpoints.network import IMAGE_SIZE, Hints, Network, NotThisNetwork
-from dse_monitor.checkpoints.statedicts import Shape
+from dse_monitor.checkpoints.families.network import IMAGE_SIZE, Hints, Network, NotThisNetwork
+from dse_monitor.checkpoints.families.statedicts import Shape
 from dse_monitor.errors import AmbiguousArchitecture
 
 if TYPE_CHECKING:

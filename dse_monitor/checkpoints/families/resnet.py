@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dse_monitor.checkpoints.network import (
+from dse_monitor.checkpoints.families.network import (
     IMAGE_SIZE,
     Hints,
     Network,
@@ -18,7 +18,7 @@ from dse_monitor.checkpoints.network import (
     check_activation,
     count_blocks,
 )
-from dse_monitor.checkpoints.statedicts import Shape
+from dse_monitor.checkpoints.families.statedicts import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

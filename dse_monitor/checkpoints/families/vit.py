@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dse_monitor.checkpoints.network import (
+from dse_monitor.checkpoints.families.network import (
     Heads,
     Hints,
     Network,
@@ -20,7 +20,7 @@ from dse_monitor.checkpoints.network import (
     check_activation,
     count_blocks,
 )
-from dse_monitor.checkpoints.statedicts import Shape
+from dse_monitor.checkpoints.families.statedicts import Shape
 from dse_monitor.errors import AmbiguousArchitecture
 
 if TYPE_CHECKING:

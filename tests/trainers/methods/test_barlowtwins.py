@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.method import Plan, Progress, Views
-from trainers.methods.barlowtwins import (
+from dse_monitor.trainers.method import Plan, Progress, Views
+from dse_monitor.trainers.methods.barlowtwins import (
     BarlowTwins,
     BarlowTwinsRecipe,
     cross_correlation,

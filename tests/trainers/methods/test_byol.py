@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from trainers import optim, teacher
-from trainers.heads import mlp
-from trainers.method import ParameterGroup, Plan, Progress, Views
-from trainers.methods.byol import BYOL, BYOLRecipe, byol_loss
-from trainers.networks import Projected
+from dse_monitor.trainers.blocks import optim, teacher
+from dse_monitor.trainers.blocks.heads import mlp
+from dse_monitor.trainers.blocks.networks import Projected
+from dse_monitor.trainers.method import ParameterGroup, Plan, Progress, Views
+from dse_monitor.trainers.methods.byol import BYOL, BYOLRecipe, byol_loss
 
 LOSS = {"rtol": 1e-5, "atol": 0.0}
 GRADIENT = {"rtol": 1e-4, "atol": 1e-7}

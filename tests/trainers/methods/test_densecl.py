@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from trainers import teacher
-from trainers.method import Plan, Progress, Views
-from trainers.methods.densecl import DenseCL, DenseCLRecipe, Neck, correspondence, dense_contrast
-from trainers.objectives import queue_contrast
-from trainers.queues import KeyQueue
+from dse_monitor.trainers.blocks import teacher
+from dse_monitor.trainers.blocks.objectives import queue_contrast
+from dse_monitor.trainers.blocks.queues import KeyQueue
+from dse_monitor.trainers.method import Plan, Progress, Views
+from dse_monitor.trainers.methods.densecl import DenseCL, DenseCLRecipe, Neck, correspondence, dense_contrast
 
 LOSS = {"rtol": 1e-5, "atol": 0.0}
 GRADIENT = {"rtol": 1e-4, "atol": 1e-7}

@@ -10,10 +10,11 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-from trainers import backbones, optim, teacher
-from trainers.heads import DINOHead
-from trainers.method import Plan, Progress, Views
-from trainers.methods.dino import DINO, DINORecipe, dino_loss, loss_and_centre
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.blocks import optim, teacher
+from dse_monitor.trainers.blocks.heads import DINOHead
+from dse_monitor.trainers.method import Plan, Progress, Views
+from dse_monitor.trainers.methods.dino import DINO, DINORecipe, dino_loss, loss_and_centre
 
 LOSS = {"rtol": 1e-5, "atol": 0.0}
 GRADIENT = {"rtol": 1e-4, "atol": 1e-6}

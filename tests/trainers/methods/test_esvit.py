@@ -9,11 +9,11 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-from trainers import backbones
-from trainers.centre import updated_centre
-from trainers.method import Plan, Progress, Views
-from trainers.methods.esvit import EsViT, EsViTRecipe, match_regions, region_pairs, view_pairs
-from trainers.objectives import centred_softmax, mean_over_distinct
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.blocks.centre import updated_centre
+from dse_monitor.trainers.blocks.objectives import centred_softmax, mean_over_distinct
+from dse_monitor.trainers.method import Plan, Progress, Views
+from dse_monitor.trainers.methods.esvit import EsViT, EsViTRecipe, match_regions, region_pairs, view_pairs
 
 LOSS = {"rtol": 1e-5, "atol": 0.0}
 GRADIENT = {"rtol": 1e-4, "atol": 1e-6}

@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from trainers import backbones, optim
-from trainers.centre import updated_centre
-from trainers.data import seeded
-from trainers.masks import block_mask, mask_ratio, random_mask
-from trainers.method import Plan, Progress, Views
-from trainers.methods import ibot
-from trainers.methods.ibot import IBOT, IBOTHead, IBOTRecipe, ibot_losses, patch_loss
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.blocks import optim
+from dse_monitor.trainers.blocks.centre import updated_centre
+from dse_monitor.trainers.blocks.masks import block_mask, mask_ratio, random_mask
+from dse_monitor.trainers.engine.data import seeded
+from dse_monitor.trainers.method import Plan, Progress, Views
+from dse_monitor.trainers.methods import ibot
+from dse_monitor.trainers.methods.ibot import IBOT, IBOTHead, IBOTRecipe, ibot_losses, patch_loss
 
 LOSS = {"rtol": 1e-5, "atol": 0.0}
 GRADIENT = {"rtol": 1e-4, "atol": 1e-6}

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from trainers import backbones, optim
-from trainers.masks import MultiBlock
-from trainers.method import Plan, Progress, Views
-from trainers.methods.ijepa import (
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.blocks import optim
+from dse_monitor.trainers.blocks.masks import MultiBlock
+from dse_monitor.trainers.method import Plan, Progress, Views
+from dse_monitor.trainers.methods.ijepa import (
     IJEPA,
     IJEPARecipe,
     Predictor,

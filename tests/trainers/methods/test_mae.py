@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from trainers import backbones
-from trainers.method import Plan, Progress, Views
-from trainers.methods.mae import (
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.method import Plan, Progress, Views
+from dse_monitor.trainers.methods.mae import (
     MAE,
     Autoencoder,
     Decoder,

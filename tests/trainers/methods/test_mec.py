@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from trainers import teacher
-from trainers.method import Plan, Progress, Views
-from trainers.methods.mec import (
+from dse_monitor.trainers.blocks import teacher
+from dse_monitor.trainers.method import Plan, Progress, Views
+from dse_monitor.trainers.methods.mec import (
     MEC,
     MECRecipe,
     coding_length,

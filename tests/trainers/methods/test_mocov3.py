@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from trainers import backbones, optim, teacher
-from trainers.heads import mlp
-from trainers.method import Plan, Progress, Views
-from trainers.methods.mocov3 import MoCoV3, MoCoV3Recipe, contrast, initialise
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.blocks import optim, teacher
+from dse_monitor.trainers.blocks.heads import mlp
+from dse_monitor.trainers.method import Plan, Progress, Views
+from dse_monitor.trainers.methods.mocov3 import MoCoV3, MoCoV3Recipe, contrast, initialise
 
 LOSS = {"rtol": 1e-5, "atol": 0.0}
 GRADIENT = {"rtol": 1e-4, "atol": 1e-6}

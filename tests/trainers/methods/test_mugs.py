@@ -7,12 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from trainers import backbones, optim
-from trainers.centre import updated_centre
-from trainers.data import seeded
-from trainers.heads import DINOHead
-from trainers.method import Plan, Progress, Views
-from trainers.methods.mugs import (
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.blocks import optim
+from dse_monitor.trainers.blocks.centre import updated_centre
+from dse_monitor.trainers.blocks.heads import DINOHead
+from dse_monitor.trainers.blocks.objectives import centred_softmax, pair_cross_entropies
+from dse_monitor.trainers.blocks.queues import KeyQueue
+from dse_monitor.trainers.engine.data import seeded
+from dse_monitor.trainers.method import Plan, Progress, Views
+from dse_monitor.trainers.methods.mugs import (
     ContrastHead,
     Memory,
     Mugs,
@@ -24,8 +27,6 @@ from trainers.methods.mugs import (
     granular_mean,
     weighted_mean,
 )
-from trainers.objectives import centred_softmax, pair_cross_entropies
-from trainers.queues import KeyQueue
 
 LOSS = {"rtol": 1e-5, "atol": 0.0}
 GRADIENT = {"rtol": 1e-4, "atol": 1e-6}

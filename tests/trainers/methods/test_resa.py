@@ -9,10 +9,11 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from trainers import backbones, teacher
-from trainers.method import Plan, Progress, Views
-from trainers.methods.resa import ReSA, ReSARecipe, assignment, resa_loss
-from trainers.objectives import sinkhorn
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.blocks import teacher
+from dse_monitor.trainers.blocks.objectives import sinkhorn
+from dse_monitor.trainers.method import Plan, Progress, Views
+from dse_monitor.trainers.methods.resa import ReSA, ReSARecipe, assignment, resa_loss
 
 ASSIGNMENT = {"rtol": 1e-5, "atol": 1e-6}
 GRADIENT = {"rtol": 1e-4, "atol": 1e-7}

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.heads import mlp
-from trainers.method import Plan, Progress, Views
-from trainers.methods.simsiam import SimSiam, SimSiamRecipe, simsiam_loss
+from dse_monitor.trainers.blocks.heads import mlp
+from dse_monitor.trainers.method import Plan, Progress, Views
+from dse_monitor.trainers.methods.simsiam import SimSiam, SimSiamRecipe, simsiam_loss
 
 LOSS = {"rtol": 1e-5, "atol": 0.0}
 GRADIENT = {"rtol": 1e-4, "atol": 1e-7}

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from trainers import optim
-from trainers.method import ParameterGroup, Plan, Progress, Views
-from trainers.methods.swav import (
+from dse_monitor.trainers.blocks import optim
+from dse_monitor.trainers.blocks.objectives import sinkhorn
+from dse_monitor.trainers.method import ParameterGroup, Plan, Progress, Views
+from dse_monitor.trainers.methods.swav import (
     SwAV,
     SwAVRecipe,
     assignments,
@@ -17,7 +18,6 @@ from trainers.methods.swav import (
     queue_is_full,
     swav_loss,
 )
-from trainers.objectives import sinkhorn
 
 LOSS = {"rtol": 1e-5, "atol": 1e-6}
 GRADIENT = {"rtol": 1e-4, "atol": 1e-7}

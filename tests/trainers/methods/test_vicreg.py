@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.method import Plan, Progress, Views
-from trainers.methods.vicreg import VICReg, VICRegRecipe, vicreg_terms
+from dse_monitor.trainers.method import Plan, Progress, Views
+from dse_monitor.trainers.methods.vicreg import VICReg, VICRegRecipe, vicreg_terms
 
 LOSS = {"rtol": 1e-5, "atol": 0.0}
 GRADIENT = {"rtol": 1e-4, "atol": 1e-6}

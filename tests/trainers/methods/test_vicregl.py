@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from trainers import backbones, optim
-from trainers.method import Plan, Progress, Views
-from trainers.methods import vicregl
-from trainers.methods.vicreg import vicreg_terms
-from trainers.methods.vicregl import (
+from dse_monitor.trainers import backbones
+from dse_monitor.trainers.blocks import optim
+from dse_monitor.trainers.method import Plan, Progress, Views
+from dse_monitor.trainers.methods import vicregl
+from dse_monitor.trainers.methods.vicreg import vicreg_terms
+from dse_monitor.trainers.methods.vicregl import (
     VICRegL,
     VICRegLRecipe,
     global_terms,

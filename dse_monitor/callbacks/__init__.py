@@ -1,0 +1,1 @@
+"""DSE inside somebody else's training loop: plain, Lightning, Hugging Face."""

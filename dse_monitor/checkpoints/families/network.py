@@ -1,0 +1,137 @@
+"""A network described exactly: what families return and encoders are built from. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dse_monitor.checkpoints.families.statedicts import Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+ImageStatistics = tuple[float, float, float]
+IMAGENET_MEAN: ImageStatistics = (0.485, 0.456, 0.406)  # torchvision's, used by all sixteen official recipes
+IMAGENET_STD: ImageStatistics = (0.229, 0.224, 0.225)
+IMAGE_SIZE = 224  # side for networks that take any size: what ImageNet recipes evaluate at
+
+
+# What dialects call a norm that usually stands after pooling, so that it takes no part in dense tokens.
+POOLED_NORM = "pooled_norm"
+
+
+class NotThisNetwork(Exception):
+    """The tensors are no network of this family, or one that cannot be built; says why."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """A number of attention heads and where it was read."""
+
+    count: int
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hints:
+    """What is known about a network beside the shapes of its tensors.
+
+    Attributes:
+        num_heads: the user's answer; beats everything.
+        recorded_heads: read from a configuration in or beside the file.
+        heads_by_width: heads of the models the training code defines, by embedding width.
+        heads_origin: whose models those are, in words.
+        norm_eps: epsilon of the LayerNorms; None means the family's usual one.
+        image_size: side of the images the network was made for, pixels; None if unknown.
+        mean: per-channel mean the images are normalised with.
+        std: per-channel standard deviation the images are normalised with.
+        details: further values of a configuration that a family understands, by its own names.
+    """
+
+    num_heads: int | None = None
+    recorded_heads: Heads | None = None
+    heads_by_width: Mapping[int, int] = field(default_factory=dict)
+    heads_origin: str = ""
+    norm_eps: float | None = None
+    image_size: int | None = None
+    mean: ImageStatistics = IMAGENET_MEAN
+    std: ImageStatistics = IMAGENET_STD
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """How one tensor of the network is made from tensors of the file.
+
+    Attributes:
+        sources: names in the file's state dict, without prefix and wrappers.
+        shape: shape of the result.
+        make: turns the sources, in order, into the result.
+    """
+
+    sources: tuple[str, ...]
+    shape: Shape
+    make: Callable[[list[Tensor]], Tensor] = lambda tensors: tensors[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """One network, exactly: timm builds it, and its tensors have these names and no others.
+
+    Attributes:
+        family: ``vit``, ``dinov3``, ``resnet``, ``swin`` or ``convnext``.
+        description: the network in words, as records and `inspect` print it.
+        build: constructs the module (parameters untouched by the file yet).
+        tokens: takes the module and images [B, 3, H, W], returns last-layer dense tokens [B, N, D].
+        num_tokens: N at `image_size`.
+        width: D.
+        image_size: side of the square images it wants, pixels.
+        any_size: whether other image sizes are possible.
+        convolutional: whether channels-last memory is worth it.
+        heads: attention heads as used, for records; empty for convolutional networks.
+        mean: per-channel mean of its images.
+        std: per-channel standard deviation of its images.
+        renamed: pieces that replace same-named ones (folding, splitting), by name in the network; their
+            sources are names in the network too.
+        notes: what was assumed, in full sentences.
+    """
+
+    family: str
+    description: str
+    build: Callable[[], nn.Module]
+    tokens: Callable[[nn.Module, Tensor], Tensor]
+    num_tokens: int
+    width: int
+    image_size: int
+    any_size: bool = False
+    convolutional: bool = False
+    heads: str = ""
+    mean: ImageStatistics = IMAGENET_MEAN
+    std: ImageStatistics = IMAGENET_STD
+    renamed: Mapping[str, Piece] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def check_activation(hints: Hints, usual: str) -> None:
+    """Refuse a recorded activation that is not the one the network is built with.
+
+    Activations have no tensors: another one would load silently and yield wrong features.
+    """
+    found = hints.details.get("hidden_act", usual)
+    if found != usual:
+        raise NotThisNetwork(f"its configuration asks for hidden_act {found!r} where {usual!r} is built")
+
+
+def count_blocks(shapes: Mapping[str, Shape], prefix: str) -> int:
+    """Number of consecutive children ``prefix0.``, ``prefix1.``, ... among the names.
+
+    Raises:
+        NotThisNetwork: a number is missing in between.
+    """
+    found = {name[len(prefix) :].split(".", 1)[0] for name in shapes if name.startswith(prefix)}
+    numbers = {int(part) for part in found if part.isdigit()}
+    if numbers != set(range(len(numbers))):
+        missing = sorted(set(range(max(numbers) + 1)) - numbers)
+        raise NotThisNetwork(f"{prefix}{missing[0]} is missing although {prefix}{max(numbers)} is there")
+    return len(numbers)

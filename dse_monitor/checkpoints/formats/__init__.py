@@ -1,0 +1,1 @@
+"""The file formats that checkpoints are written in."""

@@ -1,0 +1,1 @@
+"""Bytes and pickles, inert: nothing of a file is ever executed."""

@@ -1,0 +1,175 @@
+"""How far training had come when a checkpoint was written: epochs and steps done, and where each was read.
+
+What is stored inside beats the name of the file. Everything is turned into counts of what is finished,
+because training codes disagree on whether their numbers start at zero. No torch is imported here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dse_monitor.checkpoints.names import NameFacts
+from dse_monitor.checkpoints.reading.contents import TensorRef
+
+# In order of precedence; a path leads through nested dictionaries.
+EPOCH_FIELDS: tuple[tuple[str, ...], ...] = (
+    ("epoch",),
+    ("trainer_state", "epoch"),
+    ("meta", "epoch"),
+    ("classy_state_dict", "phase_idx"),
+    ("phase_idx",),
+)
+STEP_FIELDS: tuple[tuple[str, ...], ...] = (
+    ("global_step",),
+    ("trainer_state", "global_step"),
+    ("step",),
+    ("iteration",),
+    ("iter",),
+    ("iter_num",),
+    ("steps",),
+    ("num_updates",),
+    ("train_steps",),
+    ("meta", "iter"),
+)
+# Lightning: whether the batch after which it saved was the last of its epoch.
+LIGHTNING_BATCHES = ("loops", "fit_loop", "epoch_loop.batch_progress", "is_last_batch")
+MAX_COUNTERS = 1000  # step counters of the optimiser that are read; all of them agree in every known trainer
+_COUNTED_FROM_ZERO = {"phase_idx"}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Epochs and steps done.
+
+    Attributes:
+        epoch: finished epochs, or None.
+        epoch_source: where it was read and how it was turned into a count.
+        step: finished optimiser steps, or None.
+        step_source: the same for the step.
+        notes: disagreements between the file and its name, in full sentences.
+    """
+
+    epoch: float | None = None
+    epoch_source: str = ""
+    step: int | None = None
+    step_source: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def read(
+    tree: Any,
+    facts: NameFacts,
+    *,
+    epochs_from_field: int = 0,
+    steps_from_field: int = 0,
+    scalars: Callable[[Sequence[TensorRef]], Sequence[float]] | None = None,
+) -> Progress:
+    """Progress of a checkpoint.
+
+    Args:
+        tree: the file's contents without its tensors.
+        facts: what its name says.
+        epochs_from_field: what the layout adds to a stored epoch to get finished ones.
+        steps_from_field: what the layout adds to a stored step to get finished ones.
+        scalars: reads tensors of one number each; without it, the optimiser's step counters are used only if
+            plain.
+    """
+    fields = tree if isinstance(tree, Mapping) else {}
+    notes: list[str] = []
+    unfinished = _at(fields, LIGHTNING_BATCHES) is False
+    counted = 0 if unfinished or facts.within_epoch else epochs_from_field
+    epoch, epoch_source = _first(fields, EPOCH_FIELDS, counted)
+    if unfinished:
+        notes.append("It was saved in the middle of an epoch, which is not counted as finished.")
+    step, step_source = _first(fields, STEP_FIELDS, steps_from_field)
+    if step is None:
+        step, step_source = _lightning_loops(fields)
+    if step is None:
+        step, step_source = _optimizer_steps(fields, scalars)
+
+    if facts.epoch_done is not None:
+        if epoch is None:
+            epoch, epoch_source = facts.epoch_done, facts.how
+        elif epoch != facts.epoch_done - unfinished:
+            notes.append(
+                f"The name says {_number(facts.epoch_done)} finished epochs ({facts.how}), the file says "
+                f"{_number(epoch)} ({epoch_source}); the file is believed."
+            )
+    if facts.step_done is not None:
+        if step is None:
+            step, step_source = facts.step_done, facts.how
+        elif step != facts.step_done:
+            notes.append(
+                f"The name says {facts.step_done} finished steps ({facts.how}), the file says "
+                f"{_number(step)} ({step_source}); the file is believed."
+            )
+    return Progress(epoch, epoch_source, None if step is None else int(step), step_source, tuple(notes))
+
+
+def _first(
+    fields: Mapping[Any, Any], candidates: tuple[tuple[str, ...], ...], offset: int
+) -> tuple[float | None, str]:
+    for path in candidates:
+        value = _number_at(fields, path)
+        if value is None:
+            continue
+        name = ".".join(path)
+        added = 1 if path[-1] in _COUNTED_FROM_ZERO else offset
+        if added:
+            return value + added, f"field '{name}' = {_number(value)} (counts from zero)"
+        return value, f"field '{name}' = {_number(value)} (counts finished ones)"
+    return None, ""
+
+
+def _number_at(node: Any, path: tuple[str, ...]) -> float | None:
+    """A plain non-negative number at `path`; booleans, tensors and strings are none."""
+    node = _at(node, path)
+    if isinstance(node, bool) or not isinstance(node, (int, float)):
+        return None
+    return node if math.isfinite(node) and node >= 0 else None
+
+
+def _at(node: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        if not isinstance(node, Mapping) or key not in node:
+            return None
+        node = node[key]
+    return node
+
+
+def _lightning_loops(fields: Mapping[Any, Any]) -> tuple[float | None, str]:
+    path = ("loops", "fit_loop", "epoch_loop.batch_progress", "total", "completed")
+    value = _number_at(fields, path)
+    return (None, "") if value is None else (value, f"field '{'.'.join(path)}' (batches completed)")
+
+
+def _optimizer_steps(
+    fields: Mapping[Any, Any], scalars: Callable[[Sequence[TensorRef]], Sequence[float]] | None
+) -> tuple[float | None, str]:
+    """The largest ``step`` among the optimiser's per-parameter states (Adam and its family)."""
+    found = [value for key in ("optimizer", "optimizer_states", "opt") for value in _steps(fields.get(key))]
+    counts = [value for value in found if not isinstance(value, TensorRef)]
+    kept = [value for value in found if isinstance(value, TensorRef)][:MAX_COUNTERS]
+    if not counts and kept and scalars is not None:
+        counts = list(scalars(kept))
+    counts = [count for count in counts if math.isfinite(count) and count >= 0]
+    return (max(counts), "largest 'step' of the optimiser") if counts else (None, "")
+
+
+def _steps(optimizer: Any) -> Iterator[float | TensorRef]:
+    for state_dict in optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]:
+        state = state_dict.get("state") if isinstance(state_dict, Mapping) else None
+        for entry in state.values() if isinstance(state, Mapping) else ():
+            value = entry.get("step") if isinstance(entry, Mapping) else None
+            if isinstance(value, TensorRef):
+                if not value.shape and value.dtype in ("float32", "float64", "int64", "int32"):
+                    yield value
+            elif (count := _number_at(entry, ("step",))) is not None:
+                yield count
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else f"{value:g}"

@@ -1,0 +1,1 @@
+"""One checkpoint measured: images, tokens, components, feature maps."""

@@ -1,0 +1,494 @@
+"""One checkpoint -> one Evaluation: the only place where loading, images, tokens, metric and maps meet.
+
+Importing this module loads no torch, so that the process which writes the settings down does not need it;
+what evaluates imports it on first use.
+
+Shapes: n images, B of them in a metric batch, N tokens per image, D feature width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import itertools
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dse_monitor.errors import CheckpointError, DeviceError, DSEError, FeatureError, NonFiniteFeatures
+from dse_monitor.evaluation import images, maps
+from dse_monitor.runs.record import Evaluation, Settings, Source
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from dse_monitor.encoder import Encoder
+    from dse_monitor.metric import Components
+
+Progress = Callable[[str, int, int], None]  # (stage, done, total): "read", "images", "forward", "metric"
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+CONSTANT_SPREAD = 1e-5  # relative; tokens that differ by less differ by float32 rounding alone. Ours
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What every checkpoint of a run is measured with. Plain values: survives JSON, see `to_json`.
+
+    Attributes:
+        images: folder of held-out images.
+        cache: folder for the image sample and its pixels; give each run its own.
+        num_images: images measured.
+        seed: of the image sample, the clustering and the permutation of positions.
+        batch: images per metric batch; see `batches` for what happens when it does not divide the images.
+        group: consecutive images clustered together.
+        local_clusters: clusters per image.
+        global_clusters: clusters per group.
+        normalize: whether tokens are L2-normalised first.
+        image_size: side of the centre crop, px; None for what each encoder wants.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:INDEX`` or ``mps``.
+        precision: arithmetic of the forward pass; ``auto`` is bfloat16 on CUDA and float32 elsewhere.
+        micro_batch: images per forward pass; None for the device's default. Does not change the numbers.
+        layout: name of the checkpoint layout, None to recognise it.
+        encoder: which network of the file, None for the layout's convention.
+        arch: timm model, None to derive it from the tensors.
+        num_heads: attention heads, None to derive them.
+        maps: output folder of the run, whose `media/` gets the feature maps; None paints none.
+
+    Raises:
+        ValueError: a number out of range, an unknown device or precision.
+    """
+
+    images: str
+    cache: str
+    num_images: int = 2048
+    seed: int = 0
+    batch: int = 1024
+    group: int = 8
+    local_clusters: int = 3
+    global_clusters: int = 24
+    normalize: bool = True
+    image_size: int | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    micro_batch: int | None = None
+    layout: str | None = None
+    encoder: str | None = None
+    arch: str | None = None
+    num_heads: int | None = None
+    maps: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("images", "cache", "maps"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, os.fspath(value))
+        least = {"num_images": images.MINIMUM_IMAGES, "batch": 1, "group": 1, "local_clusters": 1}
+        least |= {
+            "global_clusters": 2,
+            "seed": 0,
+            "image_size": images.MINIMUM_SIDE,
+            "micro_batch": 1,
+            "num_heads": 1,
+        }
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise ValueError(f"{name} must be at least {bound}, got {value}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if not _DEVICE.fullmatch(self.device):
+            raise ValueError(f"device must be auto, cpu, cuda, cuda:INDEX or mps, got {self.device!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as plain JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Probe:
+        """The inverse of `to_json`."""
+        return cls(**data)
+
+
+class HeldOut:
+    """The held-out images of a probe, decoded on first use and kept; loads no torch.
+
+    Args:
+        probe: how is measured.
+    """
+
+    def __init__(self, probe: Probe):
+        self._probe = probe
+        self._image_sets: dict[int, images.ImageSet] = {}
+
+    def at(self, size: int, progress: Progress | None = None) -> images.ImageSet:
+        """The images at `size` px.
+
+        Raises:
+            ImagesError, OutputError: see `images.prepare`.
+        """
+        if size not in self._image_sets:
+            probe = self._probe
+            self._image_sets[size] = images.prepare(
+                probe.images,
+                num_images=probe.num_images,
+                seed=probe.seed,
+                size=size,
+                cache=probe.cache,
+                progress=_of_stage(progress, "images"),
+            )
+        return self._image_sets[size]
+
+
+class Evaluator:
+    """Measures checkpoints, one call each, keeping images and device between calls.
+
+    Args:
+        probe: how to measure.
+        held_out: the probe's images, where they were looked at already.
+        clock: seconds since 1970, for the record.
+
+    Raises:
+        DeviceError: the device asked for is not there.
+    """
+
+    def __init__(
+        self, probe: Probe, *, held_out: HeldOut | None = None, clock: Callable[[], float] = time.time
+    ):
+        self.probe = probe
+        self._held_out = held_out or HeldOut(probe)
+        self.device = resolve_device(probe.device)
+        self.precision = _precision(probe.precision, self.device)
+        self._clock = clock
+
+    def image_set(self, size: int, progress: Progress | None = None) -> images.ImageSet:
+        """The held-out images at `size` px, decoded on first use.
+
+        Raises:
+            ImagesError, OutputError: see `images.prepare`.
+        """
+        return self._held_out.at(size, progress)
+
+    def wake(self) -> None:
+        """Have the device compute something: its first product takes seconds on a GPU."""
+        import torch
+
+        one = torch.ones(1, 1, device=self.device)
+        (one @ one).item()
+
+    def __call__(
+        self,
+        path: Path | str,
+        progress: Progress | None = None,
+        *,
+        name: str | None = None,
+        aliases: tuple[str, ...] = (),
+    ) -> Evaluation:
+        """Measure one checkpoint. The file is read once and closed before anything is computed.
+
+        What is wrong with the file ends in the record, not in an exception: ``failed`` when it cannot be
+        read or measured, ``invalid`` when weights or tokens are not finite, or when all tokens are equal.
+
+        Args:
+            path: the checkpoint.
+            progress: called as progress(stage, done, total).
+            name: what the record calls the file, by convention its path relative to the run; `path` if None.
+            aliases: other names of the same content.
+
+        Raises:
+            ImagesError, OutputError: the held-out images cannot be used, or results cannot be written.
+            DeviceError: the device is full or broken, or this machine is out of memory.
+            OSError: the file is gone, or cannot be reached; says nothing about what was in it.
+        """
+        path = Path(path)
+        stopwatch = _Stopwatch()
+        settings: Settings | None = None
+        source = Source(path=str(path))
+        measured: dict[str, Any] = {"status": "failed"}
+        try:
+            with stopwatch("read"):
+                encoder = self._load(path, progress)
+            source = encoder.source
+            if encoder.non_finite:
+                raise _Invalid(_weights_reason(encoder), "NonFiniteWeights")
+            with stopwatch("images"):
+                held_out = self.image_set(self.probe.image_size or encoder.image_size, progress)
+            settings = self._settings(encoder, held_out)
+            measured = self._measure(encoder, held_out, settings, stopwatch, progress)
+        except _Invalid as error:
+            measured = {"status": "invalid", "reason": str(error), "error": error.kind}
+        except NonFiniteFeatures as error:
+            measured = {"status": "invalid", "reason": _one_line(error), "error": type(error).__name__}
+        except (CheckpointError, FeatureError) as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in _GONE:
+                raise error.__cause__ from error
+            measured = {"status": "failed", "reason": _one_line(error), "error": type(error).__name__}
+        except (DSEError, OSError):
+            raise  # images, device, output, disk: not the checkpoint's fault
+        except Exception as error:  # a file can break its reader in ways nobody foresaw; the watch goes on
+            if _is_device_failure(error):
+                raise DeviceError(
+                    f"{self.device}: {_one_line(error)}; free memory or use another device, and start again"
+                ) from error
+            reason = f"{path}: unexpected {type(error).__name__}: {_one_line(error)}; please report it"
+            measured = {"status": "failed", "reason": reason, "error": type(error).__name__}
+        return Evaluation(
+            source=_named(source, path, name, aliases),
+            settings=settings,
+            seconds=stopwatch.seconds(),
+            wall_time=self._clock(),
+            **measured,
+        )
+
+    def _load(self, path: Path, progress: Progress | None) -> Encoder:
+        from dse_monitor.checkpoints import load_encoder
+
+        if progress:
+            progress("read", 0, 1)
+        probe = self.probe
+        encoder = load_encoder(
+            path, layout=probe.layout, encoder=probe.encoder, arch=probe.arch, num_heads=probe.num_heads
+        )
+        if progress:
+            progress("read", 1, 1)
+        return encoder
+
+    def _settings(self, encoder: Encoder, held_out: images.ImageSet) -> Settings:
+        probe = self.probe
+        return Settings(
+            images=held_out.fingerprint,
+            num_images=len(held_out),
+            resize=held_out.resize,
+            crop=held_out.size,
+            mean=encoder.mean,
+            std=encoder.std,
+            batch=probe.batch,
+            group=probe.group,
+            local_clusters=probe.local_clusters,
+            global_clusters=probe.global_clusters,
+            normalize=probe.normalize,
+            precision=self.precision,
+            seed=probe.seed,
+        )
+
+    def _measure(
+        self,
+        encoder: Encoder,
+        held_out: images.ImageSet,
+        settings: Settings,
+        stopwatch: _Stopwatch,
+        progress: Progress | None,
+    ) -> dict[str, Any]:
+        """Fields of a ``scored`` Evaluation. The features of one batch are in memory at a time."""
+        from dse_monitor.metric import average, companions, measure
+        from dse_monitor.metric.labels import first_labels
+        from dse_monitor.metric.precision import full_float32
+
+        probe = self.probe
+        components: list[Components] = []
+        others: list[dict[str, float]] = []
+        examples = maps.Examples()
+        parts = list(batches(len(held_out), probe.batch, probe.group))
+        encoder.to(self.device)
+        how = {
+            name: getattr(probe, name) for name in ("group", "local_clusters", "global_clusters", "normalize")
+        }
+        for index, part in enumerate(parts):
+            with stopwatch("forward"), full_float32():
+                tokens = encoder.encode(
+                    held_out.pixels[part],
+                    device=self.device,
+                    precision=self.precision,
+                    micro_batch=probe.micro_batch,
+                    progress=_shifted(progress, part.start, len(held_out)),
+                )
+                collapsed = is_constant(
+                    tokens
+                )  # looking at numbers also waits for the device: honest seconds
+            if collapsed:
+                raise _Invalid(_constant_reason(encoder, tokens), "ConstantFeatures")
+            with stopwatch("metric"):
+                components.append(measure(tokens, **how, seed=probe.seed + index))
+            with stopwatch("companions"):
+                others.append(companions.measure(tokens))
+            if probe.maps is not None and examples.missing:
+                with stopwatch("maps"):
+                    labels = first_labels(tokens, examples.missing, **how, seed=probe.seed + index)
+                    first = tokens[: examples.missing].float().cpu().numpy()
+                    examples.add(first, *(own.numpy() for own in labels))
+            del tokens  # before the next batch is made
+            if progress:
+                progress("metric", index + 1, len(parts))
+        map_file = ""
+        if probe.maps is not None:
+            with stopwatch("maps"):
+                map_file = self._paint(examples, encoder.source, held_out, settings)
+        return {
+            "status": "scored",
+            "components": average(components),
+            "companions": _means(others),
+            "map_file": map_file,
+        }
+
+    def _paint(
+        self, examples: maps.Examples, source: Source, held_out: images.ImageSet, settings: Settings
+    ) -> str:
+        """Maps of the first images; the file's name tells content and settings."""
+        assert self.probe.maps is not None
+        tokens = examples.tokens()
+        if self.probe.normalize:
+            tokens = tokens / np.maximum(np.linalg.norm(tokens, axis=-1, keepdims=True), 1e-12)
+        content = source.content or hashlib.sha256(os.fsencode(source.path)).hexdigest()
+        folder = Path(self.probe.maps)
+        maps.paint_images(folder, held_out.pixels[: len(tokens)])
+        name = f"{content[:16]}-{settings.fingerprint[:6]}"
+        return maps.paint_tokens(folder, tokens, examples.labels(), name=name, images=held_out.fingerprint)
+
+
+def batches(count: int, batch: int, group: int) -> Iterator[slice]:
+    """Split `count` images into metric batches of about `batch` images, equal up to one group.
+
+    M_dim depends on the images in a batch, so a short last batch would bias the mean: there are
+    round(count / batch) batches (at least one) and no remainder. 2,048 images in batches of 1,024 make two;
+    1,100 make one of 1,100; 1,600 make two of 800. Batches hold whole groups; only the last group of all
+    may be short.
+    """
+    groups = -(-count // group)
+    parts = min(max(1, int(count / batch + 0.5)), groups)
+    bounds = [min(groups * i // parts * group, count) for i in range(parts + 1)]
+    return (slice(start, stop) for start, stop in itertools.pairwise(bounds))
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device a name stands for; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        DeviceError: this machine, or this build of torch, does not have it.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            found = f"{count} CUDA device{'s' * (count != 1)}"
+            raise DeviceError(
+                f"{name}: torch {torch.__version__} finds {found} here; use another or --device cpu"
+            )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError(f"mps: torch {torch.__version__} finds no Apple GPU here; use --device cpu")
+    return device
+
+
+def is_constant(tokens: Tensor) -> bool:
+    """Whether all tokens [B, N, D] are equal but for rounding, which makes every distance noise."""
+    first = tokens[:1, :1]
+    bound = CONSTANT_SPREAD * first.abs().max()
+    if bool((tokens[0] - first[0]).abs().max() > bound):  # one image nearly always settles it
+        return False
+    return all(bool((image - first[0]).abs().max() <= bound) for image in tokens)
+
+
+class _Invalid(Exception):
+    """Measured or read, and meaningless."""
+
+    def __init__(self, reason: str, kind: str):
+        super().__init__(reason)
+        self.kind = kind
+
+
+class _Stopwatch:
+    """Adds up wall seconds by stage; `total` runs from the start."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._stages: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._stages[stage] = self._stages.get(stage, 0.0) + time.perf_counter() - start
+
+    def seconds(self) -> dict[str, float]:
+        stages = self._stages | {"total": time.perf_counter() - self._start}
+        return {stage: round(seconds, 4) for stage, seconds in stages.items()}
+
+
+def _precision(name: str, device: torch.device) -> str:
+    if name != "auto":
+        return name
+    return "bfloat16" if device.type == "cuda" else "float32"
+
+
+def _named(source: Source, path: Path, name: str | None, aliases: tuple[str, ...]) -> Source:
+    """The source under its name in the record, with size and time of the file where reading failed early."""
+    changes: dict[str, Any] = {"path": Path(name).as_posix() if name else path.as_posix(), "aliases": aliases}
+    if not source.size:
+        try:
+            status = path.stat()
+            changes |= {"size": status.st_size, "mtime": status.st_mtime}
+        except OSError:
+            pass  # gone meanwhile; the reason says so
+    return dataclasses.replace(source, **changes)
+
+
+def _means(batches: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of each number over the batches; what is not finite in one of them is left out."""
+    means = {name: math.fsum(batch[name] for batch in batches) / len(batches) for name in batches[0]}
+    return {name: mean for name, mean in means.items() if math.isfinite(mean)}
+
+
+def _weights_reason(encoder: Encoder) -> str:
+    names = encoder.non_finite
+    return (
+        f"{encoder.source.path}: NaN or infinite weights in {len(names)} of the encoder's tensors, first "
+        f"{names[0]}; the training diverged at or before this checkpoint, go back to an earlier one"
+    )
+
+
+def _constant_reason(encoder: Encoder, tokens: Tensor) -> str:
+    count, per_image = tokens.shape[:2]
+    return (
+        f"{encoder.source.path}: all {per_image} tokens of all {count} images are equal; the features have "
+        "collapsed to one point, go back to an earlier checkpoint"
+    )
+
+
+def _is_device_failure(error: Exception) -> bool:
+    """Out of memory outside the forward pass, or an accelerator whose context is lost."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    signs = ("CUDA error", "out of memory", "allocate memory")  # the last is the CPU allocator's
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def _of_stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
+    return (lambda done, total: progress(stage, done, total)) if progress else None
+
+
+def _shifted(progress: Progress | None, before: int, total: int) -> Callable[[int, int], None] | None:
+    """Progress of one batch as progress of all images."""
+    return (lambda done, _: progress("forward", before + done, total)) if progress else None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,1 @@
+"""What a run's folder holds, and how it is read and written: records, series, ledger, lock, tables."""

@@ -1,0 +1,1 @@
+"""Which files of a run are checkpoints, whole, new and worth measuring."""

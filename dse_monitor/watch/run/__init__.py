@@ -1,0 +1,1 @@
+"""One watched run: from a file that appears to what is published about it."""

@@ -1,0 +1,125 @@
+"""What is worth saying about one run: from records to the lines of the console."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dse_monitor.runs.history import History, index_of
+from dse_monitor.runs.record import Alert, Evaluation
+from dse_monitor.runs.series import Series
+from dse_monitor.watch.console import Console, Header, Notice, Problem, Row
+
+REMEMBERED = 1000  # things that were said once and are not said again; ours
+
+
+class Report:
+    """Says things about one run, each once.
+
+    Args:
+        console: where to.
+        run: name of the run.
+    """
+
+    def __init__(self, console: Console, run: str):
+        self._console, self._run = console, run
+        self._said: dict[str, None] = {}
+        self.last_problem = ""
+
+    def header(
+        self, folder: Path, out: Path, history: History, probe: dict[str, Any], *, other_settings: bool
+    ) -> None:
+        """The block at the top, as far as it is known before a checkpoint is measured."""
+        scored = history.count("scored")
+        refused = f", {len(history) - scored} could not be" if len(history) > scored else ""
+        known = f"{scored} already scored{refused}" if len(history) else "nothing scored yet"
+        self._header("run", str(folder), known)
+        sample = f"{probe['num_images']:,}, a seeded sample" if "num_images" in probe else ""
+        self._header("images", str(probe.get("images", "")), sample)
+        if other_settings:
+            self._header("settings", "others than before: what is there is measured again, on its own line")
+        if len(history):
+            self.encoder(history[-1])
+        self._header("output", str(out), f"tensorboard --logdir {folder.parent}")
+
+    def encoder(self, evaluation: Evaluation) -> None:
+        """Which network is measured, when it is the first or another one."""
+        source = evaluation.source
+        if source.arch and self._first(f"encoder {source.arch} {source.encoder}"):
+            of = f"{source.encoder} of a {source.layout} checkpoint" if source.layout else source.encoder
+            self._header("encoder", source.arch, of)
+
+    def failed(self, evaluation: Evaluation) -> None:
+        """A checkpoint without a number. The same reason in one layout is one problem."""
+        self.problem(
+            evaluation.source.path, evaluation.reason, f"{evaluation.error} {evaluation.source.layout}"
+        )
+
+    def scored(
+        self, evaluation: Evaluation, line: Series, mark: str, told: Alert | None, kept: str = ""
+    ) -> None:
+        """One checkpoint's line; ``mark`` is the state of the degradation rule in words."""
+        self.encoder(evaluation)
+        index = index_of(line.evaluations, evaluation.seq)
+        if index is None:  # it stands at the place of a newer one, or under other settings
+            return
+        before, after = line.dse[:index], line.dse[index + 1 :]
+        best_other = max(before.max(initial=-math.inf), after.max(initial=-math.inf))
+        is_best = line.best == index
+        story = ""
+        if told is not None:
+            story = f"{told.message} Kept as {kept}." if kept else told.message
+        self._console.row(
+            Row(
+                run=self._run,
+                path=evaluation.source.path,
+                axis=line.axis,
+                x=float(line.x[index]),
+                dse=float(line.dse[index]),
+                dse_se=float(line.dse_se[index]),
+                delta=float(line.dse[index] - best_other) if len(line) > 1 else None,
+                separability=float(line.separability[index]),
+                m_dim=float(line.m_dim[index]),
+                lam=line.lam,
+                seconds=evaluation.seconds.get("total", 0.0),
+                best=is_best,
+                mark="" if is_best else mark,
+                story=story,
+            )
+        )
+
+    def alerts(self, alerts: Sequence[Alert]) -> None:
+        """Alerts that stand on no checkpoint's line."""
+        for alert in alerts:
+            self._console.notice(Notice(run=self._run, text=alert.message, mark="warning"))
+
+    def problem(self, path: str, reason: str, kind: str) -> None:
+        """A trouble; those of one kind are counted."""
+        self.last_problem = reason
+        self._console.problem(Problem(run=self._run, path=path, reason=reason, kind=kind))
+
+    def notice(self, text: str) -> None:
+        """Something worth knowing."""
+        self._console.notice(Notice(run=self._run, text=text))
+
+    def once(self, key: str, text: str) -> None:
+        """Something worth knowing that stays true; said once until :meth:`over`."""
+        if self._first(key):
+            self.notice(text)
+
+    def over(self, key: str) -> None:
+        """It is not true any more; it may be said again."""
+        self._said.pop(key, None)
+
+    def _first(self, key: str) -> bool:
+        if key in self._said:
+            return False
+        self._said[key] = None
+        if len(self._said) > REMEMBERED:  # weeks of small troubles must not fill memory
+            del self._said[next(iter(self._said))]
+        return True
+
+    def _header(self, label: str, text: str, aside: str = "") -> None:
+        self._console.header(Header(label=label, text=text, aside=aside, run=self._run))

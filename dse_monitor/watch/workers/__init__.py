@@ -1,0 +1,1 @@
+"""The processes that evaluate, and how they behave beside a training."""

@@ -1,0 +1,397 @@
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from dse_monitor import scenes
+from dse_monitor.checkpoints import load_encoder
+from dse_monitor.errors import DeviceError, ImagesError
+from dse_monitor.evaluation import images
+from dse_monitor.evaluation.evaluator import Evaluator, HeldOut, Probe, batches, is_constant, resolve_device
+from dse_monitor.metric import average, companions, measure
+from dse_monitor.runs.record import evaluation_from_json, to_json
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return scenes.write_folder(tmp_path_factory.mktemp("pictures"), 48, size=40)
+
+
+@pytest.fixture
+def probe(pictures, tmp_path):
+    return Probe(images=str(pictures), cache=str(tmp_path / "cache"), num_images=48, batch=16, device="cpu")
+
+
+@pytest.fixture
+def checkpoint(tmp_path, write_checkpoint):
+    return write_checkpoint(tmp_path / "checkpoint_0004.pth")
+
+
+def test_components_are_those_of_the_encoder_on_the_images(probe, checkpoint, tmp_path):
+    result = Evaluator(probe)(checkpoint)
+    held_out = images.prepare(probe.images, num_images=48, size=32, cache=tmp_path / "another cache")
+    encoder = load_encoder(checkpoint)
+    tokens = encoder.encode(held_out.pixels)
+    expected = average([measure(tokens[16 * i : 16 * i + 16], seed=i) for i in range(3)])
+    assert result.status == "scored"
+    for field in dataclasses.fields(expected):
+        assert getattr(result.components, field.name) == pytest.approx(
+            getattr(expected, field.name), rel=1e-5
+        )
+    assert (result.components.images, result.components.tokens, result.components.width) == (48, 16, 24)
+
+
+def test_settings_say_what_was_measured(probe, checkpoint):
+    changed = dataclasses.replace(
+        probe, seed=3, group=4, local_clusters=2, global_clusters=6, normalize=False
+    )
+    evaluator = Evaluator(changed)
+    settings = evaluator(checkpoint).settings
+    held_out = evaluator.image_set(32)
+    assert settings.images == held_out.fingerprint
+    assert (settings.num_images, settings.resize, settings.crop, settings.batch) == (48, 37, 32, 16)
+    assert (settings.seed, settings.group, settings.local_clusters, settings.global_clusters) == (3, 4, 2, 6)
+    assert settings.normalize is False
+    assert settings.precision == "float32"
+    assert settings.mean == (0.485, 0.456, 0.406)
+
+
+def test_every_setting_of_the_metric_reaches_it(probe, checkpoint):
+    def components(**changes):
+        return Evaluator(dataclasses.replace(probe, **changes))(checkpoint).components
+
+    plain = components()
+    assert components(local_clusters=2).m_intra_image != plain.m_intra_image
+    assert components(global_clusters=5).m_intra_batch != plain.m_intra_batch
+    assert components(group=4).m_inter != plain.m_inter
+    assert components(normalize=False).m_dim != plain.m_dim
+    assert components(batch=48).m_dim != plain.m_dim
+    assert components(seed=1).m_inter != plain.m_inter
+    assert components(num_images=16).images == 16
+
+
+def test_record_names_the_file_and_survives_json(probe, checkpoint):
+    result = Evaluator(probe, clock=lambda: 1234.5)(
+        checkpoint, name="a/checkpoint_0004.pth", aliases=("last.pth",)
+    )
+    assert (result.source.path, result.source.aliases) == ("a/checkpoint_0004.pth", ("last.pth",))
+    assert (result.source.epoch, result.source.step, result.source.layout) == (4, 40, "dse-train")
+    assert (result.source.size, len(result.source.content)) == (checkpoint.stat().st_size, 64)
+    assert result.wall_time == 1234.5
+    assert set(result.seconds) >= {"read", "images", "forward", "metric", "total"}
+    assert all(seconds >= 0 for seconds in result.seconds.values())
+    assert evaluation_from_json(json.loads(json.dumps(to_json(result), allow_nan=False))) == result
+
+
+def test_companions_are_means_over_batches_and_finite(probe, checkpoint):
+    result = Evaluator(dataclasses.replace(probe, batch=24))(checkpoint)
+    pixels = Evaluator(probe).image_set(32).pixels
+    tokens = load_encoder(checkpoint).encode(pixels)
+    halves = [companions.measure(tokens[:24]), companions.measure(tokens[24:])]
+    finite = {name for name in halves[0] if all(math.isfinite(half[name]) for half in halves)}
+    assert set(result.companions) == finite
+    assert "rankme_dense" in finite
+    for name in finite:
+        assert result.companions[name] == pytest.approx((halves[0][name] + halves[1][name]) / 2, rel=1e-4)
+
+
+@pytest.fixture
+def one_thread():
+    """Torch's counter of products sees only the thread it is started in."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_products_are_those_of_one_pass_over_the_images_and_of_the_metric(probe, checkpoint, one_thread):
+    def products(work):
+        with FlopCounterMode(display=False) as counter:
+            result = work()
+        return counter.get_total_flops(), result
+
+    pixels = Evaluator(probe).image_set(32).pixels
+    forward, tokens = products(lambda: load_encoder(checkpoint).encode(pixels))
+    parts = [tokens[16 * i : 16 * i + 16] for i in range(3)]
+    metric, _ = products(lambda: [(measure(part), companions.measure(part)) for part in parts])
+    whole, _ = products(lambda: Evaluator(probe)(checkpoint))
+    assert forward > 0.1 * whole  # else a second pass could hide
+    assert whole < 1.03 * (forward + metric)
+
+
+def numbers(result):
+    return result.components, result.companions, result.settings
+
+
+def test_the_same_checkpoint_gives_the_same_bits(probe, checkpoint):
+    evaluator = Evaluator(probe)
+    first = numbers(evaluator(checkpoint))
+    assert numbers(evaluator(checkpoint)) == first
+    assert numbers(Evaluator(probe)(checkpoint)) == first  # images come from the cache this time
+
+
+def test_numbers_do_not_depend_on_the_micro_batch(probe, checkpoint):
+    whole = Evaluator(dataclasses.replace(probe, micro_batch=48))(checkpoint).components
+    single = Evaluator(dataclasses.replace(probe, micro_batch=1))(checkpoint).components
+    for field in dataclasses.fields(whole):
+        # float32 sums in another order; the errors divide by small numbers, so a looser bound there
+        tolerance = 1e-3 if "_se" in field.name or "cov" in field.name else 1e-4
+        assert getattr(single, field.name) == pytest.approx(getattr(whole, field.name), rel=tolerance)
+
+
+def test_evaluating_leaves_the_global_generators_alone(probe, checkpoint):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    numpy_before = np.random.get_state()[1].copy()  # pyright: ignore
+    Evaluator(probe)(checkpoint)
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_before)  # pyright: ignore
+
+
+def test_progress_names_the_stages_and_ends_full(probe, checkpoint):
+    calls = []
+    Evaluator(probe)(checkpoint, lambda *call: calls.append(call))
+    last = {stage: (done, total) for stage, done, total in calls}
+    assert last == {"read": (1, 1), "images": (48, 48), "forward": (48, 48), "metric": (3, 3)}
+    forward = [done for stage, done, _ in calls if stage == "forward"]
+    assert forward == sorted(forward)
+
+
+def test_images_looked_at_before_are_not_checked_again(probe, checkpoint, monkeypatch):
+    evaluate = Evaluator(probe)
+    evaluate(checkpoint)  # decodes
+    held_out = HeldOut(probe)
+    held_out.at(32)
+    evaluate = Evaluator(probe, held_out=held_out)
+    evaluate.wake()
+    checked = []
+    monkeypatch.setattr(images, "_check_pixels", lambda *arguments: checked.append(arguments) or "")
+    assert evaluate(checkpoint).status == "scored"
+    assert not checked
+
+
+def test_the_file_is_closed_before_anything_is_computed(probe, checkpoint):
+    opened = []
+
+    def look(stage, done, total):
+        if stage != "read" or done:
+            links = [
+                os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd_exists(fd)
+            ]
+            opened.append(str(checkpoint) in links)
+
+    def fd_exists(fd):
+        return os.path.lexists(f"/proc/self/fd/{fd}")
+
+    Evaluator(probe)(checkpoint, look)
+    assert opened
+    assert not any(opened)
+
+
+def test_garbage_fails_with_its_reason_and_the_next_file_is_measured(probe, checkpoint, tmp_path):
+    evaluator = Evaluator(probe)
+    garbage = tmp_path / "garbage.pth"
+    garbage.write_bytes(b"this is no checkpoint" * 50)
+    result = evaluator(garbage, name="garbage.pth")
+    assert (result.status, result.components, result.settings) == ("failed", None, None)
+    assert "garbage.pth" in result.reason
+    assert "\n" not in result.reason
+    assert result.error not in ("", "Exception")
+    assert result.source.size == 1050
+    assert evaluator(checkpoint).status == "scored"
+
+
+def test_truncated_file_fails(probe, checkpoint):
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[: len(whole) // 2])
+    result = Evaluator(probe)(checkpoint)
+    assert (result.status, result.error) == ("failed", "IncompleteCheckpoint")
+
+
+def test_file_that_is_not_there_is_an_os_error(probe, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Evaluator(probe)(tmp_path / "gone.pth")
+
+
+def test_non_finite_weights_are_invalid_before_anything_is_computed(probe, tmp_path, write_checkpoint):
+    def spoil(network):
+        network.blocks[1].mlp.fc1.weight[3, 4] = math.nan
+
+    result = Evaluator(probe)(write_checkpoint(tmp_path / "nan.pth", change=spoil))
+    assert (result.status, result.error, result.components) == ("invalid", "NonFiniteWeights", None)
+    assert "blocks.1.mlp.fc1.weight" in result.reason
+    assert "forward" not in result.seconds
+    assert result.source.epoch == 4
+
+
+def test_features_that_overflow_are_invalid(probe, tmp_path, write_checkpoint):
+    def spoil(network):
+        network.norm.weight.fill_(1e38)
+        network.norm.bias.fill_(3e38)
+
+    result = Evaluator(probe)(write_checkpoint(tmp_path / "overflow.pth", change=spoil))
+    assert (result.status, result.error, result.components) == ("invalid", "NonFiniteFeatures", None)
+    assert result.settings is not None
+
+
+def test_collapsed_features_are_invalid(probe, tmp_path, write_checkpoint):
+    def spoil(network):
+        network.norm.weight.zero_()
+        network.norm.bias.normal_()
+
+    result = Evaluator(probe)(write_checkpoint(tmp_path / "collapsed.pth", change=spoil))
+    assert (result.status, result.error) == ("invalid", "ConstantFeatures")
+    assert "collapsed" in result.reason
+
+
+def test_what_nobody_foresaw_fails_one_checkpoint_only(probe, checkpoint, monkeypatch):
+    evaluator = Evaluator(probe)
+
+    def surprise(*args, **kwargs):
+        raise KeyError("deep inside")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dse_monitor.checkpoints.load.recognise", surprise)
+        result = evaluator(checkpoint)
+    assert (result.status, result.error) == ("failed", "KeyError")
+    assert "unexpected KeyError: 'deep inside'" in result.reason
+    assert evaluator(checkpoint).status == "scored"
+
+
+@pytest.mark.parametrize(
+    "message", ["CUDA error: an illegal memory access", "can't allocate memory: you tried"]
+)
+def test_device_that_breaks_or_fills_up_is_not_the_checkpoints_fault(probe, checkpoint, monkeypatch, message):
+    def broken(*args, **kwargs):
+        raise RuntimeError(message)
+
+    evaluator = Evaluator(probe)
+    monkeypatch.setattr("dse_monitor.encoder.Encoder.encode", broken)
+    with pytest.raises(DeviceError, match="start again"):
+        evaluator(checkpoint)
+
+
+def test_bad_images_are_raised_not_recorded(probe, checkpoint, tmp_path):
+    with pytest.raises(ImagesError):
+        Evaluator(dataclasses.replace(probe, images=str(tmp_path / "nowhere")))(checkpoint)
+
+
+def test_maps_are_painted_beside_the_images_they_show(probe, checkpoint, tmp_path, write_checkpoint):
+    output = tmp_path / "dse"
+    evaluator = Evaluator(dataclasses.replace(probe, maps=str(output), batch=4))  # examples from two batches
+    first = evaluator(checkpoint)
+    second = evaluator(write_checkpoint(tmp_path / "other.pth", seed=1))
+    assert first.map_file != second.map_file
+    with Image.open(output / first.map_file) as strip:
+        assert strip.size == (6 * 4, 3 * 4)
+        local = np.asarray(strip)[4:8].reshape(4, 6, 4, 3).swapaxes(0, 1).reshape(6, 16, 3)
+    assert all(len(np.unique(tile, axis=0)) == 3 for tile in local)  # clusters within an image
+    with Image.open(output / "media" / "images.webp") as strip:
+        assert strip.size == (6 * 32, 32)
+        first = np.asarray(strip)[:, :32].astype(int)
+    assert np.abs(first - evaluator.image_set(32).pixels[0]).mean() < 12  # a lossy format
+    before = (output / second.map_file).read_bytes()
+    assert evaluator(tmp_path / "other.pth").map_file == second.map_file
+    assert (output / second.map_file).read_bytes() == before
+
+
+def test_no_maps_are_painted_unless_asked_for(probe, checkpoint, tmp_path):
+    assert Evaluator(probe)(checkpoint).map_file == ""
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "checkpoint_0004.pth"}
+
+
+@given(count=st.integers(8, 5000), batch=st.integers(1, 3000), group=st.integers(1, 64))
+def test_batches_cover_all_images_once_in_equal_whole_groups(count, batch, group):
+    parts = list(batches(count, batch, group))
+    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(count))
+    groups = [-(-(part.stop - part.start) // group) for part in parts]
+    assert max(groups) - min(groups) <= 1
+    assert all((part.stop - part.start) % group == 0 for part in parts[:-1])
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [
+        (2048, [1024, 1024]),
+        (1024, [1024]),
+        (256, [256]),
+        (1100, [1100]),
+        (1600, [800, 800]),
+        (2500, [1248, 1252]),
+    ],
+)
+def test_number_of_batches_is_the_nearest_to_what_was_asked(count, sizes):
+    assert [part.stop - part.start for part in batches(count, 1024, 8)] == sizes
+
+
+def test_constant_tokens_are_told_from_nearly_constant_ones():
+    tokens = torch.randn(1, 1, 8, generator=torch.Generator().manual_seed(0)).expand(5, 4, 8).clone()
+    assert is_constant(tokens)
+    assert is_constant(torch.zeros(5, 4, 8))
+    assert is_constant(tokens * (1 + 1e-7))
+    for image, token in [(0, 2), (3, 1)]:
+        other = tokens.clone()
+        other[image, token, 5] += 1e-3
+        assert not is_constant(other)
+    tokens[4, 3, 2] = math.nan
+    assert not is_constant(tokens)
+
+
+def test_probe_survives_json(probe):
+    changed = dataclasses.replace(probe, micro_batch=3, layout="dino", maps="out", normalize=False)
+    assert Probe.from_json(json.loads(json.dumps(changed.to_json()))) == changed
+
+
+def test_probe_takes_paths(tmp_path):
+    assert Probe(images=tmp_path, cache=tmp_path / "c").cache == str(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_images": 7},
+        {"batch": 0},
+        {"group": 0},
+        {"local_clusters": 0},
+        {"global_clusters": 1},
+        {"seed": -1},
+        {"image_size": 8},
+        {"micro_batch": 0},
+        {"num_heads": 0},
+        {"precision": "float8"},
+        {"device": "gpu"},
+        {"device": "cuda:x"},
+    ],
+)
+def test_senseless_probe_is_refused(changes):
+    (name,) = changes
+    with pytest.raises(ValueError, match=name):
+        Probe(images="i", cache="c", **changes)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.parametrize("name", ["cuda", "cuda:1"])
+def test_missing_device_is_named(probe, name):
+    with pytest.raises(DeviceError, match=rf"{name}: .* finds 0 CUDA devices"):
+        Evaluator(dataclasses.replace(probe, device=name))
+
+
+def test_auto_takes_what_is_there():
+    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+    assert (resolve_device("auto").type == "cpu") == (not accelerated)
+    assert resolve_device("cpu").type == "cpu"
+
+
+def test_settings_can_be_written_down_without_torch():
+    code = "import sys, dse_monitor.evaluation.evaluator; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,1 @@
+"""What methods are built from: heads, views, masks, teachers, objectives, optimisers."""
