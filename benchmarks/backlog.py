@@ -24,6 +24,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.watch import Stub, evaluation, resident_mb, write_checkpoint
+from dse_monitor.evaluation.config import EvaluationConfig
 from dse_monitor.runs.record import to_json
 from dse_monitor.watch.console import Console
 from dse_monitor.watch.monitor import Monitor
@@ -64,7 +65,9 @@ def work_off(run: Path, count: int) -> float:
     run.mkdir()
     for number in range(1, count + 1):
         write_checkpoint(run / f"checkpoint{number:05d}.pth")
-    options = WatchOptions(runs=(run,), probe={"images": "none"}, maps=False, settle_seconds=0.0)
+    options = WatchOptions(
+        runs=(run,), config=EvaluationConfig(images=Path("none")), maps=False, settle_seconds=0.0
+    )
     with open(os.devnull, "w") as silence:
         monitor = Monitor(options, Console(silence, "plain"), make_worker=Numbered)
         began = time.process_time()

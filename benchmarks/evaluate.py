@@ -23,7 +23,8 @@ from rich.table import Table
 
 from dse_monitor import scenes
 from dse_monitor.encoder import MICRO_BATCH, PRECISIONS
-from dse_monitor.evaluation.evaluator import Evaluator, Probe
+from dse_monitor.evaluation.config import EvaluationConfig, Placement
+from dse_monitor.evaluation.evaluator import Evaluator
 
 
 def main(
@@ -47,14 +48,8 @@ def main(
         pictures = scenes.write_folder(folder / "pictures", num_images, size=256)
         checkpoint, model = write_checkpoint(folder / "checkpoint_0001.pth", arch)
         evaluator = Evaluator(
-            Probe(
-                images=str(pictures),
-                cache=str(folder / "cache"),
-                num_images=num_images,
-                device=device,
-                precision=precision,
-                maps=str(folder / "dse"),
-            )
+            EvaluationConfig(images=pictures, num_images=num_images, precision=precision),
+            Placement(cache=str(folder / "cache"), device=device, maps=str(folder / "dse")),
         )
         first = evaluator(checkpoint)
         if first.status != "scored":

@@ -31,7 +31,8 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 from benchmarks.evaluate import forward_seconds, write_checkpoint
 from benchmarks.metric import features_of, interleaved, released
 from dse_monitor import scenes
-from dse_monitor.evaluation.evaluator import Evaluator, Probe
+from dse_monitor.evaluation.config import EvaluationConfig, Placement
+from dse_monitor.evaluation.evaluator import Evaluator
 from dse_monitor.metric import DSERegularizer, PseudoLabels, clustering, measure, spectra
 from dse_monitor.metric.measurement import as_tokens, blocks, draw_chance
 from dse_monitor.trainers.engine import trainer as engine
@@ -150,15 +151,11 @@ def evaluation(device: torch.device, arch: str, images: int, repeats: int) -> No
             os.link(pictures / sorted(os.listdir(pictures))[copy % 256], pictures / f"copy_{copy}.png")
         checkpoint, network = write_checkpoint(folder / "checkpoint_0001.pth", arch)
         network = network.to(device)
-        probe = Probe(
-            images=str(pictures),
-            cache=str(folder / "cache"),
-            num_images=images,
-            device=str(device),
-            precision="bfloat16" if device.type == "cuda" else "auto",
-            maps=str(folder / "dse"),
+        precision = "bfloat16" if device.type == "cuda" else "auto"
+        evaluator = Evaluator(
+            EvaluationConfig(images=pictures, num_images=images, precision=precision),
+            Placement(cache=str(folder / "cache"), device=str(device), maps=str(folder / "dse")),
         )
-        evaluator = Evaluator(probe)
         stages: list[dict[str, float]] = []
 
         def whole() -> None:

@@ -163,9 +163,11 @@ def fill(run: Path, checkpoints: int) -> None:
 
 
 def options_of(run: Path) -> Any:
+    from dse_monitor.evaluation.config import EvaluationConfig
     from dse_monitor.watch.options import WatchOptions
 
-    return WatchOptions(runs=(run,), probe={"images": "none"}, maps=False, settle_seconds=0.0)
+    config = EvaluationConfig(images=Path("none"))
+    return WatchOptions(runs=(run,), config=config, maps=False, settle_seconds=0.0)
 
 
 def request(run: Path) -> str:

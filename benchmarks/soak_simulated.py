@@ -28,6 +28,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.watch import Stub, resident_mb, write_checkpoint
+from dse_monitor.evaluation.config import EvaluationConfig
 from dse_monitor.watch.console import Console
 from dse_monitor.watch.monitor import Monitor
 from dse_monitor.watch.options import WatchOptions
@@ -80,7 +81,11 @@ def soak(run: Path, checkpoints: int) -> int:
     run.mkdir()
     clock = Clock()
     options = WatchOptions(
-        runs=(run,), probe={"images": "none"}, maps=False, settle_seconds=2, poll_seconds=5
+        runs=(run,),
+        config=EvaluationConfig(images=Path("none")),
+        maps=False,
+        settle_seconds=2,
+        poll_seconds=5,
     )
     found: list[tuple[float, int, int]] = []
     costs: list[float] = []

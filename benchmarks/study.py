@@ -2,8 +2,8 @@
 
 Every run goes through the product itself: our trainers write checkpoints, ``dse-monitor watch --once`` scores
 them on held-out scenes without labels, `dse_monitor.probe.prober` measures linear and nearest-neighbour mIoU
-on other scenes with labels. One small CSV file per run comes out, a line for each checkpoint; tables and figures
-are made of those files by ``study_tables.py``.
+on other scenes with labels. One small CSV file per run comes out, a line for each checkpoint; tables and
+figures are made of those files by ``study_tables.py``.
 
     python benchmarks/study.py [--runs dino,mae] [--shard 0/2] [--setting cpu] [--out runs/study]
 

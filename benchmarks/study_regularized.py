@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import tyro
 
-from dse_monitor.evaluation.evaluator import Evaluator, Probe
+from dse_monitor.evaluation.config import EvaluationConfig, Placement
+from dse_monitor.evaluation.evaluator import Evaluator
 from dse_monitor.probe.prober import Labelled, Prober
 from dse_monitor.publish import best
 from dse_monitor.runs import ledger
@@ -141,14 +142,11 @@ def continued(run: Run, place: Place, weight: float, seed: int) -> dict[str, Any
     probed = Prober(
         Labelled(images=images, masks=masks, num_images=count, image_size=size, splits=2, device=place.device)
     )(last)
-    held_out = Probe(
-        images=str(place.held_out[run.measured_at]),
-        cache=str(place.out / "regularized" / f"cache-{size}"),
-        num_images=place.setting.held_out,
-        image_size=size,
-        device=place.device,
+    held_out = EvaluationConfig(
+        images=place.held_out[run.measured_at], num_images=place.setting.held_out, image_size=size
     )
-    parts = Evaluator(held_out)(last).components
+    cache = str(place.out / "regularized" / f"cache-{size}")
+    parts = Evaluator(held_out, Placement(cache=cache, device=place.device))(last).components
     assert parts is not None
     return {
         "run": run.title,

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dse_monitor.evaluation.config import EvaluationConfig
 from dse_monitor.metric.components import Components
 from dse_monitor.runs import heartbeat
 from dse_monitor.runs.identity import look
@@ -143,13 +144,11 @@ def measure(folder: Path, checkpoints: int, seconds: float, alert: list[str]) ->
     """Run the command beside a run that is scored already."""
     from PIL import Image  # not above: benchmarks/soak_simulated.py measures its own memory
 
-    from dse_monitor.cli import Measuring, _plain_fields
-
     run, images = folder / "run", folder / "images"
     images.mkdir()
     for number in range(16):
         Image.new("RGB", (64, 64), (number, 255 - number, 16 * number % 256)).save(images / f"{number}.png")
-    fill(run, checkpoints, WatchOptions(runs=(run,), probe=_plain_fields(Measuring(images=images))).request)
+    fill(run, checkpoints, WatchOptions(runs=(run,), config=EvaluationConfig(images=images)).request)
     command = [sys.executable, "-m", "dse_monitor", "watch", run, "--images", images, "--plain"]
     begin = time.monotonic()
     watcher = subprocess.Popen(

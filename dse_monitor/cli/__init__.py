@@ -15,7 +15,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +23,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from dse_monitor.alerts.parameters import Rules
 from dse_monitor.errors import RunError
+from dse_monitor.evaluation.config import EvaluationConfig
 from dse_monitor.probe.options import Labelled
 from dse_monitor.runs.record import OUTPUT_FOLDER, finite
 from dse_monitor.watch.process import ended
@@ -38,46 +38,10 @@ FAILED = 3  # exit code of `score` and `watch --once` when a checkpoint could no
 app = tyro.extras.SubcommandApp()
 
 
-@dataclass(frozen=True)
-class Measuring:
-    """What is measured, on what, and how a checkpoint is recognised."""
-
-    images: Path
-    """Folder of held-out images, searched recursively; no labels are used."""
-    num_images: int = 2048
-    """Images measured: a seeded sample that stays the same for the life of a run."""
-    image_size: int | None = None
-    """Side of the centre crop in pixels; the network's own if not given."""
-    seed: int = 0
-    """Seed of the sample and of the clustering."""
-    batch: int = 1024
-    """Images per metric batch; part of the definition of m_dim."""
-    group: int = 8
-    """Consecutive images clustered together."""
-    local_clusters: int = 3
-    """Clusters per image."""
-    global_clusters: int = 24
-    """Clusters per group."""
-    normalize: bool = True
-    """L2-normalise tokens first."""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of the forward pass; auto is bfloat16 on CUDA and float32 elsewhere."""
-    micro_batch: int | None = None
-    """Images per forward pass; halved by itself when memory runs out. Does not change the numbers."""
-    layout: str | None = None
-    """Checkpoint layout, if it is not recognised; `dse-monitor layouts` lists them."""
-    encoder: str | None = None
-    """Which network of the file, where there are several (student, teacher, ...)."""
-    arch: str | None = None
-    """timm model to use instead of the one read from tensor shapes."""
-    num_heads: int | None = None
-    """Attention heads, where shapes leave them open."""
-
-
 @app.command
 def watch(
     run: Positional[tuple[Path, ...]],
-    measuring: OmitArgPrefixes[Measuring],
+    measuring: OmitArgPrefixes[EvaluationConfig],
     out: Path | None = None,
     device: tuple[str, ...] = ("auto",),
     once: bool = False,
@@ -142,7 +106,7 @@ def watch(
     manners: dict[str, Any] = {"gpu_share": gpu_share, "cpu_fallback": cpu_fallback}
     options = WatchOptions(
         runs=run,
-        probe=_plain_fields(measuring),
+        config=measuring,
         out=out,
         devices=device,
         manners=Manners.default(**manners, **({} if threads is None else {"threads": threads})),
@@ -178,7 +142,7 @@ def _try_sinks(run: Path, sinks: list[Sink]) -> int:
 @app.command
 def score(
     checkpoint: Positional[tuple[Path, ...]],
-    measuring: OmitArgPrefixes[Measuring],
+    measuring: OmitArgPrefixes[EvaluationConfig],
     device: str = "auto",
     cache: Path | None = None,
     threads: int | None = None,
@@ -200,11 +164,12 @@ def score(
     """
     if run := _one_run(checkpoint):
         return _score_run(run, measuring, device, threads, json)
-    from dse_monitor.evaluation.evaluator import Evaluator, Probe
+    from dse_monitor.evaluation.config import Placement
+    from dse_monitor.evaluation.evaluator import Evaluator
     from dse_monitor.runs.record import to_json
 
     folder = cache or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "dse-monitor"
-    evaluator = Evaluator(Probe(cache=str(folder), device=device, **_plain_fields(measuring)))
+    evaluator = Evaluator(measuring, Placement(cache=str(folder), device=device))
     failed = False
     for path in checkpoint:
         with _progress(path.name) as progress:
@@ -492,11 +457,6 @@ def demo(out: Path = Path("dse-demo"), serve: bool = True, port: int | None = No
     return run(out, serve=serve, port=port)
 
 
-def _plain_fields(measuring: Measuring) -> dict[str, Any]:
-    """Fields of evaluate.Probe as plain JSON types."""
-    return {**dataclasses.asdict(measuring), "images": str(measuring.images.expanduser().absolute())}
-
-
 def _one_run(paths: tuple[Path, ...]) -> Path | None:
     """The folder of a run, if one is named: among several processes any folder, else one without weights."""
     from dse_monitor.checkpoints.archive import open_archive
@@ -517,15 +477,16 @@ def _one_run(paths: tuple[Path, ...]) -> Path | None:
     return runs[0] if runs else None
 
 
-def _score_run(run: Path, measuring: Measuring, device: str, threads: int | None, as_json: bool) -> int:
+def _score_run(
+    run: Path, measuring: EvaluationConfig, device: str, threads: int | None, as_json: bool
+) -> int:
     from dse_monitor.watch import ranks
     from dse_monitor.watch.console import Console
     from dse_monitor.watch.options import WatchOptions
     from dse_monitor.watch.workers.worker import Manners
 
     manners = Manners.default(nice=0, **({} if threads is None else {"threads": threads}))
-    probe = _plain_fields(measuring)
-    options = WatchOptions(runs=(run,), probe=probe, devices=(device,), manners=manners, once=True)
+    options = WatchOptions(runs=(run,), config=measuring, devices=(device,), manners=manners, once=True)
 
     def said(place: ranks.Place, evaluation: Evaluation) -> None:
         if place.world > 1 and not as_json:

@@ -15,10 +15,8 @@ import hashlib
 import itertools
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +24,7 @@ import numpy as np
 
 from dse_monitor.errors import CheckpointError, DeviceError, DSEError, FeatureError, NonFiniteFeatures
 from dse_monitor.evaluation import images, maps
+from dse_monitor.evaluation.config import EvaluationConfig, Placement
 from dse_monitor.runs.record import Evaluation, Settings, Source
 
 if TYPE_CHECKING:
@@ -37,100 +36,20 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total): "read", "images", "forward", "metric"
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 CONSTANT_SPREAD = 1e-5  # relative; tokens that differ by less differ by float32 rounding alone. Ours
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Probe:
-    """What every checkpoint of a run is measured with. Plain values: survives JSON, see `to_json`.
-
-    Attributes:
-        images: folder of held-out images.
-        cache: folder for the image sample and its pixels; give each run its own.
-        num_images: images measured.
-        seed: of the image sample, the clustering and the permutation of positions.
-        batch: images per metric batch; see `batches` for what happens when it does not divide the images.
-        group: consecutive images clustered together.
-        local_clusters: clusters per image.
-        global_clusters: clusters per group.
-        normalize: whether tokens are L2-normalised first.
-        image_size: side of the centre crop, px; None for what each encoder wants.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:INDEX`` or ``mps``.
-        precision: arithmetic of the forward pass; ``auto`` is bfloat16 on CUDA and float32 elsewhere.
-        micro_batch: images per forward pass; None for the device's default. Does not change the numbers.
-        layout: name of the checkpoint layout, None to recognise it.
-        encoder: which network of the file, None for the layout's convention.
-        arch: timm model, None to derive it from the tensors.
-        num_heads: attention heads, None to derive them.
-        maps: output folder of the run, whose `media/` gets the feature maps; None paints none.
-
-    Raises:
-        ValueError: a number out of range, an unknown device or precision.
-    """
-
-    images: str
-    cache: str
-    num_images: int = 2048
-    seed: int = 0
-    batch: int = 1024
-    group: int = 8
-    local_clusters: int = 3
-    global_clusters: int = 24
-    normalize: bool = True
-    image_size: int | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    micro_batch: int | None = None
-    layout: str | None = None
-    encoder: str | None = None
-    arch: str | None = None
-    num_heads: int | None = None
-    maps: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("images", "cache", "maps"):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, os.fspath(value))
-        least = {"num_images": images.MINIMUM_IMAGES, "batch": 1, "group": 1, "local_clusters": 1}
-        least |= {
-            "global_clusters": 2,
-            "seed": 0,
-            "image_size": images.MINIMUM_SIDE,
-            "micro_batch": 1,
-            "num_heads": 1,
-        }
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise ValueError(f"{name} must be at least {bound}, got {value}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        if not _DEVICE.fullmatch(self.device):
-            raise ValueError(f"device must be auto, cpu, cuda, cuda:INDEX or mps, got {self.device!r}")
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields as plain JSON types."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Probe:
-        """The inverse of `to_json`."""
-        return cls(**data)
 
 
 class HeldOut:
-    """The held-out images of a probe, decoded on first use and kept; loads no torch.
+    """The held-out images, decoded on first use and kept; loads no torch.
 
     Args:
-        probe: how is measured.
+        config: which, and how many.
+        cache: folder for the image sample and its pixels.
     """
 
-    def __init__(self, probe: Probe):
-        self._probe = probe
+    def __init__(self, config: EvaluationConfig, cache: str):
+        self._config, self._cache = config, cache
         self._image_sets: dict[int, images.ImageSet] = {}
 
     def at(self, size: int, progress: Progress | None = None) -> images.ImageSet:
@@ -140,13 +59,13 @@ class HeldOut:
             ImagesError, OutputError: see `images.prepare`.
         """
         if size not in self._image_sets:
-            probe = self._probe
+            config = self._config
             self._image_sets[size] = images.prepare(
-                probe.images,
-                num_images=probe.num_images,
-                seed=probe.seed,
+                config.images,
+                num_images=config.num_images,
+                seed=config.seed,
                 size=size,
-                cache=probe.cache,
+                cache=self._cache,
                 progress=_of_stage(progress, "images"),
             )
         return self._image_sets[size]
@@ -156,8 +75,9 @@ class Evaluator:
     """Measures checkpoints, one call each, keeping images and device between calls.
 
     Args:
-        probe: how to measure.
-        held_out: the probe's images, where they were looked at already.
+        config: what to measure, and how.
+        place: where.
+        held_out: the images of ``config``, where they were looked at already.
         clock: seconds since 1970, for the record.
 
     Raises:
@@ -165,12 +85,17 @@ class Evaluator:
     """
 
     def __init__(
-        self, probe: Probe, *, held_out: HeldOut | None = None, clock: Callable[[], float] = time.time
+        self,
+        config: EvaluationConfig,
+        place: Placement,
+        *,
+        held_out: HeldOut | None = None,
+        clock: Callable[[], float] = time.time,
     ):
-        self.probe = probe
-        self._held_out = held_out or HeldOut(probe)
-        self.device = resolve_device(probe.device)
-        self.precision = _precision(probe.precision, self.device)
+        self.config, self.place = config, place
+        self._held_out = held_out or HeldOut(config, place.cache)
+        self.device = resolve_device(place.device)
+        self.precision = _precision(config.precision, self.device)
         self._clock = clock
 
     def image_set(self, size: int, progress: Progress | None = None) -> images.ImageSet:
@@ -224,7 +149,7 @@ class Evaluator:
             if encoder.non_finite:
                 raise _Invalid(_weights_reason(encoder), "NonFiniteWeights")
             with stopwatch("images"):
-                held_out = self.image_set(self.probe.image_size or encoder.image_size, progress)
+                held_out = self.image_set(self.config.image_size or encoder.image_size, progress)
             settings = self._settings(encoder, held_out)
             measured = self._measure(encoder, held_out, settings, stopwatch, progress)
         except _Invalid as error:
@@ -257,16 +182,16 @@ class Evaluator:
 
         if progress:
             progress("read", 0, 1)
-        probe = self.probe
+        config = self.config
         encoder = load_encoder(
-            path, layout=probe.layout, encoder=probe.encoder, arch=probe.arch, num_heads=probe.num_heads
+            path, layout=config.layout, encoder=config.encoder, arch=config.arch, num_heads=config.num_heads
         )
         if progress:
             progress("read", 1, 1)
         return encoder
 
     def _settings(self, encoder: Encoder, held_out: images.ImageSet) -> Settings:
-        probe = self.probe
+        config = self.config
         return Settings(
             images=held_out.fingerprint,
             num_images=len(held_out),
@@ -274,13 +199,13 @@ class Evaluator:
             crop=held_out.size,
             mean=encoder.mean,
             std=encoder.std,
-            batch=probe.batch,
-            group=probe.group,
-            local_clusters=probe.local_clusters,
-            global_clusters=probe.global_clusters,
-            normalize=probe.normalize,
+            batch=config.batch,
+            group=config.group,
+            local_clusters=config.local_clusters,
+            global_clusters=config.global_clusters,
+            normalize=config.normalize,
             precision=self.precision,
-            seed=probe.seed,
+            seed=config.seed,
         )
 
     def _measure(
@@ -296,14 +221,15 @@ class Evaluator:
         from dse_monitor.metric.labels import first_labels
         from dse_monitor.metric.precision import full_float32
 
-        probe = self.probe
+        config = self.config
         components: list[Components] = []
         others: list[dict[str, float]] = []
         examples = maps.Examples()
-        parts = list(batches(len(held_out), probe.batch, probe.group))
+        parts = list(batches(len(held_out), config.batch, config.group))
         encoder.to(self.device)
         how = {
-            name: getattr(probe, name) for name in ("group", "local_clusters", "global_clusters", "normalize")
+            name: getattr(config, name)
+            for name in ("group", "local_clusters", "global_clusters", "normalize")
         }
         for index, part in enumerate(parts):
             with stopwatch("forward"), full_float32():
@@ -311,7 +237,7 @@ class Evaluator:
                     held_out.pixels[part],
                     device=self.device,
                     precision=self.precision,
-                    micro_batch=probe.micro_batch,
+                    micro_batch=config.micro_batch,
                     progress=_shifted(progress, part.start, len(held_out)),
                 )
                 collapsed = is_constant(
@@ -320,19 +246,19 @@ class Evaluator:
             if collapsed:
                 raise _Invalid(_constant_reason(encoder, tokens), "ConstantFeatures")
             with stopwatch("metric"):
-                components.append(measure(tokens, **how, seed=probe.seed + index))
+                components.append(measure(tokens, **how, seed=config.seed + index))
             with stopwatch("companions"):
                 others.append(companions.measure(tokens))
-            if probe.maps is not None and examples.missing:
+            if self.place.maps is not None and examples.missing:
                 with stopwatch("maps"):
-                    labels = first_labels(tokens, examples.missing, **how, seed=probe.seed + index)
+                    labels = first_labels(tokens, examples.missing, **how, seed=config.seed + index)
                     first = tokens[: examples.missing].float().cpu().numpy()
                     examples.add(first, *(own.numpy() for own in labels))
             del tokens  # before the next batch is made
             if progress:
                 progress("metric", index + 1, len(parts))
         map_file = ""
-        if probe.maps is not None:
+        if self.place.maps is not None:
             with stopwatch("maps"):
                 map_file = self._paint(examples, encoder.source, held_out, settings)
         return {
@@ -346,12 +272,12 @@ class Evaluator:
         self, examples: maps.Examples, source: Source, held_out: images.ImageSet, settings: Settings
     ) -> str:
         """Maps of the first images; the file's name tells content and settings."""
-        assert self.probe.maps is not None
+        assert self.place.maps is not None
         tokens = examples.tokens()
-        if self.probe.normalize:
+        if self.config.normalize:
             tokens = tokens / np.maximum(np.linalg.norm(tokens, axis=-1, keepdims=True), 1e-12)
         content = source.content or hashlib.sha256(os.fsencode(source.path)).hexdigest()
-        folder = Path(self.probe.maps)
+        folder = Path(self.place.maps)
         maps.paint_images(folder, held_out.pixels[: len(tokens)])
         name = f"{content[:16]}-{settings.fingerprint[:6]}"
         return maps.paint_tokens(folder, tokens, examples.labels(), name=name, images=held_out.fingerprint)

@@ -37,11 +37,10 @@ from PIL import Image, ImageOps
 
 from dse_monitor import atomic
 from dse_monitor.errors import ImagesError, OutputError
+from dse_monitor.evaluation.config import MINIMUM_IMAGES, MINIMUM_SIDE
 
 Progress = Callable[[int, int], None]  # (done, total)
 
-MINIMUM_IMAGES = 8  # one group of the metric's clustering; fewer say nothing about a network
-MINIMUM_SIDE = 16  # px, shorter side; below it an image holds no detail to resize
 MAXIMUM_PIXELS = 89_478_485  # per image as decoded; where Pillow begins to warn of decompression bombs
 STALE_SECONDS = 3600.0  # s; a half-written cache file this old belongs to a process that was killed
 

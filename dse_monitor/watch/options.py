@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -13,11 +11,10 @@ from typing import Any
 
 from dse_monitor.alerts.parameters import Rules
 from dse_monitor.checkpoints.names import NameFacts
+from dse_monitor.evaluation.config import EvaluationConfig
 from dse_monitor.runs.record import OUTPUT_FOLDER
 from dse_monitor.watch.workers.worker import Manners
 
-# Of a probe, what says where to work and not what to measure.
-_PLACES = ("cache", "maps", "device", "micro_batch")
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d|w)")
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
@@ -28,7 +25,7 @@ class WatchOptions:
 
     Attributes:
         runs: folders of runs, or folders that hold runs; they need not exist yet.
-        probe: fields of evaluate.Probe as plain JSON types, without ``cache``, ``maps`` and ``device``.
+        config: what is measured.
         out: output folder; None for ``dse`` below each run. With several runs, one folder per run below it.
         devices: where to evaluate, one worker each: ``auto``, ``cpu``, ``cuda``, ``cuda:INDEX`` or ``mps``.
         manners: how workers behave beside a training.
@@ -50,7 +47,7 @@ class WatchOptions:
     """
 
     runs: tuple[Path, ...]
-    probe: dict[str, Any]
+    config: EvaluationConfig
     out: Path | None = None
     devices: tuple[str, ...] = ("auto",)
     manners: Manners = field(default_factory=Manners.default)
@@ -86,10 +83,7 @@ class WatchOptions:
     @property
     def request(self) -> str:
         """Twelve hexadecimal digits, equal exactly when checkpoints are to be measured in the same way."""
-        asked = {
-            name: value for name, value in self.probe.items() if name not in _PLACES and value is not None
-        }
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+        return self.config.request
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the sinks as plain JSON types."""
@@ -97,6 +91,7 @@ class WatchOptions:
         return {
             **plain,
             "runs": [str(run) for run in self.runs],
+            "config": self.config.to_json(),
             "out": None if self.out is None else str(self.out),
             "devices": list(self.devices),
             "manners": self.manners.to_json(),
@@ -110,6 +105,7 @@ class WatchOptions:
             **{
                 **data,
                 "runs": tuple(Path(run) for run in data["runs"]),
+                "config": EvaluationConfig.from_json(data["config"]),
                 "out": None if data["out"] is None else Path(data["out"]),
                 "devices": tuple(data["devices"]),
                 "manners": Manners(**data["manners"]),

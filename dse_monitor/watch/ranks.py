@@ -21,6 +21,7 @@ from uuid import uuid4
 
 from dse_monitor import errors
 from dse_monitor.errors import DSEError, RunError
+from dse_monitor.evaluation.config import Placement
 from dse_monitor.runs.identity import Stamp
 from dse_monitor.runs.record import Evaluation, Source, evaluation_from_json
 from dse_monitor.watch import monitor, shards
@@ -177,13 +178,13 @@ def _measured(
 ) -> Iterator[shards.Measured]:
     (folder,) = options.runs
     out = _out(options)
-    probe = {**options.probe, "cache": str(out / "images"), "device": device}
-    if options.maps:
-        probe["maps"] = str(out)
+    maps = str(out) if options.maps else None
+    place = Placement(cache=str(out / "images"), device=device, maps=maps)
+    asked = {"config": options.config.to_json(), "place": place.to_json()}
     worker = _Patient(start)
     try:
         for name, mark, key in tasks:
-            job = {"path": str(folder / name), "name": name, "stamp": mark, "probe": probe}
+            job = {"path": str(folder / name), "name": name, "stamp": mark, **asked}
             evaluation = worker(job)
             if evaluation is None:  # gone or rewritten: whoever publishes looks again
                 continue

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from dse_monitor import scenes
 from dse_monitor.checkpoints import load_encoder
 from dse_monitor.errors import DeviceError, ImagesError
 from dse_monitor.evaluation import images
-from dse_monitor.evaluation.evaluator import Evaluator, HeldOut, Probe, batches, is_constant, resolve_device
+from dse_monitor.evaluation.config import EvaluationConfig, Placement
+from dse_monitor.evaluation.evaluator import Evaluator, HeldOut, batches, is_constant, resolve_device
 from dse_monitor.metric import average, companions, measure
 from dse_monitor.runs.record import evaluation_from_json, to_json
 
@@ -28,8 +30,20 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture
-def probe(pictures, tmp_path):
-    return Probe(images=str(pictures), cache=str(tmp_path / "cache"), num_images=48, batch=16, device="cpu")
+def config(pictures):
+    return EvaluationConfig(images=pictures, num_images=48, batch=16)
+
+
+@pytest.fixture
+def evaluator(config, tmp_path):
+    """evaluator(seed=1, maps="out", clock=...) -> an Evaluator of `config` with those changes."""
+
+    def make(clock=None, held_out=None, device="cpu", maps=None, **changes):
+        place = Placement(cache=str(tmp_path / "cache"), device=device, maps=maps)
+        given = {"clock": clock} if clock else {}
+        return Evaluator(dataclasses.replace(config, **changes), place, held_out=held_out, **given)
+
+    return make
 
 
 @pytest.fixture
@@ -37,9 +51,9 @@ def checkpoint(tmp_path, write_checkpoint):
     return write_checkpoint(tmp_path / "checkpoint_0004.pth")
 
 
-def test_components_are_those_of_the_encoder_on_the_images(probe, checkpoint, tmp_path):
-    result = Evaluator(probe)(checkpoint)
-    held_out = images.prepare(probe.images, num_images=48, size=32, cache=tmp_path / "another cache")
+def test_components_are_those_of_the_encoder_on_the_images(config, evaluator, checkpoint, tmp_path):
+    result = evaluator()(checkpoint)
+    held_out = images.prepare(config.images, num_images=48, size=32, cache=tmp_path / "another cache")
     encoder = load_encoder(checkpoint)
     tokens = encoder.encode(held_out.pixels)
     expected = average([measure(tokens[16 * i : 16 * i + 16], seed=i) for i in range(3)])
@@ -51,13 +65,10 @@ def test_components_are_those_of_the_encoder_on_the_images(probe, checkpoint, tm
     assert (result.components.images, result.components.tokens, result.components.width) == (48, 16, 24)
 
 
-def test_settings_say_what_was_measured(probe, checkpoint):
-    changed = dataclasses.replace(
-        probe, seed=3, group=4, local_clusters=2, global_clusters=6, normalize=False
-    )
-    evaluator = Evaluator(changed)
-    settings = evaluator(checkpoint).settings
-    held_out = evaluator.image_set(32)
+def test_settings_say_what_was_measured(evaluator, checkpoint):
+    evaluate = evaluator(seed=3, group=4, local_clusters=2, global_clusters=6, normalize=False)
+    settings = evaluate(checkpoint).settings
+    held_out = evaluate.image_set(32)
     assert settings.images == held_out.fingerprint
     assert (settings.num_images, settings.resize, settings.crop, settings.batch) == (48, 37, 32, 16)
     assert (settings.seed, settings.group, settings.local_clusters, settings.global_clusters) == (3, 4, 2, 6)
@@ -66,9 +77,9 @@ def test_settings_say_what_was_measured(probe, checkpoint):
     assert settings.mean == (0.485, 0.456, 0.406)
 
 
-def test_every_setting_of_the_metric_reaches_it(probe, checkpoint):
+def test_every_setting_of_the_metric_reaches_it(evaluator, checkpoint):
     def components(**changes):
-        return Evaluator(dataclasses.replace(probe, **changes))(checkpoint).components
+        return evaluator(**changes)(checkpoint).components
 
     plain = components()
     assert components(local_clusters=2).m_intra_image != plain.m_intra_image
@@ -80,10 +91,8 @@ def test_every_setting_of_the_metric_reaches_it(probe, checkpoint):
     assert components(num_images=16).images == 16
 
 
-def test_record_names_the_file_and_survives_json(probe, checkpoint):
-    result = Evaluator(probe, clock=lambda: 1234.5)(
-        checkpoint, name="a/checkpoint_0004.pth", aliases=("last.pth",)
-    )
+def test_record_names_the_file_and_survives_json(evaluator, checkpoint):
+    result = evaluator(clock=lambda: 1234.5)(checkpoint, name="a/checkpoint_0004.pth", aliases=("last.pth",))
     assert (result.source.path, result.source.aliases) == ("a/checkpoint_0004.pth", ("last.pth",))
     assert (result.source.epoch, result.source.step, result.source.layout) == (4, 40, "dse-train")
     assert (result.source.size, len(result.source.content)) == (checkpoint.stat().st_size, 64)
@@ -93,9 +102,9 @@ def test_record_names_the_file_and_survives_json(probe, checkpoint):
     assert evaluation_from_json(json.loads(json.dumps(to_json(result), allow_nan=False))) == result
 
 
-def test_companions_are_means_over_batches_and_finite(probe, checkpoint):
-    result = Evaluator(dataclasses.replace(probe, batch=24))(checkpoint)
-    pixels = Evaluator(probe).image_set(32).pixels
+def test_companions_are_means_over_batches_and_finite(evaluator, checkpoint):
+    result = evaluator(batch=24)(checkpoint)
+    pixels = evaluator().image_set(32).pixels
     tokens = load_encoder(checkpoint).encode(pixels)
     halves = [companions.measure(tokens[:24]), companions.measure(tokens[24:])]
     finite = {name for name in halves[0] if all(math.isfinite(half[name]) for half in halves)}
@@ -114,17 +123,17 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def test_products_are_those_of_one_pass_over_the_images_and_of_the_metric(probe, checkpoint, one_thread):
+def test_products_are_those_of_one_pass_over_the_images_and_of_the_metric(evaluator, checkpoint, one_thread):
     def products(work):
         with FlopCounterMode(display=False) as counter:
             result = work()
         return counter.get_total_flops(), result
 
-    pixels = Evaluator(probe).image_set(32).pixels
+    pixels = evaluator().image_set(32).pixels
     forward, tokens = products(lambda: load_encoder(checkpoint).encode(pixels))
     parts = [tokens[16 * i : 16 * i + 16] for i in range(3)]
     metric, _ = products(lambda: [(measure(part), companions.measure(part)) for part in parts])
-    whole, _ = products(lambda: Evaluator(probe)(checkpoint))
+    whole, _ = products(lambda: evaluator()(checkpoint))
     assert forward > 0.1 * whole  # else a second pass could hide
     assert whole < 1.03 * (forward + metric)
 
@@ -133,46 +142,46 @@ def numbers(result):
     return result.components, result.companions, result.settings
 
 
-def test_the_same_checkpoint_gives_the_same_bits(probe, checkpoint):
-    evaluator = Evaluator(probe)
-    first = numbers(evaluator(checkpoint))
-    assert numbers(evaluator(checkpoint)) == first
-    assert numbers(Evaluator(probe)(checkpoint)) == first  # images come from the cache this time
+def test_the_same_checkpoint_gives_the_same_bits(evaluator, checkpoint):
+    evaluate = evaluator()
+    first = numbers(evaluate(checkpoint))
+    assert numbers(evaluate(checkpoint)) == first
+    assert numbers(evaluator()(checkpoint)) == first  # images come from the cache this time
 
 
-def test_numbers_do_not_depend_on_the_micro_batch(probe, checkpoint):
-    whole = Evaluator(dataclasses.replace(probe, micro_batch=48))(checkpoint).components
-    single = Evaluator(dataclasses.replace(probe, micro_batch=1))(checkpoint).components
+def test_numbers_do_not_depend_on_the_micro_batch(evaluator, checkpoint):
+    whole = evaluator(micro_batch=48)(checkpoint).components
+    single = evaluator(micro_batch=1)(checkpoint).components
     for field in dataclasses.fields(whole):
         # float32 sums in another order; the errors divide by small numbers, so a looser bound there
         tolerance = 1e-3 if "_se" in field.name or "cov" in field.name else 1e-4
         assert getattr(single, field.name) == pytest.approx(getattr(whole, field.name), rel=tolerance)
 
 
-def test_evaluating_leaves_the_global_generators_alone(probe, checkpoint):
+def test_evaluating_leaves_the_global_generators_alone(evaluator, checkpoint):
     torch.manual_seed(5)
     before = torch.get_rng_state()
     numpy_before = np.random.get_state()[1].copy()  # pyright: ignore
-    Evaluator(probe)(checkpoint)
+    evaluator()(checkpoint)
     assert torch.equal(torch.get_rng_state(), before)
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_before)  # pyright: ignore
 
 
-def test_progress_names_the_stages_and_ends_full(probe, checkpoint):
+def test_progress_names_the_stages_and_ends_full(evaluator, checkpoint):
     calls = []
-    Evaluator(probe)(checkpoint, lambda *call: calls.append(call))
+    evaluator()(checkpoint, lambda *call: calls.append(call))
     last = {stage: (done, total) for stage, done, total in calls}
     assert last == {"read": (1, 1), "images": (48, 48), "forward": (48, 48), "metric": (3, 3)}
     forward = [done for stage, done, _ in calls if stage == "forward"]
     assert forward == sorted(forward)
 
 
-def test_images_looked_at_before_are_not_checked_again(probe, checkpoint, monkeypatch):
-    evaluate = Evaluator(probe)
+def test_images_looked_at_before_are_not_checked_again(config, evaluator, checkpoint, tmp_path, monkeypatch):
+    evaluate = evaluator()
     evaluate(checkpoint)  # decodes
-    held_out = HeldOut(probe)
+    held_out = HeldOut(config, str(tmp_path / "cache"))
     held_out.at(32)
-    evaluate = Evaluator(probe, held_out=held_out)
+    evaluate = evaluator(held_out=held_out)
     evaluate.wake()
     checked = []
     monkeypatch.setattr(images, "_check_pixels", lambda *arguments: checked.append(arguments) or "")
@@ -180,7 +189,7 @@ def test_images_looked_at_before_are_not_checked_again(probe, checkpoint, monkey
     assert not checked
 
 
-def test_the_file_is_closed_before_anything_is_computed(probe, checkpoint):
+def test_the_file_is_closed_before_anything_is_computed(evaluator, checkpoint):
     opened = []
 
     def look(stage, done, total):
@@ -193,104 +202,106 @@ def test_the_file_is_closed_before_anything_is_computed(probe, checkpoint):
     def fd_exists(fd):
         return os.path.lexists(f"/proc/self/fd/{fd}")
 
-    Evaluator(probe)(checkpoint, look)
+    evaluator()(checkpoint, look)
     assert opened
     assert not any(opened)
 
 
-def test_garbage_fails_with_its_reason_and_the_next_file_is_measured(probe, checkpoint, tmp_path):
-    evaluator = Evaluator(probe)
+def test_garbage_fails_with_its_reason_and_the_next_file_is_measured(evaluator, checkpoint, tmp_path):
+    evaluate = evaluator()
     garbage = tmp_path / "garbage.pth"
     garbage.write_bytes(b"this is no checkpoint" * 50)
-    result = evaluator(garbage, name="garbage.pth")
+    result = evaluate(garbage, name="garbage.pth")
     assert (result.status, result.components, result.settings) == ("failed", None, None)
     assert "garbage.pth" in result.reason
     assert "\n" not in result.reason
     assert result.error not in ("", "Exception")
     assert result.source.size == 1050
-    assert evaluator(checkpoint).status == "scored"
+    assert evaluate(checkpoint).status == "scored"
 
 
-def test_truncated_file_fails(probe, checkpoint):
+def test_truncated_file_fails(evaluator, checkpoint):
     whole = checkpoint.read_bytes()
     checkpoint.write_bytes(whole[: len(whole) // 2])
-    result = Evaluator(probe)(checkpoint)
+    result = evaluator()(checkpoint)
     assert (result.status, result.error) == ("failed", "IncompleteCheckpoint")
 
 
-def test_file_that_is_not_there_is_an_os_error(probe, tmp_path):
+def test_file_that_is_not_there_is_an_os_error(evaluator, tmp_path):
     with pytest.raises(FileNotFoundError):
-        Evaluator(probe)(tmp_path / "gone.pth")
+        evaluator()(tmp_path / "gone.pth")
 
 
-def test_non_finite_weights_are_invalid_before_anything_is_computed(probe, tmp_path, write_checkpoint):
+def test_non_finite_weights_are_invalid_before_anything_is_computed(evaluator, tmp_path, write_checkpoint):
     def spoil(network):
         network.blocks[1].mlp.fc1.weight[3, 4] = math.nan
 
-    result = Evaluator(probe)(write_checkpoint(tmp_path / "nan.pth", change=spoil))
+    result = evaluator()(write_checkpoint(tmp_path / "nan.pth", change=spoil))
     assert (result.status, result.error, result.components) == ("invalid", "NonFiniteWeights", None)
     assert "blocks.1.mlp.fc1.weight" in result.reason
     assert "forward" not in result.seconds
     assert result.source.epoch == 4
 
 
-def test_features_that_overflow_are_invalid(probe, tmp_path, write_checkpoint):
+def test_features_that_overflow_are_invalid(evaluator, tmp_path, write_checkpoint):
     def spoil(network):
         network.norm.weight.fill_(1e38)
         network.norm.bias.fill_(3e38)
 
-    result = Evaluator(probe)(write_checkpoint(tmp_path / "overflow.pth", change=spoil))
+    result = evaluator()(write_checkpoint(tmp_path / "overflow.pth", change=spoil))
     assert (result.status, result.error, result.components) == ("invalid", "NonFiniteFeatures", None)
     assert result.settings is not None
 
 
-def test_collapsed_features_are_invalid(probe, tmp_path, write_checkpoint):
+def test_collapsed_features_are_invalid(evaluator, tmp_path, write_checkpoint):
     def spoil(network):
         network.norm.weight.zero_()
         network.norm.bias.normal_()
 
-    result = Evaluator(probe)(write_checkpoint(tmp_path / "collapsed.pth", change=spoil))
+    result = evaluator()(write_checkpoint(tmp_path / "collapsed.pth", change=spoil))
     assert (result.status, result.error) == ("invalid", "ConstantFeatures")
     assert "collapsed" in result.reason
 
 
-def test_what_nobody_foresaw_fails_one_checkpoint_only(probe, checkpoint, monkeypatch):
-    evaluator = Evaluator(probe)
+def test_what_nobody_foresaw_fails_one_checkpoint_only(evaluator, checkpoint, monkeypatch):
+    evaluate = evaluator()
 
     def surprise(*args, **kwargs):
         raise KeyError("deep inside")
 
     with monkeypatch.context() as patch:
         patch.setattr("dse_monitor.checkpoints.load.recognise", surprise)
-        result = evaluator(checkpoint)
+        result = evaluate(checkpoint)
     assert (result.status, result.error) == ("failed", "KeyError")
     assert "unexpected KeyError: 'deep inside'" in result.reason
-    assert evaluator(checkpoint).status == "scored"
+    assert evaluate(checkpoint).status == "scored"
 
 
 @pytest.mark.parametrize(
     "message", ["CUDA error: an illegal memory access", "can't allocate memory: you tried"]
 )
-def test_device_that_breaks_or_fills_up_is_not_the_checkpoints_fault(probe, checkpoint, monkeypatch, message):
+def test_device_that_breaks_or_fills_up_is_not_the_checkpoints_fault(
+    evaluator, checkpoint, monkeypatch, message
+):
     def broken(*args, **kwargs):
         raise RuntimeError(message)
 
-    evaluator = Evaluator(probe)
+    evaluate = evaluator()
     monkeypatch.setattr("dse_monitor.encoder.Encoder.encode", broken)
     with pytest.raises(DeviceError, match="start again"):
-        evaluator(checkpoint)
+        evaluate(checkpoint)
 
 
-def test_bad_images_are_raised_not_recorded(probe, checkpoint, tmp_path):
+def test_bad_images_are_raised_not_recorded(evaluator, checkpoint, tmp_path):
     with pytest.raises(ImagesError):
-        Evaluator(dataclasses.replace(probe, images=str(tmp_path / "nowhere")))(checkpoint)
+        evaluator(images=tmp_path / "nowhere")(checkpoint)
 
 
-def test_maps_are_painted_beside_the_images_they_show(probe, checkpoint, tmp_path, write_checkpoint):
+def test_maps_are_painted_beside_the_images_they_show(evaluator, checkpoint, tmp_path, write_checkpoint):
     output = tmp_path / "dse"
-    evaluator = Evaluator(dataclasses.replace(probe, maps=str(output), batch=4))  # examples from two batches
-    first = evaluator(checkpoint)
-    second = evaluator(write_checkpoint(tmp_path / "other.pth", seed=1))
+    evaluate = evaluator(maps=str(output), batch=4)  # examples from two batches
+    first = evaluate(checkpoint)
+    second = evaluate(write_checkpoint(tmp_path / "other.pth", seed=1))
     assert first.map_file != second.map_file
     with Image.open(output / first.map_file) as strip:
         assert strip.size == (6 * 4, 3 * 4)
@@ -299,14 +310,14 @@ def test_maps_are_painted_beside_the_images_they_show(probe, checkpoint, tmp_pat
     with Image.open(output / "media" / "images.webp") as strip:
         assert strip.size == (6 * 32, 32)
         first = np.asarray(strip)[:, :32].astype(int)
-    assert np.abs(first - evaluator.image_set(32).pixels[0]).mean() < 12  # a lossy format
+    assert np.abs(first - evaluate.image_set(32).pixels[0]).mean() < 12  # a lossy format
     before = (output / second.map_file).read_bytes()
-    assert evaluator(tmp_path / "other.pth").map_file == second.map_file
+    assert evaluate(tmp_path / "other.pth").map_file == second.map_file
     assert (output / second.map_file).read_bytes() == before
 
 
-def test_no_maps_are_painted_unless_asked_for(probe, checkpoint, tmp_path):
-    assert Evaluator(probe)(checkpoint).map_file == ""
+def test_no_maps_are_painted_unless_asked_for(evaluator, checkpoint, tmp_path):
+    assert evaluator()(checkpoint).map_file == ""
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "checkpoint_0004.pth"}
 
 
@@ -347,13 +358,17 @@ def test_constant_tokens_are_told_from_nearly_constant_ones():
     assert not is_constant(tokens)
 
 
-def test_probe_survives_json(probe):
-    changed = dataclasses.replace(probe, micro_batch=3, layout="dino", maps="out", normalize=False)
-    assert Probe.from_json(json.loads(json.dumps(changed.to_json()))) == changed
+def test_config_and_placement_survive_json(config):
+    changed = dataclasses.replace(config, micro_batch=3, layout="dino", normalize=False)
+    assert EvaluationConfig.from_json(json.loads(json.dumps(changed.to_json()))) == changed
+    place = Placement(cache="c", device="cuda:1", maps="m")
+    assert Placement.from_json(json.loads(json.dumps(place.to_json()))) == place
 
 
-def test_probe_takes_paths(tmp_path):
-    assert Probe(images=tmp_path, cache=tmp_path / "c").cache == str(tmp_path / "c")
+def test_images_are_named_from_the_root_on():
+    """A ledger that is read elsewhere still says which images were meant."""
+    assert EvaluationConfig(images=Path("i")).images == Path.cwd() / "i"
+    assert EvaluationConfig(images=Path("~/i")).images == Path.home() / "i"
 
 
 @pytest.mark.parametrize(
@@ -369,21 +384,25 @@ def test_probe_takes_paths(tmp_path):
         {"micro_batch": 0},
         {"num_heads": 0},
         {"precision": "float8"},
-        {"device": "gpu"},
-        {"device": "cuda:x"},
     ],
 )
-def test_senseless_probe_is_refused(changes):
+def test_senseless_config_is_refused(changes):
     (name,) = changes
     with pytest.raises(ValueError, match=name):
-        Probe(images="i", cache="c", **changes)
+        EvaluationConfig(images="i", **changes)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x"])
+def test_unknown_device_is_refused(device):
+    with pytest.raises(ValueError, match="device"):
+        Placement(cache="c", device=device)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
-def test_missing_device_is_named(probe, name):
+def test_missing_device_is_named(evaluator, name):
     with pytest.raises(DeviceError, match=rf"{name}: .* finds 0 CUDA devices"):
-        Evaluator(dataclasses.replace(probe, device=name))
+        evaluator(device=name)
 
 
 def test_auto_takes_what_is_there():

@@ -10,6 +10,7 @@ import os
 import zipfile
 from dataclasses import dataclass
 
+from dse_monitor.evaluation.config import EvaluationConfig
 from dse_monitor.metric.components import Components
 from dse_monitor.runs.record import Evaluation, Settings, Source
 from dse_monitor.watch.console import Console
@@ -99,8 +100,8 @@ def read_fake(path):
 class FakeEvaluate:
     """Measures what :func:`write_checkpoint` wrote; the numbers follow from epoch and value."""
 
-    def __init__(self, probe):
-        self.probe = probe
+    def __init__(self, config, place=None):
+        self.config = config
         self.words = "cpu, float32"
 
     def __call__(self, path, progress=None, *, name=None):
@@ -118,7 +119,7 @@ class FakeEvaluate:
             return make_evaluation(
                 name, status="invalid", epoch=facts["epoch"], content=content, reason="NaN", error="x"
             )
-        seed = self.probe.get("seed", 0)
+        seed = self.config.seed
         settings = Settings(images="f" * 12, num_images=64, seed=seed)
         score = {"m_inter": facts["m_inter"]} if "m_inter" in facts else {}
         return make_evaluation(name, epoch=facts["epoch"], content=content, settings=settings, **score)
@@ -201,7 +202,7 @@ class Watching:
             "settle_seconds": 2.0,
             "poll_seconds": 1.0,
             "maps": False,
-            "probe": {"images": "i"},
+            "config": EvaluationConfig(images="i"),
             **options,
         }
         self.monitor = Monitor(

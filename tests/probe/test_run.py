@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dse_monitor import cli
 from dse_monitor.errors import RunError
-from dse_monitor.evaluation.evaluator import Evaluator, Probe
+from dse_monitor.evaluation.config import EvaluationConfig, Placement
+from dse_monitor.evaluation.evaluator import Evaluator
 from dse_monitor.probe import run as probe_run
 from dse_monitor.probe.options import Labelled
 from dse_monitor.runs import export, ledger
@@ -37,9 +38,8 @@ def labelled(tmp_path_factory):
 def run(tmp_path, write_checkpoint):
     """A run of three checkpoints with their DSE in its ledger."""
     held_out = write_folder(tmp_path / "held-out", 8, size=32, seed=1)
-    evaluate = Evaluator(
-        Probe(images=str(held_out), num_images=8, device="cpu", cache=str(tmp_path / "cache"))
-    )
+    place = Placement(cache=str(tmp_path / "cache"), device="cpu")
+    evaluate = Evaluator(EvaluationConfig(images=held_out, num_images=8), place)
     folder = tmp_path / "run"
     folder.mkdir()
     book = ledger.Ledger.open(folder / "dse")

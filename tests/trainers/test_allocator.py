@@ -14,7 +14,7 @@ ASKED_FOR = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 CODE = """
 import resource
 import torch
-from dse_monitor.trainers import allocator
+from dse_monitor.trainers.engine import allocator
 
 if {huge}:
     allocator.use_huge_pages()

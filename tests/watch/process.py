@@ -17,12 +17,18 @@ def main():
 
         sys.argv = ["worker", *rest]
         return worker.main(FakeEvaluate)
+    from dse_monitor.evaluation.config import EvaluationConfig
     from dse_monitor.watch.console import Console
     from dse_monitor.watch.monitor import Monitor, _signals
     from dse_monitor.watch.options import WatchOptions
     from dse_monitor.watch.workers.child import WorkerProcess
 
-    options = {"probe": {"images": "i"}, "maps": False, "settle_seconds": 0.05, "poll_seconds": 0.1}
+    options = {
+        "config": EvaluationConfig(images="i"),
+        "maps": False,
+        "settle_seconds": 0.05,
+        "poll_seconds": 0.1,
+    }
     options |= {name: json.loads(value) for name, _, value in (text.partition("=") for text in rest[1:])}
     monitor = Monitor(
         WatchOptions(runs=(Path(rest[0]),), **options),

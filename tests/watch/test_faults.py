@@ -9,6 +9,7 @@ import pytest
 from watch_fakes import FakeWorker, write_checkpoint
 
 from dse_monitor.errors import DeviceError, ImagesError, RunError
+from dse_monitor.evaluation.config import EvaluationConfig
 from dse_monitor.publish import events
 from dse_monitor.runs import ledger
 from dse_monitor.watch.console import Notice, Problem, Row
@@ -512,8 +513,8 @@ def test_watch_ends_when_idle_or_when_the_goal_is_reached(run, watching, fake_cl
 def test_other_settings_measure_again_on_a_line_of_their_own(run, watching):
     for number in range(2):
         write_checkpoint(run / f"checkpoint{number:04d}.pth", epoch=number + 1.0, value=number)
-    assert watching(run, once=True, probe={"images": "i", "seed": 0}).run() == 0
-    other = watching(run, once=True, probe={"images": "i", "seed": 1})
+    assert watching(run, once=True, config=EvaluationConfig(images="i", seed=0)).run() == 0
+    other = watching(run, once=True, config=EvaluationConfig(images="i", seed=1))
     assert other.run() == 0
     assert any("others than before" in line for line in other.console.lines)
     view = _view(run)

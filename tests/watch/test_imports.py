@@ -16,7 +16,7 @@ def _run(code):
 def test_a_worker_starts_without_the_compiler_which_works_when_asked_for():
     said = _run("""
         import sys
-        from dse_monitor.watch import imports
+        from dse_monitor.watch.workers import imports
         imports.load()
         print("torch._dynamo" in sys.modules, "sympy" in sys.modules, "timm" in sys.modules)
         import timm, torch
@@ -32,7 +32,7 @@ def test_a_worker_starts_without_the_compiler_which_works_when_asked_for():
 def test_where_more_is_asked_of_the_compiler_it_is_loaded_after_all():
     said = _run("""
         import sys
-        from dse_monitor.watch import imports
+        from dse_monitor.watch.workers import imports
         imports._as_it_is = None  # as if timm asked for what the stand-in has not
         imports.load()
         print("torch._dynamo" in sys.modules, "timm" in sys.modules)
@@ -45,7 +45,7 @@ def test_where_more_is_asked_of_the_compiler_it_is_loaded_after_all():
 def test_a_compiler_that_is_loaded_already_stays():
     said = _run("""
         import sys, torch._dynamo
-        from dse_monitor.watch import imports
+        from dse_monitor.watch.workers import imports
         before = sys.modules["torch._dynamo"]
         imports.load()
         print(sys.modules["torch._dynamo"] is before)

@@ -48,7 +48,11 @@ def test_worker_starts_while_a_whole_file_lies_still(tmp_path, watching, checkpo
         assert len(watch.workers) == 1
 
 
-def test_worker_gets_ready_for_the_probe_and_the_last_images(tmp_path, watching, checkpoint):
+def _asked(job):
+    return {name: job[name] for name in ("config", "place")}
+
+
+def test_worker_gets_ready_for_what_is_asked_and_the_last_images(tmp_path, watching, checkpoint):
     run = tmp_path / "exp1"
     checkpoint(run / "checkpoint0000.pth", epoch=1.0)
     with watching(run) as watch:
@@ -57,10 +61,10 @@ def test_worker_gets_ready_for_the_probe_and_the_last_images(tmp_path, watching,
         watch.step(10)
         first, second = watch.workers
         (order,) = first.orders
-        assert order == {"prepare": first.jobs[0]["probe"], "crop": None}  # nothing was measured before
+        assert order == {"prepare": _asked(first.jobs[0]), "crop": None}  # nothing was measured before
         (order,) = second.orders
         crop = ledger.read(run / "dse").evaluations[0].settings.crop
-        assert order == {"prepare": second.jobs[0]["probe"], "crop": crop}
+        assert order == {"prepare": _asked(second.jobs[0]), "crop": crop}
 
 
 def test_no_worker_starts_for_another_name_of_what_is_scored(tmp_path, watching, checkpoint):

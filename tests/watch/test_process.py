@@ -1,5 +1,6 @@
 """Real processes: the worker's protocol, how it dies, and how the supervisor ends."""
 
+import dataclasses
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from watch_fakes import FakeEvaluate, write_checkpoint
 
 from dse_monitor import scenes
 from dse_monitor.errors import ImagesError
+from dse_monitor.evaluation.config import EvaluationConfig, Placement
 from dse_monitor.runs import ledger
 from dse_monitor.runs.identity import look
 from dse_monitor.watch.workers import gpu
@@ -26,14 +28,19 @@ PROGRAM = str(Path(__file__).with_name("process.py"))
 TESTS = Path(__file__).parents[1]
 
 
+def _asked(**changes):
+    """What is measured, as a worker is told."""
+    config = EvaluationConfig(images="i", **changes)
+    return {"config": config.to_json(), "place": Placement(cache="c").to_json()}
+
+
 def _job(path, number=1, **changes):
     return {
         "job": number,
         "path": str(path),
         "name": path.name,
         "stamp": look(path).to_list(),
-        "probe": {},
-        **changes,
+        **_asked(**changes),
     }
 
 
@@ -75,7 +82,7 @@ def test_worker_refuses_another_version_and_a_missing_file(tmp_path):
 
 
 def test_worker_passes_on_what_is_not_the_checkpoints_fault(tmp_path):
-    def no_images(probe):
+    def no_images(config, place):
         raise ImagesError("no images in /data;\n give another folder")
 
     path = write_checkpoint(tmp_path / "c.pth")
@@ -83,16 +90,16 @@ def test_worker_passes_on_what_is_not_the_checkpoints_fault(tmp_path):
     assert answer == {"job": 1, "error": "ImagesError", "reason": "no images in /data; give another folder"}
 
 
-def test_evaluator_is_kept_as_long_as_the_probe_is_the_same(tmp_path):
+def test_evaluator_is_kept_as_long_as_the_config_is_the_same(tmp_path):
     made = []
 
-    def make(probe):
-        made.append(probe)
-        return FakeEvaluate(probe)
+    def make(config, place):
+        made.append(config.seed)
+        return FakeEvaluate(config, place)
 
     path = write_checkpoint(tmp_path / "c.pth")
-    _serve(_job(path), _job(path, 2), _job(path, 3, probe={"seed": 1}), evaluate=make)
-    assert made == [{}, {"seed": 1}]
+    _serve(_job(path), _job(path, 2), _job(path, 3, seed=1), evaluate=make)
+    assert made == [0, 1]
 
 
 def test_worker_gets_ready_with_what_will_measure(tmp_path):
@@ -100,41 +107,42 @@ def test_worker_gets_ready_with_what_will_measure(tmp_path):
 
     class Ready(FakeEvaluate):
         def wake(self):
-            happened.append(("wake", self.probe))
+            happened.append(("wake", self.config.seed))
 
         def __call__(self, *arguments, **options):
-            happened.append(("measure", self.probe))
+            happened.append(("measure", self.config.seed))
             return super().__call__(*arguments, **options)
 
     made = []
 
-    def make(probe):
-        made.append(probe)
-        return Ready(probe)
+    def make(config, place):
+        made.append(config.seed)
+        return Ready(config, place)
 
     path = write_checkpoint(tmp_path / "c.pth")
-    answers = _serve({"prepare": {"seed": 1}, "crop": 96}, _job(path, probe={"seed": 1}), evaluate=make)
-    assert happened == [("wake", {"seed": 1}), ("measure", {"seed": 1})]
-    assert made == [{"seed": 1}]
+    answers = _serve({"prepare": _asked(seed=1), "crop": 96}, _job(path, seed=1), evaluate=make)
+    assert happened == [("wake", 1), ("measure", 1)]
+    assert made == [1]
     assert "evaluation" in answers[-1]
 
 
 def test_images_looked_at_while_torch_loads_are_those_that_are_measured(tmp_path):
     pictures = scenes.write_folder(tmp_path / "pictures", 16, size=40)
-    probe = {"images": str(pictures), "cache": str(tmp_path / "cache"), "num_images": 16, "device": "cpu"}
+    config = EvaluationConfig(images=pictures, num_images=16)
+    place = Placement(cache=str(tmp_path / "cache"), device="cpu")
     make = Making(Manners())
-    make.look_at_images(probe, 32)
-    seen = make._held_out[1].at(32)
-    assert make(probe).evaluator.image_set(32) is seen
-    assert make({**probe, "seed": 1}).evaluator.image_set(32) is not seen
+    make.look_at_images(config, place, 32)
+    seen = make._held_out[2].at(32)
+    assert make(config, place).evaluator.image_set(32) is seen
+    assert make(dataclasses.replace(config, seed=1), place).evaluator.image_set(32) is not seen
 
 
 def test_what_fails_while_getting_ready_is_answered_with_a_job(tmp_path):
-    def no_images(probe):
+    def no_images(config, place):
         raise ImagesError("no images in /data")
 
     path = write_checkpoint(tmp_path / "c.pth")
-    answers = _serve({"prepare": {}, "crop": 96}, _job(path), evaluate=no_images)
+    answers = _serve({"prepare": _asked(), "crop": 96}, _job(path), evaluate=no_images)
     assert answers == [{"job": 1, "error": "ImagesError", "reason": "no images in /data"}]
 
 
@@ -156,7 +164,7 @@ def test_a_share_of_the_gpu_is_kept_by_resting_between_micro_batches(fake_clock)
 def test_stray_output_of_a_library_stays_out_of_the_protocol(tmp_path):
     code = (
         "import os, sys; from dse_monitor.watch.workers import worker; from watch_fakes import FakeEvaluate\n"
-        "def make(probe):\n    print('hello'); os.write(1, b'world\\n'); return FakeEvaluate(probe)\n"
+        "def make(*asked):\n    print('hello'); os.write(1, b'world\\n'); return FakeEvaluate(*asked)\n"
         "worker.main(make)"
     )
     path = write_checkpoint(tmp_path / "c.pth", epoch=1.0)

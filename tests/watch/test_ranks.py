@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_killed import _make_run, _outcome, _writes
 from watch_fakes import FakeWorker, Recorder, write_checkpoint
+from watch_kills import make_run, outcome, writes
 
 from dse_monitor.errors import RunError
+from dse_monitor.evaluation.config import EvaluationConfig
 from dse_monitor.publish import events
 from dse_monitor.runs import ledger
 from dse_monitor.runs.locking import RunLock
@@ -25,7 +26,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def _options(run, **changes):
-    asked = {"probe": {"images": "i"}, "settle_seconds": 0.0, "maps": False, "once": True, "keep_best": 1}
+    asked = {
+        "config": EvaluationConfig(images="i"),
+        "settle_seconds": 0.0,
+        "maps": False,
+        "once": True,
+        "keep_best": 1,
+    }
     return WatchOptions(runs=(run,), **{**asked, **changes})
 
 
@@ -48,36 +55,36 @@ def _publish(told, rank, world, run):
 
 @pytest.fixture
 def reference(tmp_path, watching):
-    run = _make_run(tmp_path / "reference" / "exp1")
+    run = make_run(tmp_path / "reference" / "exp1")
     watching(run, once=True, keep_best=1).run()
-    return _outcome(run)
+    return outcome(run)
 
 
 def test_one_process_does_what_a_watcher_does(tmp_path, reference):
-    run = _make_run(tmp_path / "exp1")
+    run = make_run(tmp_path / "exp1")
     assert _score(run) == 0
-    assert _outcome(run) == reference
+    assert outcome(run) == reference
     assert not (run / "dse" / shards.FOLDER).exists()
 
 
 @pytest.mark.parametrize("finish", [(0, 1, 2), (2, 0, 1)])
 def test_the_last_of_several_publishes_in_the_order_of_a_watcher(tmp_path, reference, finish):
-    run = _make_run(tmp_path / "exp1")
+    run = make_run(tmp_path / "exp1")
     told = ranks.deal(_options(run), Recorder())
     for rank in finish:
         _share(told, rank, 3, run)
         before = len(ledger.read(run / "dse").evaluations)
         assert before == 0
         assert _publish(told, rank, 3, run) == 0
-    assert _outcome(run) == reference
+    assert outcome(run) == reference
     view = ledger.read(run / "dse")
     assert [e.source.epoch for e in view.evaluations] == list(range(1, 11))
     assert _publish(told, finish[-1], 3, run) == 0  # one as fast as the last: nothing left for it
-    assert _outcome(run) == reference
+    assert outcome(run) == reference
 
 
 def test_a_share_whose_process_died_is_measured_by_the_next_call(tmp_path, reference):
-    run = _make_run(tmp_path / "exp1")
+    run = make_run(tmp_path / "exp1")
     told = ranks.deal(_options(run), Recorder())
     _share(told, 0, 2, run)
     assert _publish(told, 0, 2, run) == 0  # the other one is not done
@@ -88,26 +95,26 @@ def test_a_share_whose_process_died_is_measured_by_the_next_call(tmp_path, refer
     for rank in range(3):
         _share(left, rank, 3, run)
         _publish(left, rank, 3, run)
-    assert _outcome(run)["scores"] == reference["scores"]
-    assert _outcome(run)["best"] == reference["best"]
+    assert outcome(run)["scores"] == reference["scores"]
+    assert outcome(run)["best"] == reference["best"]
 
 
 def test_a_watcher_takes_over_what_was_measured(tmp_path, reference, watching):
-    run = _make_run(tmp_path / "exp1")
+    run = make_run(tmp_path / "exp1")
     told = ranks.deal(_options(run), Recorder())
     _share(told, 1, 2, run)
     watch = watching(run, once=True, keep_best=1)
     assert watch.run() == 0
     assert sorted(watch.jobs) == sorted(task[0] for task in told["tasks"][::2])
-    assert _outcome(run)["scores"] == reference["scores"]
+    assert outcome(run)["scores"] == reference["scores"]
     assert not (run / "dse" / shards.FOLDER).exists()
 
 
 def test_results_of_other_settings_wait_for_their_own_call(tmp_path, watching):
-    run = _make_run(tmp_path / "exp1")
+    run = make_run(tmp_path / "exp1")
     told = ranks.deal(_options(run), Recorder())
     _share(told, 0, 2, run)
-    other = watching(run, once=True, probe={"images": "i", "seed": 7})
+    other = watching(run, once=True, config=EvaluationConfig(images="i", seed=7))
     other.run()
     assert len(other.jobs) == 10
     assert len(list(shards.measured(run / "dse"))) == 5
@@ -146,7 +153,7 @@ class _Dying(FakeWorker):
 
 
 def test_a_checkpoint_that_kills_its_reader_is_given_up_and_the_others_measured(tmp_path):
-    run = _make_run(tmp_path / "exp1")
+    run = make_run(tmp_path / "exp1")
     assert ranks.score(_options(run), Recorder(), _silent, make_worker=_Dying) == 3
     assert _Dying.started == 3  # at first, after the first death, after the second
     found = {e.source.path: e for e in ledger.read(run / "dse").evaluations}
@@ -157,7 +164,7 @@ def test_a_checkpoint_that_kills_its_reader_is_given_up_and_the_others_measured(
 
 
 def test_files_that_go_or_change_meanwhile_do_no_harm(tmp_path, watching):
-    run = _make_run(tmp_path / "exp1")
+    run = make_run(tmp_path / "exp1")
     told = ranks.deal(_options(run), Recorder())
     (run / "checkpoint0002.pth").unlink()
     write_checkpoint(run / "checkpoint0005.pth", epoch=6.0, value=77)
@@ -169,7 +176,7 @@ def test_files_that_go_or_change_meanwhile_do_no_harm(tmp_path, watching):
 
 
 def test_a_run_under_watch_is_refused_before_anything_is_measured(tmp_path):
-    run = _make_run(tmp_path / "exp1")
+    run = make_run(tmp_path / "exp1")
     lock = RunLock(run / "dse")
     lock.take()
     try:
@@ -182,7 +189,7 @@ def test_a_run_under_watch_is_refused_before_anything_is_measured(tmp_path):
 
 
 def test_a_live_process_keeps_its_folder(tmp_path, watching):
-    run = _make_run(tmp_path / "exp1")
+    run = make_run(tmp_path / "exp1")
     told = ranks.deal(_options(run), Recorder())
     shard = shards.Shard(run / "dse", told["launch"], 0)
     shard.add(next(ranks._measured(told["tasks"][:1], _options(run), "cpu", FakeWorker)))
@@ -209,7 +216,7 @@ def _killed_at(run, point, monkeypatch):
                 os.kill(os.getpid(), signal.SIGKILL)
 
         try:
-            _writes(monkeypatch, hit)
+            writes(monkeypatch, hit)
             _score(run)
         except BaseException:
             os._exit(1)
@@ -227,14 +234,14 @@ def test_killed_at_any_write_and_called_again_gives_the_same(tmp_path, monkeypat
     """Every third write."""
     killed = 0
     for point in itertools.count(first, 6):
-        run = _make_run(tmp_path / str(point) / "exp1")
+        run = make_run(tmp_path / str(point) / "exp1")
         if not _killed_at(run, point, monkeypatch):
             break
         killed += 1
         assert _score(run) == 0
-        outcome = _outcome(run)
-        assert outcome["scores"] == reference["scores"], f"killed in write {point}"
-        assert outcome["best"] == reference["best"]
+        found = outcome(run)
+        assert found["scores"] == reference["scores"], f"killed in write {point}"
+        assert found["best"] == reference["best"]
         view, found = ledger.read(run / "dse"), events.published(run / "dse")
         assert found.evaluations == {e.seq for e in view.evaluations}, f"killed in write {point}"
         assert not (run / "dse" / shards.FOLDER).exists()
@@ -294,7 +301,7 @@ def test_two_real_processes_find_what_one_watcher_finds(real_run):
 
 def test_nothing_of_it_needs_watchdog(tmp_path):
     """GPU images may lack it; a watcher without it looks now and then."""
-    run = _make_run(tmp_path / "exp1")
+    run = make_run(tmp_path / "exp1")
     program = f"""
 import sys
 sys.modules["watchdog"] = None

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dse_monitor.checkpoints.names import NameFacts, from_name, is_candidate, is_rolling
+from dse_monitor.evaluation.config import EvaluationConfig
 from dse_monitor.runs.identity import Stamp
 from dse_monitor.watch.files.discovery import find_runs
 from dse_monitor.watch.files.waiting import Candidate, Filter, Queue, count_done
@@ -117,7 +118,7 @@ def test_of_equal_contents_the_name_that_stays_is_taken():
 
 
 def test_min_interval_passes_over_what_lies_close_to_any_that_was_taken():
-    options = WatchOptions(runs=(Path("r"),), probe={"images": "i"}, min_interval=10.0)
+    options = WatchOptions(runs=(Path("r"),), config=EvaluationConfig(images="i"), min_interval=10.0)
     chosen = Filter(options, from_name, now=0.0)
     times = [100.0, 105.0, 110.0, 95.0, 100.0, 90.0, 119.9, 120.0, 0.0]
     taken = [not chosen.refuses(f"c{k}.pth", Stamp(k, 1, int(t * 1e9), 0)) for k, t in enumerate(times)]
@@ -147,20 +148,20 @@ def test_since_takes_counts_dates_and_spans(text, facts, mtime, passes):
 )
 def test_options_that_make_no_sense_are_refused(changes):
     with pytest.raises(ValueError, match=r"\w+"):
-        WatchOptions(**{"runs": (Path("r"),), "probe": {}, **changes})
+        WatchOptions(**{"runs": (Path("r"),), "config": EvaluationConfig(images="i"), **changes})
 
 
 def test_request_changes_with_what_is_measured_and_not_with_where():
-    def request(**probe):
-        return WatchOptions(runs=(Path("r"),), probe={"images": "i", **probe}).request
+    def request(**changes):
+        return WatchOptions(runs=(Path("r"),), config=EvaluationConfig(images="i", **changes)).request
 
-    assert request() == request(micro_batch=8) == request(device="cpu") == request(layout=None)
+    assert request() == request(micro_batch=8) == request(layout=None)
     assert len({request(), request(seed=1), request(num_heads=6)}) == 3
 
 
 def test_output_folder_of_one_and_of_several_runs():
     def options(*runs, out=None):
-        return WatchOptions(runs=tuple(map(Path, runs)), probe={}, out=out)
+        return WatchOptions(runs=tuple(map(Path, runs)), config=EvaluationConfig(images="i"), out=out)
 
     assert options("a").output(Path("a")) == Path("a/dse")
     assert options("a", out=Path("o")).output(Path("a")) == Path("o")

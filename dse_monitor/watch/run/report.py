@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from dse_monitor.evaluation.config import EvaluationConfig
 from dse_monitor.runs.history import History, index_of
 from dse_monitor.runs.record import Alert, Evaluation
 from dse_monitor.runs.series import Series
@@ -29,15 +29,14 @@ class Report:
         self.last_problem = ""
 
     def header(
-        self, folder: Path, out: Path, history: History, probe: dict[str, Any], *, other_settings: bool
+        self, folder: Path, out: Path, history: History, config: EvaluationConfig, *, other_settings: bool
     ) -> None:
         """The block at the top, as far as it is known before a checkpoint is measured."""
         scored = history.count("scored")
         refused = f", {len(history) - scored} could not be" if len(history) > scored else ""
         known = f"{scored} already scored{refused}" if len(history) else "nothing scored yet"
         self._header("run", str(folder), known)
-        sample = f"{probe['num_images']:,}, a seeded sample" if "num_images" in probe else ""
-        self._header("images", str(probe.get("images", "")), sample)
+        self._header("images", str(config.images), f"{config.num_images:,}, a seeded sample")
         if other_settings:
             self._header("settings", "others than before: what is there is measured again, on its own line")
         if len(history):

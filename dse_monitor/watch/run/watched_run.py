@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import dse_monitor
 from dse_monitor import errors
+from dse_monitor.evaluation.config import Placement
 from dse_monitor.runs import heartbeat
 from dse_monitor.runs.history import History
 from dse_monitor.runs.identity import Stamp, content_key, stamp
@@ -152,12 +153,14 @@ class WatchedRun:
             self.folder,
             self.out,
             self.history,
-            self._options.probe,
+            self._options.config,
             other_settings=before not in (None, self._options.request),
         )
         me = heartbeat.new(dse_monitor.__version__, self._clock.time())
         data = {"host": me.host, "pid": me.pid, "version": me.version, "taken_over": taken_over}
-        self._ledger.append("watch", {**data, "request": self._options.request, "probe": self._options.probe})
+        self._ledger.append(
+            "watch", {**data, "request": self._options.request, "probe": self._options.config.to_json()}
+        )
         self._aside = Aside(self.folder, self.out, self._options.copy_aside)
         self.publication = Publication(
             self.folder,
@@ -459,19 +462,18 @@ class WatchedRun:
         except OSError:
             self._lose(candidate.path)
             return None
-        probe = self._probe(device)
-        return {"path": str(path), "name": candidate.path, "stamp": mark.to_list(), "probe": probe}
+        asked = self._asked(device)
+        return {"path": str(path), "name": candidate.path, "stamp": mark.to_list(), **asked}
 
     def preparation(self, device: str) -> dict[str, Any]:
-        """What a worker is told while a file lies still: the probe, and the image size of the last one."""
+        """What a worker is told while a file lies still: what will be asked, and the last image size."""
         sizes = (row.settings.crop for row in reversed(self.history) if row.settings is not None)
-        return {"prepare": self._probe(device), "crop": next(sizes, None)}
+        return {"prepare": self._asked(device), "crop": next(sizes, None)}
 
-    def _probe(self, device: str) -> dict[str, Any]:
-        probe = {**self._options.probe, "cache": str(self.out / "images"), "device": device}
-        if self._options.maps:
-            probe["maps"] = str(self.out)
-        return probe
+    def _asked(self, device: str) -> dict[str, Any]:
+        maps = str(self.out) if self._options.maps else None
+        place = Placement(cache=str(self.out / "images"), device=device, maps=maps)
+        return {"config": self._options.config.to_json(), "place": place.to_json()}
 
     @property
     def idle(self) -> bool:

@@ -1,14 +1,13 @@
 """The process that evaluates a burst of checkpoints and ends; `-m dse_monitor.watch.workers.worker JSON`.
 
 It holds what is heavy (torch, a CUDA context), so the watcher does not; whatever a checkpoint does to it, the
-watcher
-lives on. Both speak JSON, one object per line. The watcher writes jobs:
+watcher lives on. Both speak JSON, one object per line. The watcher writes jobs:
 
-    {"job": 3, "path": "/runs/a/c9.pth", "name": "c9.pth", "stamp": [...], "probe": {...}}
+    {"job": 3, "path": "/runs/a/c9.pth", "name": "c9.pth", "stamp": [...], "config": {...}, "place": {...}}
 
 or, while a whole file lies still, what it will be measured with, to which there is no answer:
 
-    {"prepare": {...probe}, "crop": 224}
+    {"prepare": {"config": {...}, "place": {...}}, "crop": 224}
 
 and gets for each job any number of `progress` and one final answer:
 
@@ -27,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import errno
 import json
 import os
@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from dse_monitor.errors import DeviceError, DSEError
+from dse_monitor.evaluation.config import EvaluationConfig, Placement
 from dse_monitor.runs.identity import Stamp, look
 from dse_monitor.runs.record import Evaluation, to_json
 from dse_monitor.watch.workers import gpu, imports
@@ -55,7 +56,7 @@ LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # PyTorch asks the kernel for pages of 2 M
 
 
 class Evaluate(Protocol):
-    """Measures one checkpoint; see evaluate.Evaluator."""
+    """Measures one checkpoint; see evaluation.evaluator."""
 
     def __call__(
         self, path: Path, progress: Progress | None = None, *, name: str | None = None
@@ -99,11 +100,14 @@ class Manners:
         return {**dict.fromkeys(threads, str(self.threads)), LARGE_PAGES: large_pages}
 
 
-def main(make_evaluator: Callable[[dict[str, Any]], Evaluate] | None = None) -> int:
+MakeEvaluator = Callable[[EvaluationConfig, Placement], Evaluate]
+
+
+def main(make_evaluator: MakeEvaluator | None = None) -> int:
     """Serve jobs from standard input until it ends.
 
     Args:
-        make_evaluator: makes what measures from a probe; the real one if None.
+        make_evaluator: makes what measures; the real one if None.
     """
     manners = Manners(**json.loads(sys.argv[1])) if len(sys.argv) > 1 else Manners.default()
     die_with_parent()
@@ -123,7 +127,7 @@ def main(make_evaluator: Callable[[dict[str, Any]], Evaluate] | None = None) -> 
 def serve(
     jobs: IO[str],
     answers: IO[str],
-    make_evaluator: Callable[[dict[str, Any]], Evaluate],
+    make_evaluator: MakeEvaluator,
     manners: Manners,
     *,
     leave: Callable[[int], Any] = os._exit,
@@ -150,35 +154,38 @@ def serve(
         busy.set()
         job = json.loads(line)
         if "prepare" in job:
-            evaluators.prepare(job["prepare"], job["crop"])
+            evaluators.prepare(*_asked(job["prepare"]), job["crop"])
         else:
             say({"job": job["job"], **_answer(job, evaluators, say, manners)})
         busy.clear()
 
 
-class _Evaluators:
-    """Keeps the evaluator of the last probe, with its images and device."""
+def _asked(order: dict[str, Any]) -> tuple[EvaluationConfig, Placement]:
+    return EvaluationConfig.from_json(order["config"]), Placement.from_json(order["place"])
 
-    def __init__(self, make: Callable[[dict[str, Any]], Evaluate]):
+
+class _Evaluators:
+    """Keeps the last evaluator, with its images and device."""
+
+    def __init__(self, make: MakeEvaluator):
         self._make = make
-        self._key = ""
+        self._key: tuple[EvaluationConfig, Placement] | None = None
         self._last: Evaluate | None = None
 
-    def get(self, probe: dict[str, Any]) -> Evaluate:
-        key = json.dumps(probe, sort_keys=True)
-        if self._last is None or key != self._key:
+    def get(self, config: EvaluationConfig, place: Placement) -> Evaluate:
+        if self._last is None or self._key != (config, place):
             self._last = None
-            self._last, self._key = self._make(probe), key
+            self._last, self._key = self._make(config, place), (config, place)
         return self._last
 
-    def prepare(self, probe: dict[str, Any], crop: int | None) -> None:
-        """Get ready for checkpoints of a probe: what goes wrong goes wrong again, with a job to answer."""
+    def prepare(self, config: EvaluationConfig, place: Placement, crop: int | None) -> None:
+        """Get ready for checkpoints: what goes wrong goes wrong again, with a job to answer."""
         look_at_images = getattr(self._make, "look_at_images", None)
         with contextlib.suppress(Exception):
             if look_at_images is not None and crop is not None:
-                look_at_images(probe, crop)
+                look_at_images(config, place, crop)
         with contextlib.suppress(Exception):
-            wake = getattr(self.get(probe), "wake", None)
+            wake = getattr(self.get(config, place), "wake", None)
             if wake is not None:
                 wake()
 
@@ -195,7 +202,7 @@ def _answer(
         found = look(path)
         if not found.same_version(wanted):
             return {"changed": True}
-        evaluate = evaluators.get(job["probe"])
+        evaluate = evaluators.get(*_asked(job))
         words = getattr(evaluate, "words", "")
         if words:
             say({"job": job["job"], "device": words})
@@ -257,21 +264,20 @@ class Making:
 
         self._manners, self._evaluate = manners, evaluate
         self._loading = ThreadPoolExecutor(1).submit(imports.load)
-        self._held_out: tuple[dict[str, Any], HeldOut] | None = None
+        self._held_out: tuple[EvaluationConfig, Placement, HeldOut] | None = None
 
-    def look_at_images(self, probe: dict[str, Any], crop: int) -> None:
-        """Make sure of the images that such a probe measures next; no torch is needed for that.
+    def look_at_images(self, config: EvaluationConfig, place: Placement, crop: int) -> None:
+        """Make sure of the images that are measured next; no torch is needed for that.
 
         Raises:
             ImagesError, OutputError: see `images.prepare`.
         """
-        own = self._evaluate.Probe.from_json(probe)
-        held_out = self._evaluate.HeldOut(own)
-        held_out.at(own.image_size or crop)
-        self._held_out = (probe, held_out)
+        held_out = self._evaluate.HeldOut(config, place.cache)
+        held_out.at(config.image_size or crop)
+        self._held_out = (config, place, held_out)
 
-    def __call__(self, probe: dict[str, Any]) -> Evaluate:
-        """What measures checkpoints with a probe.
+    def __call__(self, config: EvaluationConfig, place: Placement) -> Evaluate:
+        """What measures checkpoints.
 
         Raises:
             NoRoom: there is none on the device.
@@ -282,12 +288,14 @@ class Making:
         manners = self._manners
         torch.set_num_threads(manners.threads)
         seen = gpu.gpus() if torch.version.cuda is not None else None
-        chosen = gpu.place(probe.get("device", "auto"), seen, cpu_fallback=manners.cpu_fallback)
+        chosen = gpu.place(place.device, seen, cpu_fallback=manners.cpu_fallback)
         if not chosen.device:
             raise NoRoom(chosen.words)
-        known = self._held_out[1] if self._held_out is not None and self._held_out[0] == probe else None
-        placed = self._evaluate.Probe.from_json({**probe, "device": chosen.device})
-        evaluator = self._evaluate.Evaluator(placed, held_out=known)
+        known = None
+        if self._held_out is not None and self._held_out[:2] == (config, place):
+            known = self._held_out[2]
+        placed = dataclasses.replace(place, device=chosen.device)
+        evaluator = self._evaluate.Evaluator(config, placed, held_out=known)
         found = f"{evaluator.device}{chosen.words.removeprefix(chosen.device)}"
         return _Placed(evaluator, f"{found}, {evaluator.precision}")
 

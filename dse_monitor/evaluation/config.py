@@ -1,0 +1,127 @@
+"""What is measured, on what, and where: plain values, made once at the border. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+MINIMUM_IMAGES = 8  # one group of the metric's clustering; fewer say nothing about a network
+MINIMUM_SIDE = 16  # px, shorter side; below it an image holds no detail to resize
+_LEAST = {
+    "num_images": MINIMUM_IMAGES,
+    "image_size": MINIMUM_SIDE,
+    "seed": 0,
+    "batch": 1,
+    "group": 1,
+    "local_clusters": 1,
+    "global_clusters": 2,
+    "micro_batch": 1,
+    "num_heads": 1,
+}
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_HOW_FAST = ("micro_batch",)  # fields that change no number
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured, on what, and how a checkpoint is recognised.
+
+    Raises:
+        ValueError: a number out of range, or an unknown precision.
+    """
+
+    images: Path
+    """Folder of held-out images, searched recursively; no labels are used."""
+    num_images: int = 2048
+    """Images measured: a seeded sample that stays the same for the life of a run."""
+    image_size: int | None = None
+    """Side of the centre crop in pixels; the network's own if not given."""
+    seed: int = 0
+    """Seed of the sample, of the clustering and of the permutation of positions."""
+    batch: int = 1024
+    """Images per metric batch; part of the definition of m_dim."""
+    group: int = 8
+    """Consecutive images clustered together."""
+    local_clusters: int = 3
+    """Clusters per image."""
+    global_clusters: int = 24
+    """Clusters per group."""
+    normalize: bool = True
+    """L2-normalise tokens first."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the forward pass; auto is bfloat16 on CUDA and float32 elsewhere."""
+    micro_batch: int | None = None
+    """Images per forward pass; halved by itself when memory runs out. Does not change the numbers."""
+    layout: str | None = None
+    """Checkpoint layout, if it is not recognised; `dse-monitor layouts` lists them."""
+    encoder: str | None = None
+    """Which network of the file, where there are several (student, teacher, ...)."""
+    arch: str | None = None
+    """timm model to use instead of the one read from tensor shapes."""
+    num_heads: int | None = None
+    """Attention heads, where shapes leave them open."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", Path(self.images).expanduser().absolute())
+        for name, bound in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise ValueError(f"{name} must be at least {bound}, got {value}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+
+    @property
+    def request(self) -> str:
+        """Twelve hexadecimal digits, equal exactly when checkpoints are to be measured in the same way."""
+        asked = {
+            name: value
+            for name, value in self.to_json().items()
+            if name not in _HOW_FAST and value is not None
+        }
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as plain JSON types."""
+        return {**dataclasses.asdict(self), "images": str(self.images)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> EvaluationConfig:
+        """The inverse of `to_json`."""
+        return cls(**data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where checkpoints are evaluated, and where what they leave behind goes.
+
+    Attributes:
+        cache: folder for the image sample and its pixels; give each run its own.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:INDEX`` or ``mps``.
+        maps: output folder of the run, whose `media/` gets the feature maps; None paints none.
+
+    Raises:
+        ValueError: an unknown device.
+    """
+
+    cache: str
+    device: str = "auto"
+    maps: str | None = None
+
+    def __post_init__(self) -> None:
+        if not _DEVICE.fullmatch(self.device):
+            raise ValueError(f"device must be auto, cpu, cuda, cuda:INDEX or mps, got {self.device!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as plain JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Placement:
+        """The inverse of `to_json`."""
+        return cls(**data)
