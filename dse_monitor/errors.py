@@ -11,7 +11,8 @@ DSEError
 ├── FeatureError             the network's output cannot be measured
 ├── DeviceError              the device asked for is missing or full
 ├── RunError                 the run's folder, ledger or lock stands in the way
-└── OutputError              results cannot be written
+├── OutputError              results cannot be written
+└── PluginError              what another package adds was asked for and cannot be used
 
 Wrong arguments from a programmer are ValueError and TypeError, as everywhere. The metric can be lifted into
 other projects and therefore has an error of its own, `NonFiniteFeatures` (a ValueError), also found here.
@@ -68,3 +69,7 @@ class RunError(DSEError):
 
 class OutputError(DSEError):
     """Results cannot be written."""
+
+
+class PluginError(DSEError):
+    """What another package adds was asked for by name and cannot be used."""

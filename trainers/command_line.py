@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 # Read when torch loads: waiting threads sleep, since spinning ones starve a watcher on the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from dse_monitor.trainers.methods import METHODS, load
+from dse_monitor.errors import DSEError
+from dse_monitor.trainers.methods import REGISTRY, load
 from dse_monitor.trainers.settings import Settings, TrainingError
 
 if TYPE_CHECKING:  # it loads torch, which "--help" can do without
@@ -36,11 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the flags of one method and train; exit codes are in :data:`USAGE`, errors are one line."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
-        print(USAGE.format(methods=", ".join(METHODS)))
+        print(USAGE.format(methods=", ".join(REGISTRY.names())))
         raise SystemExit(0 if given else 2)
     try:
         _train(given[0], given[1:])
-    except (TrainingError, ValueError, OSError) as error:
+    except (TrainingError, DSEError, ValueError, OSError) as error:
         print(f"error: {error}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
         raise SystemExit(1) from error
     except RuntimeError as error:
@@ -67,7 +68,7 @@ def _train(name: str, flags: list[str]) -> None:
         command,
         args=flags,
         prog=f"dse-train {name}",
-        description=f"Train {METHODS[name]} with the {preset} preset (--preset {presets}).",
+        description=f"Train {method_type.__name__} with the {preset} preset (--preset {presets}).",
         config=(tyro.conf.OmitArgPrefixes,),
     )
     try:

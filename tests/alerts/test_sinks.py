@@ -14,11 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from dse_monitor.alerts.sinks import SINKS, Command, Log, from_spec
+from dse_monitor.alerts.sinks import SINKS, from_spec
+from dse_monitor.alerts.sinks.alertmanager import alertmanager_body
+from dse_monitor.alerts.sinks.command import Command
 from dse_monitor.alerts.sinks.delivery import Refused, Retry
+from dse_monitor.alerts.sinks.log import Log
 from dse_monitor.alerts.sinks.outbox import Outbox
 from dse_monitor.alerts.sinks.secret import read_secret
-from dse_monitor.alerts.sinks.webhook import Webhook, alertmanager_body
+from dse_monitor.alerts.sinks.webhook import Webhook
 from dse_monitor.errors import OutputError
 from dse_monitor.runs.record import Alert, alert_from_json
 

@@ -11,7 +11,7 @@ import torch
 
 from dse_monitor.checkpoints import load_encoder
 from dse_monitor.checkpoints.archive import open_archive
-from dse_monitor.checkpoints.layouts import LAYOUTS, PLAIN, by_name
+from dse_monitor.checkpoints.layouts import LAYOUTS, by_name
 from dse_monitor.checkpoints.recognition.recognise import recognise
 from dse_monitor.errors import AmbiguousArchitecture, UnknownLayout
 
@@ -433,17 +433,21 @@ def test_one_module_under_two_names_is_no_question(saved, vit):
     assert load_encoder(saved({"first": state, "second": state})).source.layout == "plain"
 
 
-def test_every_layout_says_what_it_evaluates_and_shows_an_example():
-    for layout in (*LAYOUTS, PLAIN):
-        assert layout.networks, layout.name
-        assert layout.evaluated, layout.name
-        assert layout.example, layout.name
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_says_what_it_evaluates_and_shows_an_example(name):
+    layout = by_name(name)
+    assert layout.networks
+    assert layout.evaluated
+    assert layout.example
 
 
-def test_layout_names_are_unique():
-    names = [layout.name for layout in (*LAYOUTS, PLAIN)]
-    assert len(set(names)) == len(names)
-    assert sorted(layout.name for layout in LAYOUTS if layout.official) == METHODS
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_is_called_by_the_name_of_its_line(name):
+    assert by_name(name).name == name
+
+
+def test_official_layouts_are_those_whose_tensor_names_are_kept():
+    assert sorted(name for name in LAYOUTS if by_name(name).official) == METHODS
 
 
 def test_unknown_layout_name_lists_the_known_ones(saved, vit):

@@ -178,7 +178,7 @@ def test_method_is_added_by_its_file_and_one_line(tmp_path, monkeypatch, small, 
     monkeypatch.setattr(
         methods, "__path__", [*methods.__path__, str(tmp_path)]
     )  # as if it lay beside the others
-    monkeypatch.setitem(METHODS, "agree", "Agree")  # the line
+    monkeypatch.setitem(METHODS, "agree", "dse_monitor.trainers.methods.agree:Agree")  # the line
     assert load("agree").__name__ == "Agree"
     run("agree", small("agree", pull=2.0), tmp_path / "run", dse_weight=1e-3)
     assert load_encoder(tmp_path / "run" / "checkpoint_0002.pth").epoch == 2

@@ -49,7 +49,7 @@ def train(name: str, method_type: type[Method], recipe: Recipe, settings: Settin
     Under torchrun every process calls this; alone it is one process.
 
     Args:
-        name: of the method, as in METHODS.
+        name: of the method, as in METHODS or of a plugin's.
         method_type: its class.
         recipe: its numbers.
         settings: the run's flags.

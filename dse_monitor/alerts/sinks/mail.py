@@ -1,4 +1,7 @@
-"""Alerts by e-mail. The account is one address that is known by reference only, as it holds a password."""
+"""Alerts by e-mail: the sink ``email:env:NAME``.
+
+The account is one address that is known by reference only, as it holds a password.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,12 @@ from email.message import EmailMessage
 from email.utils import format_datetime
 
 from dse_monitor.alerts import message
-from dse_monitor.alerts.sinks.delivery import Refused, Retry
+from dse_monitor.alerts.sinks.delivery import Refused, Retry, digest, episode
 from dse_monitor.alerts.sinks.secret import read_secret
-from dse_monitor.alerts.sinks.webhook import digest, episode
 from dse_monitor.errors import OutputError
 from dse_monitor.runs.record import Alert
 
-TIMEOUT_SECONDS = 15.0  # for each step of the exchange; ours
+TIMEOUT_SECONDS = 15.0  # for each step of the exchange; chosen by us
 _PORTS = {"smtp": 587, "smtps": 465}
 
 
@@ -141,3 +143,8 @@ class Mail:
 
 def _verdict(code: int, what: str) -> Exception:
     return Refused(f"SMTP {code}: {what}") if 500 <= code < 600 else Retry(f"SMTP {code}: {what}")
+
+
+def make(argument: str, link: str) -> Mail:
+    """The sink ``email:env:NAME`` or ``email:file:PATH``."""
+    return Mail(f"email:{argument}", argument, link)

@@ -16,14 +16,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dse_monitor.alerts.sinks.delivery import Refused, Retry, Sink
+from dse_monitor.alerts.sinks.delivery import SEVERITIES, Refused, Retry, Sink
 from dse_monitor.errors import DSEError
 from dse_monitor.runs.record import Alert
 
 FIRST_WAIT = 5.0  # s before the second attempt; doubled each time; ours
 LONGEST_WAIT = 600.0  # s between attempts at most, unless the other side asks for more
 GIVE_UP = 86400.0  # s after the alert was submitted
-SEVERITIES = ("info", "warning", "critical")
 
 LOGGER = logging.getLogger("dse_monitor.alerts")
 

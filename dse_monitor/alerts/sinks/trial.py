@@ -10,7 +10,7 @@ from dse_monitor.runs.record import Alert
 
 
 def try_sinks(alert: Alert, sinks: Iterable[Sink]) -> dict[str, str]:
-    """Send an alert to each sink once, whatever severity it is told from.
+    """Send an alert to each sink once, whatever severity it asks for.
 
     Args:
         alert: usually :func:`dse_monitor.alerts.book.test_alert`.
@@ -25,6 +25,8 @@ def try_sinks(alert: Alert, sinks: Iterable[Sink]) -> dict[str, str]:
             sink(alert)
         except (Retry, Refused, DSEError) as error:
             outcome[sink.name] = str(error)
+        except Exception as error:  # of a plugin's sink; its text may hold a secret
+            outcome[sink.name] = type(error).__name__
         else:
             outcome[sink.name] = ""
     return outcome

@@ -1,8 +1,7 @@
-"""Alerts to a web address: a chat room, or whatever reads the JSON of Alertmanager."""
+"""Alerts to a web address, such as a chat room's: the sink ``webhook:env:NAME``."""
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import ssl
@@ -12,62 +11,22 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from dse_monitor.alerts import message
-from dse_monitor.alerts.sinks.delivery import Refused, Retry
+from dse_monitor.alerts.sinks.delivery import Refused, Retry, digest
 from dse_monitor.alerts.sinks.secret import read_secret
 from dse_monitor.errors import OutputError
 from dse_monitor.runs.record import Alert, to_json
 
-TIMEOUT_SECONDS = 10.0  # for each step of the exchange; ours
-_NEVER = "0001-01-01T00:00:00Z"  # how Alertmanager writes an end that has not come
+TIMEOUT_SECONDS = 10.0  # for each step of the exchange; chosen by us
 
 
 def chat_body(alert: Alert, link: str = "") -> dict[str, Any]:
     """What a chat room shows (``text``), with the whole alert beside it (``dse``)."""
     return {"text": message.text(alert, link), "dse": to_json(alert)}
-
-
-def alertmanager_body(alert: Alert, link: str = "") -> dict[str, Any]:
-    """Alertmanager's webhook JSON, version 4, with one alert. Alerts of a run form a group."""
-    labels = {
-        "alertname": f"DSE {alert.kind}",
-        "run": alert.run,
-        "severity": alert.severity,
-        "kind": alert.kind,
-        **({"cause": alert.cause} if alert.cause else {}),
-    }
-    annotations = {"summary": message.title(alert), "description": message.text(alert)}
-    when = datetime.fromtimestamp(alert.wall_time, timezone.utc).isoformat().replace("+00:00", "Z")
-    resolved = alert.status == "resolved"
-    status = "resolved" if resolved else "firing"
-    return {
-        "version": "4",
-        "groupKey": f'{{}}:{{run="{alert.run}"}}',
-        "truncatedAlerts": 0,
-        "status": status,
-        "receiver": "dse-monitor",
-        "groupLabels": {"run": alert.run},
-        "commonLabels": labels,
-        "commonAnnotations": annotations,
-        "externalURL": link,
-        "alerts": [
-            {
-                "status": status,
-                "labels": labels,
-                "annotations": annotations,
-                "startsAt": when,
-                "endsAt": when if resolved else _NEVER,
-                "generatorURL": link,
-                "fingerprint": digest(episode(alert)),
-            }
-        ],
-        "dse": to_json(alert),
-    }
 
 
 @dataclass(frozen=True)
@@ -153,16 +112,6 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None  # the opener then raises the 3xx as an error
 
 
-def episode(alert: Alert) -> str:
-    """What the firing and the resolving of one alert have in common."""
-    return alert.key.rsplit("/", 1)[0]
-
-
-def digest(key: str) -> str:
-    """Sixteen hexadecimal digits of a key."""
-    return hashlib.sha256(key.encode()).hexdigest()[:16]
-
-
 def _in_words(error: object) -> str:
     """An error of the connection without the address, which may be a secret."""
     if isinstance(error, TimeoutError):
@@ -174,3 +123,8 @@ def _in_words(error: object) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return type(error).__name__
+
+
+def make(argument: str, link: str) -> Webhook:
+    """The sink ``webhook:env:NAME`` or ``webhook:file:PATH``."""
+    return Webhook(f"webhook:{argument}", argument, link=link)

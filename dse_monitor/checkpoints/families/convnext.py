@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dse_monitor.checkpoints.families import Family
 from dse_monitor.checkpoints.families.network import (
     IMAGE_SIZE,
     POOLED_NORM,
@@ -110,3 +111,6 @@ def _tokens(model: Any, images: Tensor) -> Tensor:
     ConvNeXt norms only after pooling, but for VICRegL's, whose norm is part of `forward_features`.
     """
     return model.forward_features(images).flatten(2).transpose(1, 2)
+
+
+FAMILY = Family(recognise)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dse_monitor.checkpoints.families import Family
 from dse_monitor.checkpoints.families.network import (
     IMAGE_SIZE,
     Heads,
@@ -127,3 +128,6 @@ def _build(options: dict[str, Any], periods_stored: bool, key_bias: bool) -> nn.
     for block in blocks if key_bias else ():  # timm's is fixed at zero
         block.attn.register_buffer("k_bias", block.attn.k_bias, persistent=True)
     return model
+
+
+FAMILY = Family(recognise)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dse_monitor.checkpoints.families import Family
 from dse_monitor.checkpoints.families.network import (
     IMAGE_SIZE,
     Hints,
@@ -239,3 +240,6 @@ def _build(
 def _tokens(model: Any, images: Tensor) -> Tensor:
     """The last stage's map after its ReLU, row by row: [B, 3, H, W] -> [B, N, D]."""
     return model.forward_features(images).flatten(2).transpose(1, 2)
+
+
+FAMILY = Family(recognise)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dse_monitor.checkpoints.families import Family
 from dse_monitor.checkpoints.families.network import (
     IMAGE_SIZE,
     Hints,
@@ -201,3 +202,6 @@ def _tokens(
             fits = plan(side, stage) <= min(block.window_size)
             block.shift_size = (0, 0) if fits else block.target_shift_size
     return model.forward_features(images).flatten(1, 2)
+
+
+FAMILY = Family(recognise)

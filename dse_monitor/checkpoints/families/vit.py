@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dse_monitor.checkpoints.families import Family
 from dse_monitor.checkpoints.families.network import (
     Heads,
     Hints,
@@ -290,3 +291,6 @@ def _conv_stem(shapes: Mapping[str, Shape]) -> nn.Sequential:
 def patch_tokens(model: Any, images: Tensor) -> Tensor:
     """Patch tokens after the final norm, [B, 3, H, W] -> [B, N, D]; class and register tokens are dropped."""
     return model.forward_features(images)[:, model.num_prefix_tokens :]
+
+
+FAMILY = Family(recognise)

@@ -1,45 +1,72 @@
-"""Tensor shapes -> the one timm network they belong to, or an error that says what is ambiguous or missing.
+"""Tensor shapes -> the one network they belong to, or an error that says what is ambiguous or missing.
 
-A family is one function in `families/`; FAMILIES lists them. Nothing is looked up by the name of a published
-model: any width, depth, patch, window or block count is built from the shapes themselves.
+Dialects find encoders by their names; the family a dialect names describes the network. Nothing is looked up
+by the name of a published model: any width, depth, patch, window or block count is built from the shapes
+themselves.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from dse_monitor.checkpoints.families import convnext, dinov3, resnet, swin, vit
+from dse_monitor.checkpoints import families
 from dse_monitor.checkpoints.families import named as by_name
-from dse_monitor.checkpoints.families.network import Hints, Network
-from dse_monitor.checkpoints.families.statedicts import Shape
+from dse_monitor.checkpoints.families.network import Hints, Network, NotThisNetwork
+from dse_monitor.checkpoints.families.statedicts import Shape, StateDict
+from dse_monitor.checkpoints.recognition.dialects import Found, find
+from dse_monitor.errors import DSEError
 
 if TYPE_CHECKING:
     from torch import nn
 
-FAMILIES: Mapping[str, Callable[[Mapping[str, Shape], Hints], Network]] = {
-    "vit": vit.recognise,
-    "dinov3": dinov3.recognise,
-    "resnet": resnet.recognise,
-    "swin": swin.recognise,
-    "convnext": convnext.recognise,
-}
+
+def encoders(states: list[StateDict]) -> list[Found]:
+    """Every encoder in the file, in the file's order; last what only the dialects that families bring find.
+
+    What shares tensors with an encoder that is found already is left out, so that a plugin cannot take a
+    network from those that read it without the plugin.
+    """
+    found = list(find(states))
+    for other in find(states, families.dialects()):
+        if not any(_overlap(one, other) for one in found):
+            found.append(other)
+    return found
+
+
+def _overlap(one: Found, other: Found) -> bool:
+    return one.state is other.state and (
+        one.prefix.startswith(other.prefix) or other.prefix.startswith(one.prefix)
+    )
 
 
 def recognise(family: str, shapes: Mapping[str, Shape], hints: Hints) -> Network:
-    """The network of these tensors, named as timm names them.
+    """The network of these tensors, named as the network that is built names them.
 
     Args:
-        family: key of FAMILIES.
+        family: key of FAMILIES, or the name of a plugin's.
         shapes: shape of each tensor of the encoder; heads and projectors may be among them.
         hints: what is known beside the shapes.
 
     Raises:
-        NotThisNetwork: the tensors are no network of this family that can be built.
+        NotThisNetwork: the tensors are not a network of this family that can be built.
         AmbiguousArchitecture: several networks fit, and the wrong one would load silently.
     """
-    return FAMILIES[family](shapes, hints)
+    origin = families.REGISTRY.origin(family)
+    if not origin:
+        return families.load(family).recognise(shapes, hints)
+    try:
+        network = families.load(family).recognise(shapes, hints)
+    except (DSEError, NotThisNetwork):
+        raise
+    except Exception as error:
+        raise NotThisNetwork(
+            f"the network family {family!r} of {origin} failed: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(network, Network):
+        raise NotThisNetwork(f"the network family {family!r} of {origin} returned no Network: {network!r}")
+    return network
 
 
 def named(arch: str, shapes: Mapping[str, Shape], hints: Hints) -> Network:
@@ -79,4 +106,4 @@ def _parameters_on_meta() -> Iterator[None]:
         handle.remove()
 
 
-__all__ = ["FAMILIES", "build", "named", "recognise"]
+__all__ = ["build", "encoders", "named", "recognise"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dse_monitor.checkpoints.families.network import Heads, Hints
-from dse_monitor.checkpoints.layouts import Layout
+from dse_monitor.checkpoints.layouts.layout import Layout
 from dse_monitor.checkpoints.reading.contents import attributes
 from dse_monitor.checkpoints.recognition.dialects import Dialect
 

@@ -7,7 +7,7 @@ first of them is the prefix of the encoder. No torch is imported here.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ class Dialect:
 
     Attributes:
         name: for messages.
-        family: key of ``architecture.FAMILIES``.
+        family: key of ``families.FAMILIES``.
         anchor: ends the name of a tensor every such network has; what precedes it is the prefix.
         needs: another tensor below the same prefix that must exist.
         translate: this dialect's pieces -> pieces under timm's names.
@@ -83,11 +83,11 @@ class Found:
         return self.dialect.translate({name: Piece((name,), shape) for name, shape in self.shapes().items()})
 
 
-def find(states: list[StateDict]) -> Iterator[Found]:
-    """Every encoder in the file, in the file's order."""
+def find(states: list[StateDict], dialects: Sequence[Dialect] | None = None) -> Iterator[Found]:
+    """Every encoder in the file that these dialects name (DIALECTS if None), in the file's order."""
     for state in states:
         for name in state.tensors:
-            for dialect in DIALECTS:
+            for dialect in DIALECTS if dialects is None else dialects:
                 if name == dialect.anchor or name.endswith("." + dialect.anchor):
                     prefix = name[: len(name) - len(dialect.anchor)]
                     absent = not dialect.lacks or prefix + dialect.lacks not in state.tensors

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dse_monitor.checkpoints import layouts
+from dse_monitor.checkpoints import families, layouts
 from dse_monitor.checkpoints.families.network import POOLED_NORM, Hints, Network, NotThisNetwork, Piece
 from dse_monitor.checkpoints.families.statedicts import Shape, StateDict, state_dicts, unwrapped
-from dse_monitor.checkpoints.layouts import Layout, NetworkAt
+from dse_monitor.checkpoints.layouts.layout import Layout, NetworkAt, marks, unwrapped_location
 from dse_monitor.checkpoints.names import from_name
 from dse_monitor.checkpoints.recognition import architecture, configuration, progress
-from dse_monitor.checkpoints.recognition.dialects import DIALECTS, Found, Pieces, find
+from dse_monitor.checkpoints.recognition.dialects import DIALECTS, Found, Pieces
 from dse_monitor.errors import AmbiguousArchitecture, UnknownLayout
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Recognition:
     """What would be evaluated, and why.
 
     Attributes:
-        layout: entry of LAYOUTS.
+        layout: entry of LAYOUTS or of a plugin.
         found: where the encoder is.
         encoder: name of the network in the layout, such as ``teacher``.
         network: the network its shapes describe.
@@ -99,7 +99,7 @@ def recognise(
 
     Args:
         archive: the opened file.
-        layout: name of an entry of LAYOUTS, instead of the recognised one.
+        layout: name of a layout, instead of the recognised one.
         encoder: which network to take: a name the layout knows, or a location such as ``teacher/backbone.``.
         arch: name of a timm model to build, instead of reading the architecture off the shapes.
         num_heads: attention heads of a vision transformer.
@@ -187,8 +187,8 @@ class _File:
         self.container = archive.container
         self.tree: Any = archive.tree
         self.states: list[StateDict] = state_dicts(archive.tree)
-        self.encoders: list[Found] = list(find(self.states))
-        self.marks = layouts.marks(archive.tree, self.states)
+        self.encoders: list[Found] = architecture.encoders(self.states)
+        self.marks = marks(archive.tree, self.states)
         self.left_out = [note for note in archive.notes if " not built: " in note]
 
     def says(self, problem: str, advice: str) -> str:
@@ -213,15 +213,13 @@ def _layout(file: _File, name: str | None) -> Layout:
         try:
             return layouts.by_name(name)
         except KeyError:
-            known = ", ".join(layout.name for layout in layouts.LAYOUTS)
+            known = ", ".join(layouts.REGISTRY.names())
             raise UnknownLayout(
                 f"{file.path.name}: there is no layout {name!r}. Known: {known}; see `dse-monitor layouts`."
             ) from None
     for layout in layouts.matching(file.marks):
         if _choices(layout, file.encoders):
             return layout
-    if file.encoders:
-        return layouts.PLAIN
     raise UnknownLayout(
         file.says(
             "no encoder was recognised; a vision transformer, ResNet, Swin or ConvNeXt was expected, its "
@@ -235,7 +233,7 @@ def _nearest(file: _File) -> str:
     """The layout most of whose marks are there, and what it misses; ends with the option that helps."""
     scored = [
         (sum(need in file.marks for need in layout.needs) / len(layout.needs), layout)
-        for layout in layouts.LAYOUTS
+        for layout in layouts.known()
         if layout.needs
     ]
     share, layout = max(scored, key=lambda pair: pair[0], default=(0.0, None))
@@ -257,7 +255,7 @@ def _nearest(file: _File) -> str:
 
 def _half_an_encoder(file: _File) -> tuple[int, str, list[str]]:
     """How many tensors an encoder without its first one has, what it was known by, and names it lacks."""
-    for dialect in DIALECTS:
+    for dialect in (*DIALECTS, *families.dialects()):
         for state in file.states:
             for name in state.tensors:
                 if name != dialect.needs and not name.endswith(f".{dialect.needs}"):
@@ -311,9 +309,9 @@ def _choices(layout: Layout, encoders: Sequence[Found], *, forced: bool = False)
 def _chosen(file: _File, layout: Layout, choices: list[_Choice], wanted: str | None) -> _Choice:
     if wanted is not None:
         return _wanted(file, layout, choices, wanted)
-    own = layouts.named_by_the_file(layout, file.tree)
+    own = layout.named_by(file.tree)
     for choice in choices:
-        if own is None or choice.found.location == layouts.unwrapped_location(own):
+        if own is None or choice.found.location == unwrapped_location(own):
             rivals = [other for other in choices if other.entry is choice.entry and other is not choice]
             if own is None and any(not _same_tensors(choice.found, other.found) for other in rivals):
                 places = ", ".join(repr(each.found.spelled) for each in (choice, *rivals))

@@ -1,0 +1,26 @@
+"""Checkpoints of iBOT, as bytedance/ibot writes them."""
+
+from __future__ import annotations
+
+from dse_monitor.checkpoints.layouts.heads import IBOT_VITS
+from dse_monitor.checkpoints.layouts.layout import Layout, NetworkAt
+from dse_monitor.checkpoints.layouts.sentences import COUNTS_FROM_ZERO, TEACHER
+
+LAYOUT = Layout(
+    name="ibot",
+    title="iBOT",
+    origin="bytedance/ibot",
+    example="checkpoint0040.pth",
+    needs=("student", "teacher", "ibot_loss", "teacher/backbone."),
+    networks=(
+        NetworkAt("teacher", "teacher/backbone."),
+        NetworkAt("student", "student/module.backbone."),
+    ),
+    evaluated=TEACHER,
+    drop=("masked_embed",),
+    heads_by_width=IBOT_VITS,
+    norm_eps=1e-6,  # its Swin too
+    details={"pad_first": True, "shift_as_built": True},  # of its Swin
+    traps=(COUNTS_FROM_ZERO, "There is no checkpoint0000.pth"),
+    official=True,
+)
