@@ -68,6 +68,16 @@ def checkpoint():
 
 
 @pytest.fixture
+def packages(tmp_path_factory, monkeypatch):
+    """Installs packages for one test; see tests/helpers/packages.py."""
+    from packages import Packages
+
+    installed = Packages(tmp_path_factory.mktemp("site"), monkeypatch)
+    yield installed
+    installed.close()
+
+
+@pytest.fixture
 def watching(fake_clock):
     """Makes monitors under the fake clock; ends them after the test."""
     from watch_fakes import Watching

@@ -28,7 +28,7 @@ class Family:
         recognise: takes the shapes of an encoder's tensors, by the names they have in the network that is
             built, and what is known beside them; returns the Network. It is called with the shapes of
             anybody's files: it raises NotThisNetwork where they do not fit, and AmbiguousArchitecture where
-            several networks do. It loads no torch; what it returns may, when it builds.
+            several networks do.
         dialects: how files name the tensors, where recognition/dialects does not list it. They find only what
             shares no tensors with an encoder that the dialects listed there find.
     """
@@ -82,12 +82,10 @@ def check(name: str, family: Any) -> None:
     for dialect in family.dialects:
         if dialect.family != name:
             raise ValueError(
-                f"the Dialect {dialect.name!r} is of the family {dialect.family!r}, not {name!r}"
+                f"the Dialect {dialect.name!r} names the family {dialect.family!r}, not {name!r}"
             )
         if not dialect.anchor or not dialect.needs:
-            raise ValueError(
-                f"the Dialect {dialect.name!r} must have an anchor and needs, names of two tensors"
-            )
+            raise ValueError(f"the Dialect {dialect.name!r} lacks anchor or needs, each the name of a tensor")
         if dialect.name in taken:
             raise ValueError(f"the Dialect name {dialect.name!r} is taken by a built-in one")
 

@@ -123,6 +123,8 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
 def patch_embedding(shapes: Mapping[str, Shape]) -> tuple[int, int]:
     """Width and patch side, from ``patch_embed.proj.weight`` [D, 3, p, p]."""
     if CONV_STEM in shapes:
+        if len(shapes[CONV_STEM]) != 4:
+            raise NotThisNetwork(f"{CONV_STEM} is {list(shapes[CONV_STEM])}, not [D, C, 1, 1]")
         return shapes[CONV_STEM][0], CONV_STEM_PATCH
     weight = shapes.get("patch_embed.proj.weight", ())
     if len(weight) != 4:

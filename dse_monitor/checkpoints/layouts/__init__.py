@@ -71,7 +71,7 @@ def matching(found: frozenset[str]) -> list[Layout]:
     besides, and after the rest: it cannot take files from an entry that knows something else of them.
     """
     fitting = [layout for layout in known() if layout.recognises(found)]
-    order = [layout for layout in fitting if layout.name in LAYOUTS]
+    order = [layout for layout in fitting if layout.name in REGISTRY.table]
     for layout in fitting[len(order) :]:
         place = len(order)
         while place and set(order[place - 1].needs) < set(layout.needs):

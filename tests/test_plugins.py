@@ -1,0 +1,164 @@
+"""What packages add through entry points, and that a faulty one harms only those who ask for it."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from dse_monitor import plugins
+from dse_monitor.errors import PluginError
+from dse_monitor.plugins import Registry
+
+TABLE = {"pi": "math:pi", "tau": "math:tau"}
+GROUP = "dse_monitor.numbers"
+
+
+def is_number(name, thing):
+    if not isinstance(thing, float):
+        raise TypeError(f"expected a float, found {type(thing).__name__}")
+
+
+def numbers():
+    return Registry(GROUP, "number", TABLE, is_number)
+
+
+def test_built_in_names_are_loaded_without_a_look_at_installed_packages(monkeypatch):
+    monkeypatch.setattr(plugins, "entry_points", lambda: pytest.fail("packages were looked through"))
+    assert numbers().load("tau") == pytest.approx(6.2832, abs=1e-4)
+
+
+def test_a_package_adds_a_name(packages):
+    packages.add("golden", f"[{GROUP}]\nphi = golden_ratio:PHI\n", golden_ratio="PHI = 1.618\n")
+    registry = numbers()
+    assert registry.names() == ["pi", "tau", "phi"]
+    assert registry.load("phi") == 1.618
+    assert registry.load_all().keys() == {"pi", "tau", "phi"}
+    assert (registry.origin("phi"), registry.origin("pi")) == ("golden 1.0", "")
+
+
+def test_unknown_names_are_key_errors(packages):
+    packages.add("golden", f"[{GROUP}]\nphi = golden_ratio:PHI\n")
+    with pytest.raises(KeyError):
+        numbers().load("e")
+
+
+def test_listing_names_imports_nothing_and_loading_imports_one(packages):
+    packages.add(
+        "pair", f"[{GROUP}]\none = pair_one:X\ntwo = pair_two:X\n", pair_one="X = 1.0\n", pair_two="X = 2.0\n"
+    )
+    registry = numbers()
+    assert registry.names() == ["pi", "tau", "one", "two"]
+    assert not {"pair_one", "pair_two"} & sys.modules.keys()
+    assert registry.load("two") == 2.0
+    assert "pair_one" not in sys.modules
+
+
+def test_other_groups_are_not_taken(packages):
+    packages.add("other", "[dse_monitor.letters]\na = json:dumps\n\n[console_scripts]\nb = json:dumps\n")
+    assert numbers().names() == ["pi", "tau"]
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import not_to_be_found\n", "ModuleNotFoundError: No module named 'not_to_be_found'"),
+        ("raise SystemExit('go away')\n", "SystemExit: go away"),
+        ("raise ValueError('first line\\nsecond line')\n", "ValueError: first line. Update"),
+        ("Y = 1.0\n", "AttributeError: module 'faulty_module' has no attribute 'X'"),
+        ("X = 'one'\n", "it breaks the contract: expected a float, found str"),
+    ],
+)
+def test_faulty_plugin_is_skipped_with_one_warning_and_raised_where_it_is_asked_for(
+    packages, caplog, source, reason
+):
+    packages.add("faulty", f"[{GROUP}]\nbad = faulty_module:X\n", version="2.1", faulty_module=source)
+    registry = numbers()
+    with caplog.at_level(logging.WARNING):
+        assert registry.load_all() == registry.load_all()
+        assert registry.load_all().keys() == TABLE.keys()
+    (line,) = (record.getMessage() for record in caplog.records)
+    for part in ("number 'bad'", "faulty 2.1", "faulty_module:X", GROUP, reason, "Update or uninstall it"):
+        assert part in line
+    assert "\n" not in line
+    with pytest.raises(PluginError) as caught:
+        registry.load("bad")
+    assert str(caught.value) == line
+
+
+def test_a_plugin_cannot_replace_a_built_in_name(packages, caplog):
+    packages.add("thief", f"[{GROUP}]\npi = thief_module:X\n", thief_module="X = 3.0\n")
+    registry = numbers()
+    assert registry.load("pi") == pytest.approx(3.14159, abs=1e-5)
+    assert registry.load_all()["pi"] == pytest.approx(3.14159, abs=1e-5)
+    assert registry.names() == ["pi", "tau"]
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert "thief 1.0 (pi = 'thief_module:X')" in line
+    assert "taken by the built-in 'math:pi'" in line
+    assert "thief_module" not in sys.modules
+
+
+def test_of_two_plugins_with_one_name_none_is_used(packages, caplog):
+    packages.add("first", f"[{GROUP}]\nsame = json:X\n")
+    packages.add("second", f"[{GROUP}]\nsame = math:e\n")
+    registry = numbers()
+    assert registry.load_all().keys() == TABLE.keys()
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert "first 1.0 (same = 'json:X')" in line
+    assert "second 1.0 (same = 'math:e')" in line
+    assert "uninstall one of them" in line
+    with pytest.raises(PluginError, match=r"first 1\.0"):
+        registry.load("same")
+
+
+def test_a_package_that_is_installed_twice_is_one_package(packages, tmp_path, monkeypatch):
+    packages.add("golden", f"[{GROUP}]\nphi = math:pi\n", version="1.0")
+    packages.declare(tmp_path / "first", "golden", f"[{GROUP}]\nphi = math:tau\n", version="2.0")
+    monkeypatch.syspath_prepend(str(tmp_path / "first"))
+    plugins.entry_points.cache_clear()
+    assert numbers().origin("phi") == "golden 2.0"
+    assert numbers().load("phi") == numbers().load("tau")
+
+
+def test_damaged_metadata_of_one_package_hides_no_other(packages, caplog):
+    packages.add("golden", f"[{GROUP}]\nphi = math:pi\n")
+    packages.add("damaged", f"[{GROUP}]\nphi = ma")
+    damaged = packages.folder / "damaged-1.0.dist-info" / "entry_points.txt"
+    damaged.write_bytes(b"[dse_monitor.numbers]\nx = \xff\xfe:y\n")
+    plugins.entry_points.cache_clear()
+    assert numbers().load("phi") == numbers().load("pi")
+    assert "cannot be read" in caplog.text
+
+
+def test_packages_are_looked_through_once(packages, monkeypatch):
+    import importlib.metadata
+
+    looks = []
+    found = importlib.metadata.distributions
+
+    def distributions():
+        looks.append(1)
+        return found()
+
+    monkeypatch.setattr(importlib.metadata, "distributions", distributions)
+    first, second = numbers(), Registry("dse_monitor.letters", "letter", {}, is_number)
+    first.load_all()
+    first.names()
+    second.load_all()
+    assert len(looks) == 1
+
+
+def test_the_tables_load_no_metadata_and_no_client_of_a_network():
+    """A watcher without sinks, and one with a simple sink, do without their memory."""
+    code = (
+        "import sys\n"
+        "from dse_monitor.alerts import sinks\n"
+        "from dse_monitor.alerts.sinks import delivery, outbox\n"
+        "from dse_monitor.checkpoints import families, layouts\n"
+        "from dse_monitor.trainers import methods\n"
+        "sinks.from_spec('log'); layouts.by_name('dino'); families.load('vit')\n"
+        "heavy = {'importlib.metadata', 'http.client', 'smtplib', 'ssl', 'urllib.request', 'torch'}\n"
+        "print(sorted(heavy & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
