@@ -29,7 +29,10 @@ def test_a_folder_that_nobody_watched_is_refused_with_what_to_do(tmp_path):
 
 
 def test_table_has_the_columns_and_values_of_the_exported_file(run):
-    rows, exported = run.table(), list(csv.DictReader((OLD / "expected" / "export.csv").read_text().splitlines()))
+    rows, exported = (
+        run.table(),
+        list(csv.DictReader((OLD / "expected" / "export.csv").read_text().splitlines())),
+    )
     assert list(rows[0]) == list(exported[0])
     assert [str(row["path"]) for row in rows] == [row["path"] for row in exported]
     for row, known in zip(rows, exported, strict=True):
