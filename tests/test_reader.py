@@ -10,6 +10,8 @@ import pytest
 import dse_monitor
 from dse_monitor.errors import RunError
 
+pytestmark = pytest.mark.fast
+
 OLD = Path(__file__).parent / "data" / "old_run"
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Loaded by the supervisor, the command line or TensorBoard: torch would cost each of them half a gigabyte.
@@ -22,8 +24,12 @@ TORCH_FREE = (
     "dse_monitor.atomic",
     "dse_monitor.checkpoints",
     "dse_monitor.checkpoints.archive",
+    "dse_monitor.checkpoints.families.network",
+    "dse_monitor.checkpoints.families.statedicts",
     "dse_monitor.checkpoints.layouts",
     "dse_monitor.checkpoints.names",
+    "dse_monitor.checkpoints.recognition.dialects",
+    "dse_monitor.checkpoints.recognition.progress",
     "dse_monitor.cli",
     "dse_monitor.cli.demo",
     "dse_monitor.errors",

@@ -14,6 +14,8 @@ import pytest
 from dse_monitor.evaluation.config import EvaluationConfig
 from dse_monitor.runs import export, ledger
 
+pytestmark = pytest.mark.fast
+
 OLD = Path(__file__).parents[1] / "data" / "old_run"
 EXPECTED = OLD / "expected"
 CONFIG = EvaluationConfig(images=Path("/tmp/oldrun/lab/images"), num_images=64, batch=32)

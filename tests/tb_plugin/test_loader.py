@@ -10,6 +10,8 @@ from tensorboard.plugins import base_plugin
 
 from dse_monitor.tb_plugin.loader import DSELoader
 
+pytestmark = pytest.mark.fast
+
 HEAVY = (
     "numpy",
     "torch",

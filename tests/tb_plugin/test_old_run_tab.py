@@ -9,6 +9,8 @@ import pytest
 
 from dse_monitor.publish import rebuild
 
+pytestmark = pytest.mark.fast
+
 OLD = Path(__file__).parents[1] / "data" / "old_run"
 
 
