@@ -1,6 +1,7 @@
 """A run in a notebook: what the ledger, `best` and `export` say, under names that a person guesses."""
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,15 @@ def test_data_frame_where_there_is_pandas_and_a_word_where_there_is_none(run):
     frame = run.to_pandas()
     assert isinstance(frame, pandas.DataFrame)
     assert frame.set_index("path").loc["checkpoint_0002.pth", "dse"] == run.best.dse
+
+
+def test_the_documented_lines_run():
+    """docs/watching.md, "In a notebook", as it is written there."""
+    text = (Path(__file__).parents[1] / "docs" / "watching.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    lines = block.replace('"runs/exp1"', repr(str(OLD / "exp1"))).splitlines()
+    names = {}
+    for line in lines:
+        if "to_pandas" not in line:
+            exec(line, names)
+    assert names["run"].best.at == 2
