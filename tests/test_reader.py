@@ -89,7 +89,5 @@ def test_the_documented_lines_run():
     (block,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
     lines = block.replace('"runs/exp1"', repr(str(OLD / "exp1"))).splitlines()
     names = {}
-    for line in lines:
-        if "to_pandas" not in line:
-            exec(line, names)
+    exec("\n".join(line for line in lines if "to_pandas" not in line), names)
     assert names["run"].best.at == 2
