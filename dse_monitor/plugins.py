@@ -2,8 +2,9 @@
 
 A table has lines of ``name: "module:attribute"``, and a module is imported when its name is asked for. Other
 packages add names in the entry-point group of the table, such as ``dse_monitor.sinks``. Which packages do is
-looked up at most once per process, and only when a name is not built in or when every name is wanted: it
-costs 5 ms with 50 installed packages and 13 ms with 250.
+looked up at most once per process, and only when a name is not built in or when every name is wanted: it took
+6 ms with 133 installed packages and 12 ms with 333, and importing importlib.metadata another 30 ms, where
+torch or timm have not done it.
 
 A faulty plugin harms nobody who does not ask for it: where every name is tried, it is skipped with a warning;
 where it is asked for by name, the same text is an error. It never replaces another name.
@@ -81,31 +82,26 @@ class Registry(Generic[T]):
 
     def _load_plugin(self, name: str, points: list[EntryPoint]) -> T:
         if name not in self._loaded and name not in self._faults:
-            if reason := self._conflict(name, points):
-                self._faults[name] = self._fault(points, reason)
+            if name in self.table:
+                self._faults[name] = self._fault(points, f"the built-in {self.table[name]!r} has the name")
+            elif len(points) > 1:
+                self._faults[name] = self._fault(points, "they share one name")
             else:
                 self._try_loading(name, points[0])
         if name in self._faults:
             raise PluginError(self._faults[name])
         return self._loaded[name]
 
-    def _conflict(self, name: str, points: list[EntryPoint]) -> str:
-        if name in self.table:
-            return f"the name is taken by the built-in {self.table[name]!r}"
-        return "they share one name, and none of them is used" if len(points) > 1 else ""
-
     def _try_loading(self, name: str, point: EntryPoint) -> None:
+        reason = ""
         try:
             thing = point.load()
-        except (Exception, SystemExit) as error:  # whatever somebody's module does when it is imported
-            self._faults[name] = self._fault([point], f"{type(error).__name__}: {_first_line(error)}")
-            return
-        try:
+            reason = "it breaks the contract: "
             self._check(name, thing)
-        except Exception as error:  # it may run code of the plugin
-            self._faults[name] = self._fault([point], f"it breaks the contract: {_first_line(error)}")
-            return
-        self._loaded[name] = thing
+            self._loaded[name] = thing
+        except (Exception, SystemExit) as error:  # whatever somebody else's code does
+            reason = reason or f"{type(error).__name__}: "
+            self._faults[name] = self._fault([point], reason + _first_line(error))
 
     def _fault(self, points: list[EntryPoint], reason: str) -> str:
         given = " and ".join(f"{_package(point)} ({point.name} = {point.value!r})" for point in points)
@@ -119,9 +115,9 @@ class Registry(Generic[T]):
 def entry_points() -> dict[str, dict[str, list[EntryPoint]]]:
     """Entry points of installed packages by group and name; several of one name are a conflict.
 
-    The copy of a package that comes first on the module search path counts, as it does for imports.
+    Of several copies of a package that add names, the first on the module search path counts, as for imports.
     """
-    from importlib.metadata import distributions  # takes 10 ms, which most processes can save
+    from importlib.metadata import distributions  # a process without plugins to look for saves its time
 
     found: dict[str, dict[str, list[EntryPoint]]] = {}
     seen: set[str] = set()

@@ -1,8 +1,12 @@
 """What packages add through entry points, and that a faulty one harms only those who ask for it."""
 
+import json
 import logging
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +14,9 @@ from dse_monitor import plugins
 from dse_monitor.errors import PluginError
 from dse_monitor.plugins import Registry
 
+pytestmark = pytest.mark.fast
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "plugin"
 TABLE = {"pi": "math:pi", "tau": "math:tau"}
 GROUP = "dse_monitor.numbers"
 
@@ -94,7 +101,7 @@ def test_a_plugin_cannot_replace_a_built_in_name(packages, caplog):
     assert registry.names() == ["pi", "tau"]
     (line,) = (record.getMessage() for record in caplog.records)
     assert "thief 1.0 (pi = 'thief_module:X')" in line
-    assert "taken by the built-in 'math:pi'" in line
+    assert "the built-in 'math:pi' has the name" in line
     assert "thief_module" not in sys.modules
 
 
@@ -162,3 +169,113 @@ def test_the_tables_load_no_metadata_and_no_client_of_a_network():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+# The example, installed for real ----------------------------------------------------------------------------
+
+CHECKPOINTS = """
+import timm, torch
+from dse_monitor_example.mixer import Mixer
+
+torch.manual_seed(0)
+kwargs = {"img_size": 64, "patch_size": 8, "depth": 2, "num_classes": 0}
+state = lambda: timm.create_model("vit_tiny_patch16_224", **kwargs).state_dict()
+online = {f"module.trunk.{name}": value for name, value in state().items()}
+averaged = {f"trunk.{name}": value for name, value in state().items()}
+torch.save({"lab_version": 1, "epoch": 9, "online": online, "averaged": averaged}, "ckpt_0009.pt")
+mixer = Mixer(side=8, patch=8, width=48, depth=2, hidden=96, classes=5)
+torch.save({"model": mixer.state_dict(), "epoch": 3}, "mixer.pth")
+"""
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """Runs Python with the example installed, in one folder; returns standard output."""
+    import dse_monitor
+
+    source, target = tmp_path_factory.mktemp("source") / "plugin", tmp_path_factory.mktemp("target")
+    shutil.copytree(EXAMPLE, source)
+    folder = tmp_path_factory.mktemp("work")
+    environment = {**os.environ, "PYTHONPATH": f"{target}{os.pathsep}{Path(dse_monitor.__file__).parents[1]}"}
+
+    def run(*arguments):
+        done = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    offline = ("--no-deps", "--no-build-isolation", "--no-index", "--no-cache-dir")
+    run(
+        "-m", "pip", "install", "--quiet", *offline, "--disable-pip-version-check", "--target", target, source
+    )
+    run("-c", CHECKPOINTS)
+    run("-m", "dse_monitor", "scenes", "images", "--count", "16", "--size", "64")
+    return run
+
+
+def evaluation_of(example, checkpoint):
+    small = ("--images", "images", "--num-images", "16", "--batch", "16", "--device", "cpu", "--threads", "1")
+    return json.loads(example("-m", "dse_monitor", "score", checkpoint, *small, "--json"))
+
+
+@pytest.mark.slow
+def test_method_of_the_example_trains_and_is_scored(example):
+    assert "simclr" in example("-m", "dse_monitor", "train", "--help")
+    tiny = ("--preset", "tiny", "--data", "scenes", "--scenes", "32", "--batch-size", "16", "--epochs", "1")
+    example(
+        "-m", "dse_monitor", "train", "simclr", *tiny, "--device", "cpu", "--workers", "0", "--out", "run"
+    )
+    evaluation = evaluation_of(example, "run/checkpoint_0001.pth")
+    assert (evaluation["status"], evaluation["source"]["layout"]) == ("scored", "dse-train")
+
+
+@pytest.mark.slow
+def test_layout_of_the_example_is_listed_inspected_and_scored(example):
+    assert "example-lab" in example("-m", "dse_monitor", "layouts")
+    found = json.loads(example("-m", "dse_monitor", "inspect", "ckpt_0009.pt", "--json"))
+    assert (found["layout"], found["encoder"], found["epoch"]) == ("example-lab", "averaged", 10)
+    evaluation = evaluation_of(example, "ckpt_0009.pt")
+    assert (evaluation["status"], evaluation["source"]["layout"]) == ("scored", "example-lab")
+
+
+@pytest.mark.slow
+def test_family_of_the_example_is_inspected_and_scored(example):
+    found = json.loads(example("-m", "dse_monitor", "inspect", "mixer.pth", "--json"))
+    assert (found["network"], found["num_tokens"]) == ("example mixer 48x2, patch 8", 64)
+    evaluation = evaluation_of(example, "mixer.pth")
+    assert (evaluation["status"], evaluation["source"]["arch"]) == ("scored", found["network"])
+
+
+@pytest.mark.slow
+def test_sink_of_the_example_receives_the_test_alert(example):
+    watch = ("-m", "dse_monitor", "watch", "run", "--images", "images", "--test-alert")
+    assert "\u2713 lines:" in example(*watch, "--alert", "lines:alerts.jsonl")
+    code = "import json; print(json.loads(open('alerts.jsonl').read())['kind'])"
+    assert example("-c", code) == "test\n"
+
+
+@pytest.mark.slow
+def test_contract_tests_of_the_tables_hold_for_the_example(example):
+    """They go over what is installed too, so that authors of plugins can use them."""
+    tests = EXAMPLE.parents[1] / "tests"
+    files = ("trainers/test_contract.py", "checkpoints/test_adding.py", "alerts/test_adding.py")
+    paths = [tests / file for file in files]
+    options = (
+        "-q",
+        "-n0",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        tests.parent,
+        "-c",
+        tests.parent / "pyproject.toml",
+    )
+    out = example("-m", "pytest", *options, "-k", "simclr or example or lines", *paths)
+    for case in ("[simclr]", "[example-lab]", "[example-mixer]", "[lines]"):
+        assert case in out

@@ -17,6 +17,8 @@ from dse_monitor.alerts.sinks.trial import try_sinks
 from dse_monitor.errors import OutputError, PluginError
 from dse_monitor.plugins import Registry
 
+pytestmark = pytest.mark.fast
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin" / "dse_monitor_example" / "lines.py"
 
 

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from dse_monitor.checkpoints import load_encoder
+from dse_monitor.errors import PluginError
+from dse_monitor.plugins import Registry
 from dse_monitor.trainers import methods
+from dse_monitor.trainers.command_line import main
 from dse_monitor.trainers.methods import METHODS, load
 
 ROOT = Path(__file__).parents[2]
@@ -182,3 +185,58 @@ def test_method_is_added_by_its_file_and_one_line(tmp_path, monkeypatch, small, 
     assert load("agree").__name__ == "Agree"
     run("agree", small("agree", pull=2.0), tmp_path / "run", dse_weight=1e-3)
     assert load_encoder(tmp_path / "run" / "checkpoint_0002.pth").epoch == 2
+
+
+# Methods of packages ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def install(packages, monkeypatch):
+    """Installs a package with the method ``agree`` from its source."""
+
+    def install_method(source):
+        registry = Registry(methods.REGISTRY.group, methods.REGISTRY.what, METHODS, methods.check)
+        monkeypatch.setattr(methods, "REGISTRY", registry)
+        packages.add("mine", "[dse_monitor.methods]\nagree = my_method:Agree\n", my_method=source)
+
+    return install_method
+
+
+def test_method_of_a_package_trains_as_one_of_the_tree(install, tmp_path, capsys):
+    install(FILE)
+    flags = "--preset tiny --data scenes --scenes 16 --batch-size 8 --epochs 1 --warmup-epochs 0 --device cpu"
+    main(["agree", *flags.split(), "--workers", "0", "--out", str(tmp_path / "run"), "--pull", "2"])
+    assert "agree, resnet_mini" in capsys.readouterr().out
+    assert load_encoder(tmp_path / "run" / "checkpoint_0001.pth").epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import not_to_be_found\n", "ModuleNotFoundError: No module named 'not_to_be_found'"),
+        ("class Agree: pass\n", "expected a subclass of Method"),
+        (FILE.replace("    recipe_type = AgreeRecipe\n", ""), "recipe_type must be a subclass of Recipe"),
+        (
+            FILE.replace("    lr: float = 1e-3\n", "    lr: float\n"),
+            "AgreeRecipe lacks a default or a preset",
+        ),
+        (FILE.replace("def tiny(cls)", "def small(cls)"), "AgreeRecipe lacks a default or a preset"),
+        (FILE.replace("dataclasses.replace(cls(),", "dict("), "a preset of AgreeRecipe returns another type"),
+    ],
+)
+def test_method_that_breaks_the_contract_is_one_line_where_it_is_asked_for(install, capsys, source, reason):
+    install(source)
+    assert load("dino").__name__ == "DINO"
+    with pytest.raises(PluginError, match=reason):
+        load("agree")
+    with pytest.raises(SystemExit) as ended:
+        main(["agree", "--preset", "tiny"])
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: the method 'agree' of mine 1.0")
+    assert error.count("\n") == 1
+
+
+def test_method_of_the_example_follows_the_rules_of_those_in_the_tree():
+    example = ROOT / "examples" / "plugin" / "dse_monitor_example" / "simclr.py"
+    assert strange(example.read_text(encoding="utf-8")) == []

@@ -1,4 +1,4 @@
-"""What every method must do, whatever it computes: one test file over the whole table."""
+"""What every method must do, whatever it computes: one test file over the table and installed plugins."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dse_monitor.trainers import backbones
 from dse_monitor.trainers.blocks import optim
 from dse_monitor.trainers.engine.trainer import Trainer
 from dse_monitor.trainers.method import Method, Plan, Progress, Views, normalise
-from dse_monitor.trainers.methods import METHODS, load
+from dse_monitor.trainers.methods import REGISTRY, load
 from dse_monitor.trainers.settings import Settings
 
 BATCH = 8
 
 
-@pytest.fixture(params=METHODS, scope="module")
+@pytest.fixture(params=REGISTRY.names(), scope="module")
 def name(request) -> str:
     return request.param
 
