@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dse_monitor import atomic
-from dse_monitor.alerts.book import silence_fact
+from dse_monitor.alerts.silences import silence_fact
 from dse_monitor.errors import OutputError
 
 FOLDER = "requests"
