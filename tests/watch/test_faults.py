@@ -460,7 +460,7 @@ def test_full_disk_stops_no_scoring_and_is_said_once_and_made_up_for(run, watchi
 
     with monkeypatch.context() as patch:
         patch.setattr(ledger.Ledger, "_write", refuse)
-        patch.setattr(events._EventFile, "append", refuse)
+        patch.setattr(events.EventFile, "append", refuse)
         patch.setattr("dse_monitor.atomic.write_text", refuse)
         for epoch in (2.0, 3.0):
             write_checkpoint(run / f"checkpoint{epoch:04.0f}.pth", epoch=epoch, value=epoch)
