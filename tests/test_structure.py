@@ -70,7 +70,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "checkpoints.formats": ("checkpoints.reading", "errors"),
     "checkpoints.archive": ("checkpoints.formats", "checkpoints.reading", "errors"),
     "checkpoints.families": ("checkpoints.archive", "checkpoints.reading", "errors"),
-    "checkpoints.recognition.dialects": ("checkpoints.families", "checkpoints.reading"),
+    "checkpoints.recognition.translations": ("checkpoints.families",),
+    "checkpoints.recognition.dialects": (
+        "checkpoints.families",
+        "checkpoints.reading",
+        "checkpoints.recognition.translations",
+    ),
     "checkpoints.layouts": (
         "checkpoints.families",
         "checkpoints.reading",

@@ -231,7 +231,17 @@ def test_folders_that_are_one_checkpoint():
     assert not is_checkpoint_folder("checkpoint-500")  # its weights file is the candidate
 
 
-@pytest.mark.parametrize("module", ["names", "layouts", "statedicts", "progress", "dialects", "network"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "families.network",
+        "families.statedicts",
+        "layouts",
+        "names",
+        "recognition.dialects",
+        "recognition.progress",
+    ],
+)
 def test_module_loads_no_torch(module):
     code = f"import sys, dse_monitor.checkpoints.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
