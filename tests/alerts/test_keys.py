@@ -7,6 +7,8 @@ import pytest
 from dse_monitor.alerts.keys import AlertKey, Change
 from dse_monitor.runs.record import Alert
 
+pytestmark = pytest.mark.fast
+
 SPELLED = {
     "runs/exp1/degradation/2/firing": (Change.FIRING, 0),
     "runs/exp1/degradation/2/firing-critical": (Change.CRITICAL, 0),

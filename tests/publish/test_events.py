@@ -19,6 +19,8 @@ from dse_monitor.publish.published import published
 from dse_monitor.publish.rebuild import rebuild
 from dse_monitor.runs.record import POINT_COLUMNS, SCALAR_TAGS, Alert, Evaluation, Settings, Source, to_json
 
+pytestmark = pytest.mark.fast
+
 SETTINGS = Settings(images="0123456789ab", num_images=64)
 
 

@@ -13,6 +13,8 @@ from dse_monitor.publish.published import published
 from dse_monitor.runs import export, ledger
 from dse_monitor.runs.locking import RunLock
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture
 def output(tmp_path, watching):
