@@ -111,12 +111,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "checkpoints.names",
         "publish",
         "runs",
+        "runs.record",
         "watch.files",
     ),
     "watch.shards": ("runs", *BASE),
     "watch.run": (
         "alerts",
         "atomic",
+        "checkpoints.names",
         "evaluation.config",
         "publish",
         "runs",
@@ -129,7 +131,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "watch": (
         "alerts.sinks",
-        "evaluation.config",
         "runs",
         "watch.console",
         "watch.dependencies",

@@ -18,7 +18,7 @@ from dse_monitor.alerts.book import silence_fact
 from dse_monitor.errors import OutputError
 
 FOLDER = "requests"
-LONGEST = 4096  # bytes of a request; ours, a silence needs about a hundred
+LONGEST = 4096  # bytes of a request; chosen by us, a silence needs about a hundred
 
 
 def ask_silence(home: Path, rule: str, *, now: float, seconds: float | None) -> Path:
