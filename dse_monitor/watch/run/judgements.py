@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from dse_monitor.watch.dependencies import RunAlerts
 
 NAME = "judged.json"  # below the output folder
-SAVE_EVERY = (
-    500  # checkpoints judged since it was last written; chosen by us. At the end it is written anyway
-)
+SAVE_EVERY = 500  # new judgements after which the file is written; chosen by us. At the end it always is
 
 
 class JudgementFile:

@@ -5,9 +5,7 @@ import ctypes
 import gc
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc, malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-SPARE_BYTES = (
-    2 << 20
-)  # kept at the end of the heap; chosen by us: what a judgement on ten thousand checkpoints takes
+SPARE_BYTES = 2 << 20  # kept at the end of the heap: what alerts take to judge ten thousand checkpoints
 
 
 def keep_spare() -> None:
