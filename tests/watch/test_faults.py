@@ -17,6 +17,8 @@ from dse_monitor.watch.console import Notice, Problem, Row
 from dse_monitor.watch.pool import BACK_OFF_SECONDS, START_TRIES
 from dse_monitor.watch.workers.child import WorkerEnd
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture
 def run(tmp_path):

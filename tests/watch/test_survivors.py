@@ -6,6 +6,8 @@ import pytest
 
 from dse_monitor.runs import identity
 
+pytestmark = pytest.mark.fast
+
 KEPT = 3
 
 
