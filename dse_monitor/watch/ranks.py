@@ -33,7 +33,7 @@ from dse_monitor.watch.run.report import Report
 from dse_monitor.watch.run.watched_run import WatchedRun
 from dse_monitor.watch.workers.child import Worker, WorkerEnd, WorkerProcess
 
-LOOK_SECONDS = 1.0  # between looks whether a worker still lives
+LOOK_SECONDS = 1.0  # between checks whether a worker still lives
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Place:
 
     @classmethod
     def of_this_process(cls) -> Place:
-        """As torchrun tells it; without torchrun there is one process."""
+        """From torchrun's variables; without torchrun there is one process."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         if not all(name in os.environ for name in names):
             return cls()
@@ -56,7 +56,7 @@ class Place:
 def score(
     options: WatchOptions,
     console: Console,
-    said: Callable[[Place, Evaluation], None],
+    report: Callable[[Place, Evaluation], None],
     *,
     make_worker: Callable[[], Worker] | None = None,
 ) -> int:
@@ -65,7 +65,7 @@ def score(
     Args:
         options: of one run, with `once` and one device.
         console: for what is published.
-        said: told of every result.
+        report: called with this process's place and each result.
         make_worker: starts a worker; a process of its own if None.
 
     Raises:
@@ -73,28 +73,28 @@ def score(
         ImagesError, DeviceError, OutputError: nothing can be measured.
     """
     place = Place.of_this_process()
-    told = _from_the_first(place, lambda: deal(options, console))
-    if "error" in told:
-        raise getattr(errors, told["error"], RunError)(told["reason"])
-    measure_share(told, place, options, said, make_worker)
-    return publish(told["launch"], place, options, console)
+    dealt = _from_the_first(place, lambda: deal(options, console))
+    if "error" in dealt:
+        raise getattr(errors, dealt["error"], RunError)(dealt["reason"])
+    measure_share(dealt, place, options, report, make_worker)
+    return publish(dealt["launch"], place, options, console)
 
 
 def measure_share(
-    told: dict[str, Any],
+    dealt: dict[str, Any],
     place: Place,
     options: WatchOptions,
-    said: Callable[[Place, Evaluation], None],
+    report: Callable[[Place, Evaluation], None],
     make_worker: Callable[[], Worker] | None = None,
 ) -> None:
     """Measure every N-th checkpoint of what was dealt."""
     device = _device(options.devices[0], place)
     start = make_worker or (lambda: WorkerProcess.with_limits(options.manners))
-    shard = shards.Shard(_out(options), told["launch"], place.rank)
+    shard = shards.Shard(_out(options), dealt["launch"], place.rank)
     try:
-        for item in _measured(told["tasks"][place.rank :: place.world], options, device, start):
+        for item in _measured(dealt["tasks"][place.rank :: place.world], options, device, start):
             shard.add(item)
-            said(place, item.evaluation)
+            report(place, item.evaluation)
         shard.finish(place.world)
     finally:
         shard.close()
@@ -150,7 +150,7 @@ def deal(options: WatchOptions, console: Console) -> dict[str, Any]:
 
 
 def _from_the_first(place: Place, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What the first process makes, told to all; its error is told as well, so that all end."""
+    """What the first process makes, sent to all; its error is sent as well, so that all end."""
 
     def attempt() -> dict[str, Any]:
         try:
@@ -164,12 +164,12 @@ def _from_the_first(place: Place, make: Callable[[], dict[str, Any]]) -> dict[st
 
     dist.init_process_group("gloo")
     try:
-        told = [attempt() if place.rank == 0 else None]
-        dist.broadcast_object_list(told, src=0)
+        sent = [attempt() if place.rank == 0 else None]
+        dist.broadcast_object_list(sent, src=0)
     finally:
         dist.destroy_process_group()
-    assert told[0] is not None
-    return told[0]
+    assert sent[0] is not None
+    return sent[0]
 
 
 def _device(name: str, place: Place) -> str:
