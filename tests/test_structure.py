@@ -123,12 +123,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "checkpoints.names",
         "publish",
         "runs",
+        "runs.record",
         "watch.files",
     ),
     "watch.shards": ("runs", *BASE),
     "watch.run": (
         "alerts",
         "atomic",
+        "checkpoints.names",
         "evaluation.config",
         "publish",
         "runs",
@@ -141,7 +143,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "watch": (
         "alerts.sinks",
-        "evaluation.config",
         "runs",
         "watch.console",
         "watch.dependencies",

@@ -21,6 +21,7 @@ from dse_monitor.scenes import write_folder
 from dse_monitor.watch import ranks, shards
 from dse_monitor.watch.options import WatchOptions
 from dse_monitor.watch.ranks import Place
+from dse_monitor.watch.workers.child import WorkerEnd
 
 ROOT = Path(__file__).parents[2]
 
@@ -149,7 +150,7 @@ class _Dying(FakeWorker):
             super().send(job)
 
     def ended(self):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return "the worker was ended by SIGKILL (out of memory?)" if self._dead else None
+        return WorkerEnd.of_process(-signal.SIGKILL, b"") if self._dead else None
 
 
 def test_a_checkpoint_that_kills_its_reader_is_given_up_and_the_others_measured(tmp_path):
