@@ -73,3 +73,8 @@ class OutputError(DSEError):
 
 class PluginError(DSEError):
     """What another package adds was asked for by name and cannot be used."""
+
+
+def one_line(error: BaseException | str) -> str:
+    """An error or its text with every run of white space, line ends too, as one space."""
+    return " ".join(str(error).split())

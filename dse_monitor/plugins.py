@@ -18,7 +18,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from dse_monitor.errors import PluginError
+from dse_monitor.errors import PluginError, one_line
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -101,7 +101,7 @@ class Registry(Generic[T]):
             self._loaded[name] = thing
         except (Exception, SystemExit) as error:  # whatever somebody else's code does
             reason = reason or f"{type(error).__name__}: "
-            self._faults[name] = self._fault([point], reason + _first_line(error))
+            self._faults[name] = self._fault([point], reason + one_line(error))
 
     def _fault(self, points: list[EntryPoint], reason: str) -> str:
         given = " and ".join(f"{_package(point)} ({point.name} = {point.value!r})" for point in points)
@@ -131,7 +131,7 @@ def entry_points() -> dict[str, dict[str, list[EntryPoint]]]:
                 if point.group.startswith(GROUPS):
                     found.setdefault(point.group, {}).setdefault(point.name, []).append(point)
         except Exception as error:  # damaged metadata of one package
-            LOGGER.warning("entry points of an installed package cannot be read: %s", _first_line(error))
+            LOGGER.warning("entry points of an installed package cannot be read: %s", one_line(error))
     return found
 
 
@@ -142,7 +142,3 @@ def _attribute(place: str) -> Any:
 
 def _package(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else "an unnamed package"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

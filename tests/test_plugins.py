@@ -71,7 +71,7 @@ def test_other_groups_are_not_taken(packages):
     [
         ("import not_to_be_found\n", "ModuleNotFoundError: No module named 'not_to_be_found'"),
         ("raise SystemExit('go away')\n", "SystemExit: go away"),
-        ("raise ValueError('first line\\nsecond line')\n", "ValueError: first line. Update"),
+        ("raise ValueError('first line\\nsecond line')\n", "ValueError: first line second line. Update"),
         ("Y = 1.0\n", "AttributeError: module 'faulty_module' has no attribute 'X'"),
         ("X = 'one'\n", "it breaks the contract: expected a float, found str"),
     ],

@@ -83,10 +83,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # A network's description lies below the dialects, which lie below the families, as these may bring some.
     "checkpoints.families.statedicts": ("checkpoints.archive", "checkpoints.reading"),
     "checkpoints.families.network": ("checkpoints.families.statedicts",),
+    "checkpoints.recognition.translations": (
+        "checkpoints.families.network",
+        "checkpoints.families.statedicts",
+    ),
     "checkpoints.recognition.dialects": (
         "checkpoints.families.network",
         "checkpoints.families.statedicts",
         "checkpoints.reading",
+        "checkpoints.recognition.translations",
     ),
     "checkpoints.families": (
         "checkpoints.families.network",
@@ -138,12 +143,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "checkpoints.names",
         "publish",
         "runs",
+        "runs.record",
         "watch.files",
     ),
     "watch.shards": ("runs", *BASE),
     "watch.run": (
         "alerts",
         "atomic",
+        "checkpoints.names",
         "evaluation.config",
         "publish",
         "runs",
@@ -156,7 +163,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "watch": (
         "alerts.sinks",
-        "evaluation.config",
         "runs",
         "watch.console",
         "watch.dependencies",

@@ -98,7 +98,7 @@ def watch(
     from dse_monitor.alerts.sinks import from_spec
     from dse_monitor.watch.options import WatchOptions
     from dse_monitor.watch.process import become
-    from dse_monitor.watch.workers.worker import Manners
+    from dse_monitor.watch.workers.worker import WorkerLimits
 
     sinks = [from_spec(spec, link) for spec in alert]
     if test_alert:
@@ -109,7 +109,7 @@ def watch(
         config=measuring,
         out=out,
         devices=device,
-        manners=Manners.default(**manners, **({} if threads is None else {"threads": threads})),
+        manners=WorkerLimits.default(**manners, **({} if threads is None else {"threads": threads})),
         poll_seconds=poll_seconds,
         settle_seconds=settle_seconds,
         once=once,
@@ -483,9 +483,9 @@ def _score_run(
     from dse_monitor.watch import ranks
     from dse_monitor.watch.console import Console
     from dse_monitor.watch.options import WatchOptions
-    from dse_monitor.watch.workers.worker import Manners
+    from dse_monitor.watch.workers.worker import WorkerLimits
 
-    manners = Manners.default(nice=0, **({} if threads is None else {"threads": threads}))
+    manners = WorkerLimits.default(nice=0, **({} if threads is None else {"threads": threads}))
     options = WatchOptions(runs=(run,), config=measuring, devices=(device,), manners=manners, once=True)
 
     def said(place: ranks.Place, evaluation: Evaluation) -> None:

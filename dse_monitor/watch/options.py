@@ -13,7 +13,7 @@ from dse_monitor.alerts.parameters import Rules
 from dse_monitor.checkpoints.names import NameFacts
 from dse_monitor.evaluation.config import EvaluationConfig
 from dse_monitor.runs.record import OUTPUT_FOLDER
-from dse_monitor.watch.workers.worker import Manners
+from dse_monitor.watch.workers.worker import WorkerLimits
 
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d|w)")
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -50,7 +50,7 @@ class WatchOptions:
     config: EvaluationConfig
     out: Path | None = None
     devices: tuple[str, ...] = ("auto",)
-    manners: Manners = field(default_factory=Manners.default)
+    manners: WorkerLimits = field(default_factory=WorkerLimits.default)
     poll_seconds: float | None = None
     settle_seconds: float | None = None
     once: bool = False
@@ -108,7 +108,7 @@ class WatchOptions:
                 "config": EvaluationConfig.from_json(data["config"]),
                 "out": None if data["out"] is None else Path(data["out"]),
                 "devices": tuple(data["devices"]),
-                "manners": Manners(**data["manners"]),
+                "manners": WorkerLimits(**data["manners"]),
                 "rules": None if data["rules"] is None else Rules(**data["rules"]),
                 "sinks": sinks,
             }
