@@ -171,6 +171,18 @@ def test_the_tables_load_no_metadata_and_no_client_of_a_network():
     assert done.stdout == "[]\n"
 
 
+def test_every_extension_point_is_documented_and_has_an_example():
+    from dse_monitor.alerts import sinks
+    from dse_monitor.checkpoints import families, layouts
+    from dse_monitor.trainers import methods
+
+    document = (EXAMPLE.parents[1] / "docs" / "adding.md").read_text(encoding="utf-8")
+    example = (EXAMPLE / "pyproject.toml").read_text(encoding="utf-8")
+    for place in (methods, layouts, sinks, families):
+        assert f"`{place.REGISTRY.group}`" in document
+        assert f'[project.entry-points."{place.REGISTRY.group}"]' in example
+
+
 # The example, installed for real ----------------------------------------------------------------------------
 
 CHECKPOINTS = """

@@ -27,6 +27,7 @@ PARTS = {
     "blocks.objectives",
     "blocks.optim",
     "blocks.queues",
+    "blocks.relations",
     "blocks.teacher",
     "blocks.views",
     "distributed",
