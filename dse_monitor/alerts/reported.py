@@ -99,7 +99,10 @@ class Reported:
         reported = self._by_rule[key.rule]
         reported.episode = episode
         reported.firing, reported.severity, reported.at = alert.status == "firing", alert.severity, at
-        reported.reminders = reported.reminders + 1 if key.change is Change.REMINDER else 0
+        if key.change is Change.REMINDER:
+            reported.reminders += 1
+        elif key.change is Change.FIRING:  # an episode begins; one that grows critical keeps counting
+            reported.reminders = 0
         self._sent.append(at)
 
     def _is_reminder_due(self, before: _Reported, now: float) -> bool:
