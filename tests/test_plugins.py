@@ -279,7 +279,7 @@ def test_contract_tests_of_the_tables_hold_for_the_example(example):
     files = ("trainers/test_contract.py", "checkpoints/test_adding.py", "alerts/test_adding.py")
     paths = [tests / file for file in files]
     options = (
-        "-q",
+        "-v",
         "-n0",
         "-p",
         "no:cacheprovider",
