@@ -169,7 +169,7 @@ def test_masks_without_two_classes_are_refused(filling):
 @pytest.fixture
 def pairs(tmp_path):
     scenes.write_folder(tmp_path, 12, size=40, masks=True)
-    return probe.Labelled(
+    return probe.ProbeConfig(
         images=tmp_path / "images", masks=tmp_path / "masks", num_images=10, splits=2, device="cpu"
     )
 
@@ -192,7 +192,7 @@ def test_images_and_masks_are_cropped_alike(pairs, tmp_path):
 def test_sample_of_pairs_is_seeded(pairs):
     first = probe.read_pairs(pairs, 32)[0]
     np.testing.assert_array_equal(first, probe.read_pairs(pairs, 32)[0])
-    other = probe.Labelled(images=pairs.images, masks=pairs.masks, num_images=10, seed=1)
+    other = probe.ProbeConfig(images=pairs.images, masks=pairs.masks, num_images=10, seed=1)
     assert (probe.read_pairs(other, 32)[0] != first).any()
 
 
@@ -205,7 +205,7 @@ def test_images_without_a_mask_are_left_out(pairs):
 
 def test_too_few_pairs_are_an_error_that_names_both_folders(pairs, tmp_path):
     (tmp_path / "empty").mkdir()
-    empty = probe.Labelled(images=pairs.images, masks=tmp_path / "empty")
+    empty = probe.ProbeConfig(images=pairs.images, masks=tmp_path / "empty")
     with pytest.raises(ImagesError, match=r"images: 0 images have a mask of the same name in .*empty"):
         probe.read_pairs(empty, 32)
 
@@ -230,7 +230,7 @@ def test_sixteen_bit_masks_keep_their_class_numbers(pairs, tmp_path):
 
 def test_unreadable_image_is_named(pairs):
     (pairs.images / "000000.png").write_bytes(b"nothing")
-    whole = probe.Labelled(images=pairs.images, masks=pairs.masks)
+    whole = probe.ProbeConfig(images=pairs.images, masks=pairs.masks)
     with pytest.raises(ImagesError, match=r"000000\.png: cannot be decoded .* remove it and its mask"):
         probe.read_pairs(whole, 32)
 
@@ -238,7 +238,7 @@ def test_unreadable_image_is_named(pairs):
 @pytest.mark.parametrize("changes", [{"splits": 0}, {"neighbours": 0}, {"num_images": 3}])
 def test_senseless_numbers_are_refused(changes):
     with pytest.raises(ValueError, match="are needed"):
-        probe.Prober(probe.Labelled(images=Path("i"), masks=Path("m"), **changes))
+        probe.Prober(probe.ProbeConfig(images=Path("i"), masks=Path("m"), **changes))
 
 
 def test_checkpoint_is_probed_end_to_end(pairs, tmp_path, write_checkpoint):

@@ -17,7 +17,7 @@ from dse_monitor.errors import RunError
 from dse_monitor.evaluation.config import EvaluationConfig, Placement
 from dse_monitor.evaluation.evaluator import Evaluator
 from dse_monitor.probe import run as probe_run
-from dse_monitor.probe.options import Labelled
+from dse_monitor.probe.options import ProbeConfig
 from dse_monitor.runs import export, ledger
 from dse_monitor.runs.locking import RunLock
 from dse_monitor.runs.probed import read
@@ -31,7 +31,7 @@ EPOCHS = (1, 2, 3)
 def labelled(tmp_path_factory):
     """Twelve scenes of 32 px with masks, two splits."""
     images = write_folder(tmp_path_factory.mktemp("labelled"), 12, size=32, seed=2, masks=True)
-    return Labelled(images=images, masks=images.parent / "masks", num_images=12, splits=2, device="cpu")
+    return ProbeConfig(images=images, masks=images.parent / "masks", num_images=12, splits=2, device="cpu")
 
 
 @pytest.fixture
