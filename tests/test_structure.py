@@ -28,6 +28,7 @@ TORCH_FREE = (
     "dse_monitor.cli.demo",
     "dse_monitor.checkpoints.inspect",
     "dse_monitor.errors",
+    "dse_monitor.flags.completion",
     "dse_monitor.evaluation.images",
     "dse_monitor.metric",
     "dse_monitor.metric.components",
@@ -139,7 +140,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *BASE,
     ),
     "watch": (
-        "alerts.sinks",
         "evaluation.config",
         "runs",
         "watch.console",

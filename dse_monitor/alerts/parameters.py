@@ -29,7 +29,8 @@ class Rules:
         stale_seconds: silence of the training that makes a health alert, s, unless four times the usual gap
             between checkpoints is longer; 0 switches it off.
         remind_seconds: time between reminders of an alert that goes on, s.
-        per_hour: most messages about one run within an hour; what is held back is reported later, if still true.
+        per_hour: most messages about one run within an hour; what is held back is reported later, if still
+            true.
         lam: a fixed lambda, instead of the adaptive one of the checkpoints known at the time.
     """
 

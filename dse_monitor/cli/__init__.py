@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 from dse_monitor import __version__
 from dse_monitor.cli import alerts, checkpoints, demo, images, probe, results, score, watch

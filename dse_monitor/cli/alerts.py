@@ -72,7 +72,7 @@ class ReplayOptions:
     """A watched run, or a CSV file with columns epoch,dse[,dse_se]."""
     json: bool = False
     """Print one JSON object."""
-    rules: Annotated[Rules, Flag(name="rules", advanced=True)] = Rules()
+    rules: Annotated[Rules, Flag(name="rules", advanced=True)] = Rules()  # noqa: RUF009  frozen
     """When to alert."""
 
 

@@ -1,4 +1,4 @@
-"""`dse-monitor demo`: the whole product in a few minutes: make scenes, train a tiny DINO on them, watch it, serve TensorBoard."""
+"""`dse-monitor demo`: make scenes, train a tiny DINO on them, watch it, serve TensorBoard; a few minutes."""
 
 from __future__ import annotations
 

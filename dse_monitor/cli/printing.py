@@ -1,6 +1,4 @@
-"""What commands share: the exit code of a failure, and what they print apart from their own
-tables: JSON, numbers in columns, progress on a terminal.
-"""
+"""What commands share: the exit code of a failure, JSON, numbers in columns, progress on a terminal."""
 
 from __future__ import annotations
 

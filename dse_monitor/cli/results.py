@@ -57,7 +57,8 @@ def best(options: BestOptions) -> int:
     choices = selection.best_table(series, options.top)
     if not choices or series.best is None:
         raise RunError(
-            f"{options.run}: no checkpoint was scored yet; `dse-monitor status {options.run}` says what happens"
+            f"{options.run}: no checkpoint was scored yet; "
+            f"`dse-monitor status {options.run}` says what happens"
         )
     chosen = [series.evaluations[i] for i in series.candidates[: options.top]]
     files = readable_files(output, chosen)

@@ -29,7 +29,8 @@ def write_completion(commands: Tree, arguments: Sequence[str], *, prog: str) -> 
         prog: the program to complete.
 
     Raises:
-        SystemExit: always; with code 2 if the arguments are incomplete.
+        SystemExit: it was written.
+        ValueError: the arguments are incomplete.
     """
     shells = ("bash", "zsh", "tcsh", "fish")
     if len(arguments) < 2 + (arguments[0] == COMPLETION[0]) or arguments[1] not in shells:

@@ -34,7 +34,7 @@ def usage(table: Sequence[Option], *, prog: str) -> str:
 
 
 def sections(table: Sequence[Option]) -> list[str]:
-    """Arguments, basic and advanced flags as blocks of lines, each after an empty line; required ones first."""
+    """Arguments, basic and advanced flags as blocks of lines after an empty one; required flags first."""
     flags = sorted((o for o in table if not o.how.positional), key=lambda option: not option.required)
     basic, advanced = ([o for o in flags if o.how.advanced is wanted] for wanted in (False, True))
     blocks = {

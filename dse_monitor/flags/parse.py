@@ -1,4 +1,4 @@
-"""A command line -> the dataclass whose fields are its flags. tyro reads the values; mistakes end with code 2."""
+"""A command line -> the dataclass whose fields are its flags. tyro reads the values; mistakes end with 2."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def parse(
         arguments: the command line after the command's name.
         prog: the command, for messages.
         default: an instance whose values are the defaults, instead of the class's own.
-        pairs: whether each switch can be set and unset (``--x`` and ``--no-x``), since presets differ in them.
+        pairs: whether each switch can be set and unset (``--x``, ``--no-x``), since presets differ in them.
         help_page: what ``--help`` prints, if it is not `page` of the class.
 
     Raises:
@@ -113,6 +113,6 @@ def _made(of: type[T], chosen: Any, path: tuple[str, ...] = ()) -> T:
     values = {}
     for name, kind in kinds(of).items():
         here = (*path, name)
-        inside = dataclasses.is_dataclass(kind)
+        inside = isinstance(kind, type) and dataclasses.is_dataclass(kind)
         values[name] = _made(kind, chosen, here) if inside else getattr(chosen, "__".join(here))
     return of(**values)

@@ -49,7 +49,7 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """As it is typed, without its value: ``--seed``, ``--no-maps`` where that is what changes something."""
+        """As it is typed, without its value: ``--seed``; ``--no-maps`` of a switch that is on."""
         if self.how.positional:
             return self.how.metavar
         return f"--no-{self.name}" if self.default is True else f"--{self.name}"

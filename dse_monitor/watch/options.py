@@ -95,7 +95,7 @@ class WatchOptions:
     """Added to the niceness of workers, which run beside a training."""
     maps: Annotated[bool, ADVANCED] = True
     """Paint feature maps for the tab."""
-    rules: Annotated[Rules, Flag(name="rules", advanced=True)] = Rules()
+    rules: Annotated[Rules, Flag(name="rules", advanced=True)] = Rules()  # noqa: RUF009  frozen
     """When to alert."""
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints.families import convnext, dinov3, resnet, swin, vit
 from dse_monitor.checkpoints.families import named as by_name
-from dse_monitor.checkpoints.families.network import Hints, Network
+from dse_monitor.checkpoints.families.network import Hints, Network, NotThisNetwork
 from dse_monitor.checkpoints.families.statedicts import Shape
 
 if TYPE_CHECKING:
@@ -55,9 +55,19 @@ def build(network: Network) -> nn.Module:
     """The module in evaluation mode, its parameters without storage (device ``meta``), its buffers filled.
 
     Parameters get their storage when the file's tensors are assigned, so memory holds the encoder once.
+
+    Raises:
+        NotThisNetwork: timm cannot build it, or builds it with other tensors than `Network.tensors`.
     """
     with _parameters_on_meta():
         module = network.build()
+    made = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    if made != network.tensors:
+        odd = sorted(dict(made.items() ^ network.tensors.items()))
+        raise NotThisNetwork(
+            f"the installed timm builds {network.description} with other tensors than known here, such as "
+            f"{odd[0]}; install another release of timm"
+        )
     return module.eval().requires_grad_(False)
 
 
