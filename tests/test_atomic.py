@@ -6,6 +6,8 @@ import pytest
 
 from dse_monitor import atomic
 
+pytestmark = pytest.mark.fast
+
 
 def test_reader_never_sees_a_part_of_a_replaced_file(tmp_path, monkeypatch):
     path = tmp_path / "small.json"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "tb_plugin" / "http_api.md"])
@@ -33,7 +35,7 @@ def test_readme_has_one_command_to_see_and_one_to_test():
 
 def test_ci_runs_the_second_command_of_the_readme():
     script = (ROOT / ".ci" / "run").read_text()
-    extract = re.search(r"^tests=\"\$\((awk .*)\)\"$", script, re.MULTILINE)
+    extract = re.search(r"^ *tests=\"\$\((awk .*)\)\"$", script, re.MULTILINE)
     assert extract
     done = subprocess.run(["bash", "-c", extract[1]], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == shell_blocks(README)[1]

@@ -7,6 +7,8 @@ from PIL import Image
 from dse_monitor import scenes
 from dse_monitor.errors import OutputError
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize("size", [16, 64, 97, 224])
 def test_image_and_mask_have_the_size_asked_for(size):

@@ -16,6 +16,7 @@ import io
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,18 @@ _TERMS = ("separability", "m_inter", "m_intra_image", "m_intra_batch", "m_dim")
 _COUNTS = ("images", "tokens", "width")
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
+def rows(folder: Path, evaluations: Sequence[Evaluation] | None = None) -> list[dict[str, Any]]:
     """The records of an output folder as flat rows; None where there is no value.
+
+    Args:
+        folder: the run's output folder.
+        evaluations: the records, if they were read already.
 
     Raises:
         RunError: there is no ledger, or it cannot be read.
     """
-    evaluations = ledger.read(folder).evaluations
+    if evaluations is None:
+        evaluations = ledger.read(folder).evaluations
     line = Series.from_evaluations(evaluations)
     current = line.evaluations[-1].settings if len(line) else None
     probes = {item.seq: item.numbers for item in probed.read(folder)}

@@ -11,6 +11,8 @@ from dse_monitor.alerts.book import AlertBook, silence_fact
 from dse_monitor.alerts.parameters import Rules
 from dse_monitor.runs.record import alert_from_json, to_json
 
+pytestmark = pytest.mark.fast
+
 HOUR, DAY = 3600.0, 86400.0
 RISE = [0.0, 0.3, 0.55, 0.75, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0]  # epochs 10 to 100, best at 60
 FALL = [0.75, 0.6, 0.5, 0.45]

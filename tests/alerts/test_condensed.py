@@ -10,6 +10,8 @@ from dse_monitor.alerts.condensed import Condensed
 from dse_monitor.alerts.parameters import Rules
 from dse_monitor.alerts.trace import Trace
 
+pytestmark = pytest.mark.fast
+
 
 @given(st.integers(0, 700), st.integers(1, 20), st.integers(1, 10).map(lambda k: 2 * k))
 def test_the_newest_stay_and_older_ones_are_means_of_equal_blocks(count, newest, blocks):

@@ -8,6 +8,8 @@ from dse_monitor.alerts.sinks.outbox import GIVE_UP, LONGEST_WAIT, Outbox
 from dse_monitor.errors import OutputError
 from dse_monitor.runs.record import Alert
 
+pytestmark = pytest.mark.fast
+
 
 class Clock:
     def __init__(self):

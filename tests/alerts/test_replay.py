@@ -13,6 +13,8 @@ from dse_monitor.runs import record
 from dse_monitor.runs.ledger import Ledger
 from dse_monitor.runs.record import Evaluation, Settings, Source
 
+pytestmark = pytest.mark.fast
+
 CURVES = Path(__file__).parents[1] / "data" / "curves" / "paper_figure.json"
 
 

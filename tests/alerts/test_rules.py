@@ -6,6 +6,8 @@ import pytest
 from dse_monitor.alerts.parameters import Rules
 from dse_monitor.alerts.rules import errors, judge, noise, shares
 
+pytestmark = pytest.mark.fast
+
 RULES = Rules()
 
 

@@ -10,6 +10,8 @@ from dse_monitor.metric.components import Components
 from dse_monitor.runs.record import Evaluation, Source
 from dse_monitor.runs.series import Series
 
+pytestmark = pytest.mark.fast
+
 CURVES = Path(__file__).parents[1] / "data" / "curves" / "paper_figure.json"
 
 

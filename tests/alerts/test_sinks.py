@@ -22,6 +22,8 @@ from dse_monitor.alerts.sinks.webhook import Webhook, alertmanager_body
 from dse_monitor.errors import OutputError
 from dse_monitor.runs.record import Alert, alert_from_json
 
+pytestmark = pytest.mark.fast
+
 ALERT = Alert(
     kind="degradation",
     status="firing",

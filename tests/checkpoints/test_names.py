@@ -1,8 +1,5 @@
 """What a path says: candidate or not, rewritten or not, how many epochs and steps are done."""
 
-import subprocess
-import sys
-
 import pytest
 
 from dse_monitor.checkpoints.names import (
@@ -13,6 +10,8 @@ from dse_monitor.checkpoints.names import (
     is_checkpoint_folder,
     is_rolling,
 )
+
+pytestmark = pytest.mark.fast
 
 DONE = {  # path: (finished epochs, finished steps)
     "checkpoint0000.pth": (1, None),
@@ -229,9 +228,3 @@ def test_folders_that_are_one_checkpoint():
     assert is_checkpoint_folder("step-1000")
     assert not is_checkpoint_folder("ckpt")
     assert not is_checkpoint_folder("checkpoint-500")  # its weights file is the candidate
-
-
-@pytest.mark.parametrize("module", ["names", "layouts", "statedicts", "progress", "dialects", "network"])
-def test_module_loads_no_torch(module):
-    code = f"import sys, dse_monitor.checkpoints.{module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

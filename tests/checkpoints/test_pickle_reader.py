@@ -18,6 +18,8 @@ from dse_monitor.checkpoints.reading.pickle_reader import LIMITS, PickleCutShort
 from dse_monitor.checkpoints.reading.tree import MAX_DEPTH, untangle
 from dse_monitor.errors import CorruptCheckpoint, UnsafeCheckpoint
 
+pytestmark = pytest.mark.fast
+
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
 

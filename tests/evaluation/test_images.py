@@ -14,6 +14,8 @@ from dse_monitor import scenes
 from dse_monitor.errors import ImagesError, OutputError
 from dse_monitor.evaluation import images
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture
 def folder(tmp_path):

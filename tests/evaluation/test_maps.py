@@ -5,6 +5,8 @@ from PIL import Image
 from dse_monitor.errors import OutputError
 from dse_monitor.evaluation import maps
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture
 def tokens():

@@ -10,6 +10,8 @@ from dse_monitor.publish.best import Keeper, describe, publish, readable_files
 from dse_monitor.runs.record import Evaluation, Settings, Source
 from dse_monitor.runs.series import Series
 
+pytestmark = pytest.mark.fast
+
 SETTINGS = Settings(images="f" * 12, num_images=8)
 
 

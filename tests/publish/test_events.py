@@ -16,6 +16,8 @@ from dse_monitor.metric.components import Components
 from dse_monitor.publish import events
 from dse_monitor.runs.record import POINT_COLUMNS, SCALAR_TAGS, Alert, Evaluation, Settings, Source, to_json
 
+pytestmark = pytest.mark.fast
+
 SETTINGS = Settings(images="0123456789ab", num_images=64)
 
 

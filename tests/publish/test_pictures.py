@@ -9,6 +9,8 @@ from dse_monitor.publish import pictures
 from dse_monitor.publish.events import EventWriter, rebuild
 from dse_monitor.runs.record import Evaluation, Source
 
+pytestmark = pytest.mark.fast
+
 
 def evaluation(seq):
     return Evaluation(status="scored", source=Source(path=f"{seq}.pth"), seq=seq, map_file=f"media/{seq}.png")

@@ -9,6 +9,8 @@ from dse_monitor.publish.state import alert_state, run_state
 from dse_monitor.runs.record import POINT_COLUMNS, Alert, Evaluation, Settings, Source
 from dse_monitor.runs.series import Series
 
+pytestmark = pytest.mark.fast
+
 SETTINGS = Settings(images="a", num_images=64)
 OTHER = Settings(images="b", num_images=64)
 

@@ -12,6 +12,8 @@ from dse_monitor.publish import events, rebuild
 from dse_monitor.runs import export, ledger
 from dse_monitor.runs.locking import RunLock
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture
 def output(tmp_path, watching):

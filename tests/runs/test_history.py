@@ -15,6 +15,8 @@ from dse_monitor.runs.history import History, series_of
 from dse_monitor.runs.record import Evaluation, Settings, Source
 from dse_monitor.runs.series import Series
 
+pytestmark = pytest.mark.fast
+
 OTHER = Settings(images="e" * 12, num_images=32)
 USUAL = Settings(images="f" * 12, num_images=64)
 

@@ -10,6 +10,8 @@ from dse_monitor.runs.identity import Stamp, content_key, look, stamp
 from dse_monitor.watch.files.mounts import filesystem, is_network, settle_seconds
 from dse_monitor.watch.files.versions import Versions
 
+pytestmark = pytest.mark.fast
+
 
 def test_copy_and_resaved_file_have_one_key_and_other_content_another(tmp_path):
     one = content_key(write_checkpoint(tmp_path / "checkpoint0001.pth", epoch=1, value=3))

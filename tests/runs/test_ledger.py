@@ -16,6 +16,8 @@ from dse_monitor.runs import ledger as module
 from dse_monitor.runs.ledger import Ledger, next_sequence, read
 from dse_monitor.runs.record import Alert
 
+pytestmark = pytest.mark.fast
+
 KEY = [11, 1000, 5, 6, 1]  # the version of a file: inode, size, times, links
 
 

@@ -14,6 +14,8 @@ from dse_monitor.runs import heartbeat, locking
 from dse_monitor.runs.locking import Holder, RunLock
 from dse_monitor.runs.status import read_status, render
 
+pytestmark = pytest.mark.fast
+
 
 def _held_by(folder, holder):
     folder.mkdir(exist_ok=True)

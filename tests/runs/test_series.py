@@ -11,6 +11,8 @@ from dse_monitor.metric.components import Components
 from dse_monitor.runs.record import Evaluation, Settings, Source
 from dse_monitor.runs.series import GrowingLambda, Series, adaptive_lambda, candidates
 
+pytestmark = pytest.mark.fast
+
 
 def evaluation(
     separability,

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "tb_plugin"
 PUBLISHED = {  # name in static/vendor <- name in the npm package

@@ -4,9 +4,12 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from dse_monitor.runs.record import POINT_COLUMNS, SCHEMA
 from dse_monitor.tb_plugin.data import Reader
+
+pytestmark = pytest.mark.fast
 
 
 def row(seq, **columns):

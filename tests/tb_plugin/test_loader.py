@@ -10,6 +10,8 @@ from tensorboard.plugins import base_plugin
 
 from dse_monitor.tb_plugin.loader import DSELoader
 
+pytestmark = pytest.mark.fast
+
 HEAVY = (
     "numpy",
     "torch",
@@ -71,6 +73,24 @@ def test_tensorboard_starts_without_the_tab_when_a_module_is_broken(monkeypatch,
     provider = SimpleNamespace(list_plugins=lambda ctx, experiment_id: [])
     app = application.TensorBoardWSGIApp(flags, [DSELoader], data_provider=provider)
     assert callable(app)
+
+
+def test_a_flag_that_another_plugin_took_does_not_end_tensorboard(caplog):
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--dse_full_scalars")
+    DSELoader().define_flags(parser)
+    assert "--dse_full_scalars is not available" in caplog.text
+
+
+def test_flags_of_an_unknown_kind_do_not_end_tensorboard(caplog):
+    class Frozen:
+        reload_multifile = None
+        __slots__ = ()
+
+    DSELoader().fix_flags(Frozen())
+    assert "may show a sample" in caplog.text
 
 
 def test_loader_makes_the_plugin():

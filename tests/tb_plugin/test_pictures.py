@@ -6,6 +6,8 @@ import pytest
 
 from dse_monitor.tb_plugin.pictures import Folders
 
+pytestmark = pytest.mark.fast
+
 
 def flags(logdir="", logdir_spec=""):
     return SimpleNamespace(logdir=logdir, logdir_spec=logdir_spec)

@@ -5,9 +5,12 @@ import struct
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from dse_monitor.runs.record import POINT_COLUMNS, SCHEMA
 from dse_monitor.tb_plugin.points import decode_rows, join_shards, pack
+
+pytestmark = pytest.mark.fast
 
 WIDTH = len(POINT_COLUMNS)
 

@@ -4,6 +4,8 @@ import pytest
 
 from dse_monitor.tb_plugin.training import loss_score, scalar_sources, trained_run
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize(
     ("run", "expected"),

@@ -7,6 +7,8 @@ import pytest
 
 from dse_monitor.watch.console import Console, Header, Live, Notice, Problem, Row, live_text
 
+pytestmark = pytest.mark.fast
+
 
 def _row(**changes):
     row = {

@@ -14,6 +14,8 @@ from dse_monitor.runs import ledger
 from dse_monitor.watch.dependencies import Parts
 from dse_monitor.watch.run.watched_run import SCAN_SECONDS
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -15,6 +15,8 @@ from dse_monitor.runs import ledger
 from dse_monitor.watch.console import Notice, Problem, Row
 from dse_monitor.watch.monitor import BACK_OFF_SECONDS, START_TRIES
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture
 def run(tmp_path):

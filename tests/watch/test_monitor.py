@@ -3,9 +3,13 @@
 import json
 import os
 
+import pytest
+
 from dse_monitor.alerts import trace
 from dse_monitor.runs import ledger
 from dse_monitor.watch.console import Problem, Row
+
+pytestmark = pytest.mark.fast
 
 
 def test_existing_checkpoints_are_scored_once_and_in_order(tmp_path, watching, checkpoint):

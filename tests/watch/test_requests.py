@@ -9,6 +9,8 @@ from dse_monitor.runs import ledger
 from dse_monitor.watch.console import Problem
 from dse_monitor.watch.run import requests
 
+pytestmark = pytest.mark.fast
+
 RISE = [0.0, 0.3, 0.55, 0.75, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0]
 FALL = [0.75, 0.6, 0.5, 0.45]
 DAY = 86400.0

@@ -9,6 +9,8 @@ from dse_monitor.checkpoints.names import is_candidate, is_rolling
 from dse_monitor.watch.files import scanner as module
 from dse_monitor.watch.files.scanner import Scanner
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture
 def root(tmp_path):

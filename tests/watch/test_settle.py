@@ -10,6 +10,8 @@ from dse_monitor.checkpoints.archive import check_complete
 from dse_monitor.runs.identity import Stamp, look
 from dse_monitor.watch.files.settle import ABANDONED_SECONDS, FORESEEN_SECONDS, OVERTAKEN_SECONDS, Settler
 
+pytestmark = pytest.mark.fast
+
 NOTE = "This is a note about the run, and nothing that anybody could take for a checkpoint."
 
 

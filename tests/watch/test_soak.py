@@ -10,6 +10,8 @@ from watch_fakes import FakeClock, Watching, write_checkpoint
 
 from dse_monitor.runs.history import History
 
+pytestmark = pytest.mark.fast
+
 
 def _descriptors():
     return len(os.listdir("/proc/self/fd"))

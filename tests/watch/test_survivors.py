@@ -6,6 +6,8 @@ import pytest
 
 from dse_monitor.watch.run import watched_run as watched
 
+pytestmark = pytest.mark.fast
+
 KEPT = 3
 
 

@@ -14,6 +14,8 @@ from dse_monitor.watch.files.discovery import find_runs
 from dse_monitor.watch.files.waiting import Candidate, Filter, Queue, count_done
 from dse_monitor.watch.options import WatchOptions, since_rule
 
+pytestmark = pytest.mark.fast
+
 
 def _candidate(path, *, inode=0, key=None, appeared=0.0, mtime=0):
     mark = Stamp(inode or abs(hash(path)) % 10**9, 1, mtime, mtime)
