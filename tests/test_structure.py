@@ -188,6 +188,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "flags",
         "probe",
         "publish",
+        "reader",
         "runs",
         "scenes",
         "trainers",

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from dse_monitor.alerts.parameters import Rules
-from dse_monitor.cli.folders import output_folder
 from dse_monitor.cli.printing import print_json
 from dse_monitor.errors import RunError
 from dse_monitor.flags import Flag
+from dse_monitor.reader import output_folder
 
 
 @dataclass(frozen=True, kw_only=True)

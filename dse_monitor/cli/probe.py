@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from dse_monitor.cli.folders import output_if_watched
 from dse_monitor.cli.printing import FAILED, print_json, progress
 from dse_monitor.errors import CheckpointError, FeatureError, NonFiniteFeatures, RunError
 from dse_monitor.flags import Flag
 from dse_monitor.probe.options import ProbeConfig
+from dse_monitor.reader import output_folder
 
 if TYPE_CHECKING:
     from dse_monitor.probe.prober import ProbeResult
@@ -42,15 +43,15 @@ class ProbeOptions:
 
 def probe(options: ProbeOptions) -> int:
     """Probe what is named and print a line for each checkpoint."""
-    from dse_monitor.probe.prober import Prober
-
     if not options.checkpoints:
         raise RunError("nothing to probe: name checkpoints, or one watched run")
-    homes = [home for path in options.checkpoints if (home := output_if_watched(path))]
+    homes = [home for path in options.checkpoints if (home := _output_if_watched(path))]
     if homes and len(options.checkpoints) > 1:
         raise RunError(f"{homes[0]} belongs to a watched run: probe it alone, or name checkpoints")
     if homes:
         return _probe_run(homes[0], options)
+    from dse_monitor.probe.prober import Prober
+
     prober = Prober(options.config)
     failed = False
     for path in options.checkpoints:
@@ -66,6 +67,12 @@ def probe(options: ProbeOptions) -> int:
         else:
             print(f"{path}  {_line(result)}", flush=True)
     return FAILED if failed else 0
+
+
+def _output_if_watched(path: Path) -> Path | None:
+    with contextlib.suppress(RunError):
+        return output_folder(path)
+    return None
 
 
 def _probe_run(output: Path, options: ProbeOptions) -> int:

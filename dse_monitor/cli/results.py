@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from dse_monitor.cli.folders import output_folder
 from dse_monitor.cli.printing import number, print_json
 from dse_monitor.errors import RunError
 from dse_monitor.flags import Flag
+from dse_monitor.reader import output_folder
 from dse_monitor.runs.record import finite
 
 if TYPE_CHECKING:

@@ -95,8 +95,8 @@ def unknown(word: str, known: Iterable[str], *, prog: str, what: str, where: str
         what: what it was taken for: ``flag`` or ``command``.
         where: what lists those there are.
     """
-    near = difflib.get_close_matches(word, list(known), n=2)
-    advice = f"did you mean {' or '.join(near)}?" if near else f"{where} lists them"
+    near = difflib.get_close_matches(word, list(known), n=1)
+    advice = f"did you mean {near[0]}?" if near else f"{where} lists them"
     print(f"{prog}: there is no {what} {word}; {advice}", file=sys.stderr)
     raise SystemExit(2)
 
