@@ -31,7 +31,7 @@ from torch import Tensor
 from dse_monitor import scenes
 from dse_monitor.checkpoints import load_encoder
 from dse_monitor.errors import FeatureError
-from dse_monitor.evaluation import images
+from dse_monitor.evaluation import decoding, images
 from dse_monitor.evaluation.evaluator import batches
 from dse_monitor.metric import Components, average, measure
 
@@ -216,7 +216,7 @@ def _pixels(experiment: str, place: Place, run: Run, size: int, crop: int) -> ND
         return _fresh(place.out.parent / f"fresh-{size}.npy", size)
     folder = place.held_out[run.measured_at]
     names = images.find(folder)
-    found = images.decode(folder, names, crop, images.default_resize(crop))
+    found = decoding.decode(folder, names, crop, images.default_resize(crop))
     return np.stack([picture for _, picture in found if not isinstance(picture, Exception)])
 
 

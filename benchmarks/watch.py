@@ -102,7 +102,7 @@ class Stub:
     def descriptors(self) -> list[int]:  # noqa: D102
         return []
 
-    def ended(self) -> str | None:  # noqa: D102
+    def ended(self) -> None:  # noqa: D102
         return None
 
     def stop(self, *, kill: bool = False) -> None:  # noqa: D102

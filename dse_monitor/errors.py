@@ -68,3 +68,8 @@ class RunError(DSEError):
 
 class OutputError(DSEError):
     """Results cannot be written."""
+
+
+def one_line(error: BaseException | str) -> str:
+    """An error or its text with every run of white space, line ends too, as one space."""
+    return " ".join(str(error).split())

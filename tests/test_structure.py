@@ -80,7 +80,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "checkpoints.formats": ("checkpoints.reading", "errors"),
     "checkpoints.archive": ("checkpoints.formats", "checkpoints.reading", "errors"),
     "checkpoints.families": ("checkpoints.archive", "checkpoints.reading", "errors"),
-    "checkpoints.recognition.dialects": ("checkpoints.families", "checkpoints.reading"),
+    "checkpoints.recognition.translations": ("checkpoints.families",),
+    "checkpoints.recognition.dialects": (
+        "checkpoints.families",
+        "checkpoints.reading",
+        "checkpoints.recognition.translations",
+    ),
     "checkpoints.layouts": (
         "checkpoints.families",
         "checkpoints.reading",
@@ -130,12 +135,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "checkpoints.names",
         "publish",
         "runs",
+        "runs.record",
         "watch.files",
     ),
     "watch.shards": ("runs", *BASE),
     "watch.run": (
         "alerts",
         "atomic",
+        "checkpoints.names",
         "evaluation.config",
         "publish",
         "runs",
@@ -147,7 +154,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *BASE,
     ),
     "watch": (
-        "evaluation.config",
         "runs",
         "watch.console",
         "watch.dependencies",

@@ -24,7 +24,7 @@ class Settings:
     """A folder of images (searched recursively; labels are ignored), or `scenes` for the built-in ones."""
     out: Annotated[Path, Flag(metavar="RUN")]
     """Folder for checkpoints and TensorBoard events."""
-    device: str = "auto"
+    device: Annotated[str, Flag(metavar="DEVICE")] = "auto"
     """Where to train: auto, cpu, cuda or cuda:N."""
     seed: int = 0
     """Fixes initialisation, data order, augmentations and everything else that is random."""

@@ -63,6 +63,42 @@ def degradation(alert: Alert, at: float, *, still: bool = False) -> str:
     return story
 
 
+def non_finite(alert: Alert, path: str, reason: str) -> str:
+    """The story of an alert on a checkpoint that is not finite or constant.
+
+    Args:
+        alert: with everything but its message.
+        path: of the newest checkpoint.
+        reason: why it cannot be measured, if known.
+    """
+    if alert.status == "resolved":
+        return f"{path} could be measured again."
+    return f"{path} cannot be measured: {reason or 'weights or features are not finite or constant'}"
+
+
+def failures(alert: Alert, path: str, reason: str, streak: int) -> str:
+    """The story of an alert on ``streak`` failed checkpoints in a row; the rest as for `non_finite`."""
+    if alert.status == "resolved":
+        return f"{path} could be measured again."
+    return f"{streak} checkpoints in a row could not be measured; the last is {path}: {reason}"
+
+
+def stale(alert: Alert, path: str, seconds: float) -> str:
+    """The story of an alert on a run that has written nothing for so many seconds since ``path``."""
+    if alert.status == "resolved":
+        return f"A new checkpoint came: {path}."
+    hours = seconds / 3600.0
+    return f"No new checkpoint for {hours:.1f} hours; the last is {path}. Has the run ended or stopped?"
+
+
+def plateau(alert: Alert, at: float, checkpoints: int) -> str:
+    """The story of an alert on so many checkpoints without progress, the newest at position ``at``."""
+    newest = place(alert.axis, at)
+    if alert.status == "resolved":
+        return f"DSE moves again at {newest}."
+    return f"DSE has made no progress for {checkpoints} checkpoints, up to {newest}."
+
+
 def place(axis: str, at: float | None) -> str:
     """A position in words: ``epoch 120``, ``step 5,000``, ``checkpoint 7``."""
     unit = "checkpoint" if axis == "order" else axis

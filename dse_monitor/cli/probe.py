@@ -29,8 +29,8 @@ class ProbeOptions:
     the exit code is 3.
 
     Examples:
-        dse-monitor probe runs/exp1 --labelled ~/data/voc/images --masks ~/data/voc/masks
-        dse-monitor probe a.pth b.pth --labelled ~/data/voc/images --masks ~/data/voc/masks
+        dse-monitor probe runs/exp1 --labelled voc/images --masks voc/masks
+        dse-monitor probe a.pth b.pth --labelled voc/images --masks voc/masks
     """
 
     checkpoints: Annotated[tuple[Path, ...], Flag(positional=True, metavar="RUN|CKPT")]

@@ -27,15 +27,16 @@ class ScoreOptions:
 
     Examples:
         dse-monitor score a.pth b.pth --images ~/data/unlabelled
-        torchrun --nproc-per-node 8 -m dse_monitor score runs/exp1 --images ~/data/unlabelled
+        torchrun --nproc-per-node 8 -m dse_monitor score runs/exp1 --images ~/data
     """
 
     checkpoints: Annotated[tuple[Path, ...], Flag(positional=True, metavar="CKPT")]
     """Files or checkpoint folders, or the folder of one run."""
     config: EvaluationConfig
     """What is measured."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:INDEX or mps; of a RUN, auto and cuda give each process a GPU of its own."""
+    device: Annotated[str, Flag(metavar="DEVICE")] = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:INDEX or mps; of a RUN, auto and cuda give each process a GPU
+    of its own."""
     json: bool = False
     """Print one JSON object per line."""
     cache: Annotated[Path | None, Flag(metavar="DIR", default="~/.cache/dse-monitor", advanced=True)] = None

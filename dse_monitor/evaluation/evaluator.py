@@ -22,7 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dse_monitor.errors import CheckpointError, DeviceError, DSEError, FeatureError, NonFiniteFeatures
+from dse_monitor.errors import (
+    CheckpointError,
+    DeviceError,
+    DSEError,
+    FeatureError,
+    NonFiniteFeatures,
+    one_line,
+)
 from dse_monitor.evaluation import images, maps
 from dse_monitor.evaluation.config import EvaluationConfig, Placement
 from dse_monitor.runs.record import Evaluation, Settings, Source
@@ -155,19 +162,19 @@ class Evaluator:
         except _Invalid as error:
             measured = {"status": "invalid", "reason": str(error), "error": error.kind}
         except NonFiniteFeatures as error:
-            measured = {"status": "invalid", "reason": _one_line(error), "error": type(error).__name__}
+            measured = {"status": "invalid", "reason": one_line(error), "error": type(error).__name__}
         except (CheckpointError, FeatureError) as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno in _GONE:
                 raise error.__cause__ from error
-            measured = {"status": "failed", "reason": _one_line(error), "error": type(error).__name__}
+            measured = {"status": "failed", "reason": one_line(error), "error": type(error).__name__}
         except (DSEError, OSError):
             raise  # images, device, output, disk: not the checkpoint's fault
         except Exception as error:  # a file can break its reader in ways nobody foresaw; the watch goes on
             if _is_device_failure(error):
                 raise DeviceError(
-                    f"{self.device}: {_one_line(error)}; free memory or use another device, and start again"
+                    f"{self.device}: {one_line(error)}; free memory or use another device, and start again"
                 ) from error
-            reason = f"{path}: unexpected {type(error).__name__}: {_one_line(error)}; please report it"
+            reason = f"{path}: unexpected {type(error).__name__}: {one_line(error)}; please report it"
             measured = {"status": "failed", "reason": reason, "error": type(error).__name__}
         return Evaluation(
             source=_named(source, path, name, aliases),
@@ -414,7 +421,3 @@ def _of_stage(progress: Progress | None, stage: str) -> Callable[[int, int], Non
 def _shifted(progress: Progress | None, before: int, total: int) -> Callable[[int, int], None] | None:
     """Progress of one batch as progress of all images."""
     return (lambda done, _: progress("forward", before + done, total)) if progress else None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

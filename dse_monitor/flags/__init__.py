@@ -27,7 +27,7 @@ class Flag:
         advanced: whether help lists it among the advanced flags; of a dataclass, all of its flags.
         positional: whether it is given by position.
         hidden: whether it is not on the command line at all.
-        aliases: other spellings that are accepted, with their dashes.
+        aliases: other spellings, with their dashes; accepted, but not shown in help.
     """
 
     name: str = ""

@@ -51,11 +51,7 @@ def row(option: Option) -> tuple[str, str]:
     if option.kind is bool and option.default is True:
         text = f"Do not {text[0].lower() if text[1].islower() else text[0]}{text[1:]}"
     said = "required" if option.required and not option.how.positional else _default(option)
-    left = (
-        _positional(option)
-        if option.how.positional
-        else ", ".join((_invocation(option), *option.how.aliases))
-    )
+    left = _positional(option) if option.how.positional else _invocation(option)
     return left, f"{text} ({said})" if said else text
 
 

@@ -25,7 +25,7 @@ class ProbeConfig:
     """Side of the centre crop in pixels."""
     ignore: int = 255
     """Mask value that is not a class."""
-    device: str = "auto"
+    device: Annotated[str, Flag(metavar="DEVICE")] = "auto"
     """Where to compute: auto, cpu, cuda, cuda:INDEX or mps."""
     layout: Annotated[str | None, Flag(metavar="NAME", default="recognised")] = None
     """Layout of the checkpoints; `dse-monitor layouts` lists them."""

@@ -38,7 +38,7 @@ from torch import Tensor
 from dse_monitor.checkpoints import load_encoder
 from dse_monitor.encoder import Encoder
 from dse_monitor.errors import ImagesError, NonFiniteFeatures
-from dse_monitor.evaluation import images
+from dse_monitor.evaluation import decoding, images
 from dse_monitor.evaluation.evaluator import resolve_device
 from dse_monitor.metric.precision import full_float32
 from dse_monitor.probe.options import ProbeConfig
@@ -353,7 +353,7 @@ def read_pairs(
     resize = images.default_resize(size)
     pixels = np.empty((len(names), size, size, 3), np.uint8)
     labels = np.empty((len(names), size, size), np.int32)
-    for index, (name, decoded) in enumerate(images.decode(folder, names, size, resize)):
+    for index, (name, decoded) in enumerate(decoding.decode(folder, names, size, resize)):
         if isinstance(decoded, ImagesError):
             raise ImagesError(f"{folder / name}: {decoded}; mend or remove it and its mask")
         pixels[index] = decoded
@@ -380,7 +380,7 @@ def read_mask(path: Path, image: Path, size: int, resize: int) -> NDArray[np.int
                 )
             if mask.size != expected:
                 raise ImagesError(f"{path}: is {mask.size} px, its image is {expected} px; they must agree")
-            square = images.centre_square(mask, size, resize, Image.Resampling.NEAREST)
+            square = decoding.centre_square(mask, size, resize, Image.Resampling.NEAREST)
             return np.asarray(square).astype(np.int32)
     except (OSError, SyntaxError, ValueError) as error:
         raise ImagesError(f"{path}: cannot be decoded ({type(error).__name__}: {error})") from error

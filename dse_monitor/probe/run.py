@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dse_monitor.errors import CheckpointError, FeatureError, NonFiniteFeatures, OutputError
-from dse_monitor.publish import best, events
+from dse_monitor.publish import best, rebuild
 from dse_monitor.runs import ledger, probed
 from dse_monitor.runs.locking import RunLock
 from dse_monitor.runs.record import PROBE_FOLDER, Evaluation
@@ -96,7 +96,7 @@ def publish(output: Path) -> None:
     found = [(by_seq[item.seq], item) for item in kept if item.seq in by_seq]
     if found:
         measured = [(e, item.wall_time, {name: item.numbers[name] for name in DRAWN}) for e, item in found]
-        events.rebuild_numbers(output / PROBE_FOLDER, TAG, measured)
+        rebuild.rebuild_numbers(output / PROBE_FOLDER, TAG, measured)
 
 
 def summary(output: Path) -> str:

@@ -68,7 +68,7 @@ class Settings:
     """Everything that changes the numbers. Values under different settings are never compared.
 
     Attributes:
-        images: fingerprint of the held-out images (names, bytes, order).
+        images: fingerprint of the held-out images: their pixels, in order, and how files became pixels.
         num_images: how many of them were measured.
         resize: shorter side after resizing, pixels.
         crop: side of the centre crop the network saw, pixels.

@@ -16,7 +16,7 @@ from dse_monitor.evaluation.config import EvaluationConfig
 from dse_monitor.flags import ADVANCED, Flag
 from dse_monitor.runs.record import OUTPUT_FOLDER
 from dse_monitor.watch.console import Form
-from dse_monitor.watch.workers.worker import Manners
+from dse_monitor.watch.workers.worker import WorkerLimits
 
 if TYPE_CHECKING:
     from dse_monitor.alerts.sinks.delivery import Sink
@@ -35,7 +35,7 @@ class WatchOptions:
 
     Examples:
         dse-monitor watch runs/exp1 --images ~/data/unlabelled
-        dse-monitor watch runs --images ~/data/unlabelled --alert webhook:env:SLACK_URL
+        dse-monitor watch runs --images ~/data/unlabelled --alert webhook:env:CHAT
 
     Raises:
         ValueError: nothing to watch, or a number out of range.
@@ -123,11 +123,11 @@ class WatchOptions:
         return "json" if self.json else "plain" if self.plain else "auto"
 
     @property
-    def manners(self) -> Manners:
+    def manners(self) -> WorkerLimits:
         """How workers behave beside a training."""
         threads = {} if self.threads is None else {"threads": self.threads}
         shares = {"gpu_share": self.gpu_share, "cpu_fallback": self.cpu_fallback}
-        return Manners.default(nice=self.nice, **shares, **threads)
+        return WorkerLimits.default(nice=self.nice, **shares, **threads)
 
     @cached_property
     def sinks(self) -> tuple[Sink, ...]:

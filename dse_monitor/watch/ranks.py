@@ -21,18 +21,19 @@ from uuid import uuid4
 
 from dse_monitor import errors
 from dse_monitor.errors import DSEError, RunError
-from dse_monitor.evaluation.config import Placement
 from dse_monitor.runs.identity import Stamp
-from dse_monitor.runs.record import Evaluation, Source, evaluation_from_json
-from dse_monitor.watch import monitor, shards
+from dse_monitor.runs.record import Evaluation, evaluation_from_json
+from dse_monitor.watch import monitor, pool, shards
 from dse_monitor.watch.console import Console, Header, Notice, Problem, Row
-from dse_monitor.watch.dependencies import Parts
+from dse_monitor.watch.dependencies import Dependencies
 from dse_monitor.watch.options import WatchOptions
-from dse_monitor.watch.run.watched_run import CRASHES, WORKER_CRASH, WatchedRun
-from dse_monitor.watch.workers import child
-from dse_monitor.watch.workers.child import Worker, WorkerProcess
+from dse_monitor.watch.run import failures, jobs
+from dse_monitor.watch.run.context import RunContext
+from dse_monitor.watch.run.report import Report
+from dse_monitor.watch.run.watched_run import WatchedRun
+from dse_monitor.watch.workers.child import Worker, WorkerEnd, WorkerProcess
 
-LOOK_SECONDS = 1.0  # between looks whether a worker still lives
+LOOK_SECONDS = 1.0  # between checks whether a worker still lives
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Place:
 
     @classmethod
     def of_this_process(cls) -> Place:
-        """As torchrun tells it; without torchrun there is one process."""
+        """From torchrun's variables; without torchrun there is one process."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         if not all(name in os.environ for name in names):
             return cls()
@@ -55,7 +56,7 @@ class Place:
 def score(
     options: WatchOptions,
     console: Console,
-    said: Callable[[Place, Evaluation], None],
+    report: Callable[[Place, Evaluation], None],
     *,
     make_worker: Callable[[], Worker] | None = None,
 ) -> int:
@@ -64,7 +65,7 @@ def score(
     Args:
         options: of one run, with `once` and one device.
         console: for what is published.
-        said: told of every result.
+        report: called with this process's place and each result.
         make_worker: starts a worker; a process of its own if None.
 
     Raises:
@@ -72,30 +73,28 @@ def score(
         ImagesError, DeviceError, OutputError: nothing can be measured.
     """
     place = Place.of_this_process()
-    told = _from_the_first(place, lambda: deal(options, console))
-    if "error" in told:
-        raise getattr(errors, told["error"], RunError)(told["reason"])
-    measure_share(told, place, options, said, make_worker)
-    return publish(told["launch"], place, options, console)
+    dealt = _from_the_first(place, lambda: deal(options, console))
+    if "error" in dealt:
+        raise getattr(errors, dealt["error"], RunError)(dealt["reason"])
+    measure_share(dealt, place, options, report, make_worker)
+    return publish(dealt["launch"], place, options, console)
 
 
 def measure_share(
-    told: dict[str, Any],
+    dealt: dict[str, Any],
     place: Place,
     options: WatchOptions,
-    said: Callable[[Place, Evaluation], None],
+    report: Callable[[Place, Evaluation], None],
     make_worker: Callable[[], Worker] | None = None,
 ) -> None:
     """Measure every N-th checkpoint of what was dealt."""
     device = _device(options.devices[0], place)
-    start = make_worker or (
-        lambda: WorkerProcess(child.command(options.manners), options.manners.environment())
-    )
-    shard = shards.Shard(_out(options), told["launch"], place.rank)
+    start = make_worker or (lambda: WorkerProcess.with_limits(options.manners))
+    shard = shards.Shard(_out(options), dealt["launch"], place.rank)
     try:
-        for item in _measured(told["tasks"][place.rank :: place.world], options, device, start):
+        for item in _measured(dealt["tasks"][place.rank :: place.world], options, device, start):
             shard.add(item)
-            said(place, item.evaluation)
+            report(place, item.evaluation)
         shard.finish(place.world)
     finally:
         shard.close()
@@ -122,18 +121,28 @@ def deal(options: WatchOptions, console: Console) -> dict[str, Any]:
     if not folder.is_dir():
         raise RunError(f"{folder} is no folder; expected the folder of a run's checkpoints")
     clock = monitor.SystemClock()
-    quiet = _WithoutHeader(console)
-    run = WatchedRun(folder, _out(options), folder.name, options, quiet, Parts.real(), clock)
+    run = WatchedRun(
+        RunContext(
+            folder=folder,
+            out=_out(options),
+            name=folder.name,
+            options=options,
+            dependencies=Dependencies.real(),
+            clock=clock,
+            report=Report(_WithoutHeader(console), folder.name),
+        )
+    )
     try:
         while not run.scans or run.settling:
-            run.tend()
-            time.sleep(min(max(run.due() - clock.monotonic(), 0.0), LOOK_SECONDS))
+            run.poll()
+            time.sleep(min(max(run.due - clock.monotonic(), 0.0), LOOK_SECONDS))
         tasks, known = [], set()
         while (candidate := run.next()) is not None:
-            mark = candidate.stamp
-            twins = {("bytes", mark.inode, mark.size, mark.mtime_ns), ("key", candidate.content_key or mark)}
+            stamp = candidate.stamp
+            same_bytes = ("bytes", stamp.inode, stamp.size, stamp.mtime_ns)
+            twins = {same_bytes, ("key", candidate.content_key or stamp)}
             if not twins & known:
-                tasks.append([candidate.path, mark.to_list(), candidate.content_key])
+                tasks.append([candidate.path, stamp.to_list(), candidate.content_key])
             known |= twins
     finally:
         run.close()
@@ -141,7 +150,7 @@ def deal(options: WatchOptions, console: Console) -> dict[str, Any]:
 
 
 def _from_the_first(place: Place, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What the first process makes, told to all; its error is told as well, so that all end."""
+    """What the first process makes, sent to all; its error is sent as well, so that all end."""
 
     def attempt() -> dict[str, Any]:
         try:
@@ -155,12 +164,12 @@ def _from_the_first(place: Place, make: Callable[[], dict[str, Any]]) -> dict[st
 
     dist.init_process_group("gloo")
     try:
-        told = [attempt() if place.rank == 0 else None]
-        dist.broadcast_object_list(told, src=0)
+        sent = [attempt() if place.rank == 0 else None]
+        dist.broadcast_object_list(sent, src=0)
     finally:
         dist.destroy_process_group()
-    assert told[0] is not None
-    return told[0]
+    assert sent[0] is not None
+    return sent[0]
 
 
 def _device(name: str, place: Place) -> str:
@@ -177,21 +186,18 @@ def _measured(
     tasks: list[list[Any]], options: WatchOptions, device: str, start: Callable[[], Worker]
 ) -> Iterator[shards.Measured]:
     (folder,) = options.runs
-    out = _out(options)
-    maps = str(out) if options.maps else None
-    place = Placement(cache=str(out / "images"), device=device, maps=maps)
-    asked = {"config": options.config.to_json(), "place": place.to_json()}
-    worker = _Patient(start)
+    measuring = jobs.measuring(options, _out(options), device)
+    worker = _BlockingWorker(start)
     try:
-        for name, mark, key in tasks:
-            job = {"path": str(folder / name), "name": name, "stamp": mark, **asked}
+        for name, stamp, key in tasks:
+            job = {"path": str(folder / name), "name": name, "stamp": stamp, **measuring}
             evaluation = worker(job)
             if evaluation is None:  # gone or rewritten: whoever publishes looks again
                 continue
             reason = evaluation.reason.replace(f"{folder}/", "")
             source = dataclasses.replace(evaluation.source, path=name)
             evaluation = dataclasses.replace(evaluation, source=source, reason=reason)
-            yield shards.Measured(name, Stamp.from_list(mark), key, options.request, evaluation)
+            yield shards.Measured(name, Stamp.from_list(stamp), key, options.request, evaluation)
     finally:
         worker.stop()
 
@@ -224,7 +230,7 @@ class _WithoutHeader(Console):
         self._console.notice(notice)
 
 
-class _Patient:
+class _BlockingWorker:
     """A worker that is waited for, and started again when a checkpoint kills it."""
 
     def __init__(self, start: Callable[[], Worker]):
@@ -238,22 +244,18 @@ class _Patient:
         Raises:
             DSEError: nothing can be measured, whatever the checkpoint.
         """
-        died = ""
-        for _ in range(CRASHES):
+        reason = ""
+        for _ in range(failures.CRASHES):
             answer = self._ask(job)
+            if isinstance(answer, WorkerEnd):
+                reason = answer.words
+                continue
             if "evaluation" in answer:
                 return evaluation_from_json(answer["evaluation"])
             if "error" in answer:
                 raise getattr(errors, answer["error"], RunError)(answer["reason"])
-            if "died" not in answer:
-                return None
-            died = answer["died"]
-        mark = Stamp.from_list(job["stamp"])
-        source = Source(path=job["name"], size=mark.size, mtime=mark.mtime_ns / 1e9)
-        reason = f"{job['name']}: {died}, {CRASHES} times; not tried again until the file changes"
-        return Evaluation(
-            status="failed", source=source, reason=reason, error=WORKER_CRASH, wall_time=time.time()
-        )
+            return None
+        return failures.crash(job["name"], Stamp.from_list(job["stamp"]), reason, time.time())
 
     def stop(self, *, kill: bool = False) -> None:
         """End the worker."""
@@ -261,21 +263,21 @@ class _Patient:
             self._worker.stop(kill=kill)
             self._worker = None
 
-    def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
-        """The final answer to a job; ``died`` says why there is none."""
+    def _ask(self, job: dict[str, Any]) -> dict[str, Any] | WorkerEnd:
+        """The final answer to a job, or how the worker ended before it."""
         busy = 0
         while True:
             self._number += 1
             self._worker = self._worker or self._start()
             self._worker.send({**job, "job": self._number})
             answer = self._answer()
-            if "busy" not in answer:
+            if isinstance(answer, WorkerEnd) or "busy" not in answer:
                 return answer
-            pauses = monitor.BACK_OFF_SECONDS
+            pauses = pool.BACK_OFF_SECONDS
             time.sleep(pauses[min(busy, len(pauses) - 1)])
             busy += 1
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self) -> dict[str, Any] | WorkerEnd:
         assert self._worker is not None
         heard = time.monotonic()
         while True:
@@ -285,7 +287,7 @@ class _Patient:
                 if answer.get("job") == self._number and not ({"progress", "device"} & answer.keys()):
                     return answer
             silent = time.monotonic() - heard
-            if ended is not None or silent > monitor.JOB_SECONDS:
+            if ended is not None or silent > pool.JOB_SECONDS:
                 self.stop(kill=True)
-                return {"died": ended or f"the worker said nothing for {silent:.0f} s"}
+                return ended or WorkerEnd.silent(silent)
             select.select(self._worker.descriptors(), [], [], LOOK_SECONDS)

@@ -7,8 +7,9 @@ import pytest
 
 from dse_monitor.alerts import book as state
 from dse_monitor.alerts import trace
-from dse_monitor.alerts.book import AlertBook, silence_fact
+from dse_monitor.alerts.book import AlertBook
 from dse_monitor.alerts.parameters import Rules
+from dse_monitor.alerts.silences import silence_fact
 from dse_monitor.runs.record import alert_from_json, to_json
 
 pytestmark = pytest.mark.fast

@@ -27,13 +27,11 @@ def page(request, command):
 
 @pytest.mark.parametrize("columns", [80, 200])
 def test_pages_fit_the_terminal(command, monkeypatch, columns):
-    for name in (None, *COMMANDS, "train"):
-        arguments = ["--help"] if name is None else [name, "--help"]
-        command()  # the fixture sets 80 columns
-        monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for name in ("", *COMMANDS, "train"):
+        arguments = [name, "--help"] if name else ["--help"]
         lines = command(*arguments).out.splitlines()
-        examples = [line for line in lines if line.startswith(("  dse-", "  torchrun", "  cp"))]
-        assert all(len(line) <= columns for line in lines if line not in examples), name
+        assert max(map(len, lines)) <= columns, name
 
 
 def test_first_page_has_a_line_for_each_command(command):

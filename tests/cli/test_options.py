@@ -37,8 +37,8 @@ OPTIONS = {
 }
 TRAIN = (
     "METHOD preset data out scenes seed device precision accumulate workers compile parallel "
-    "no-channels-last checkpointing deterministic save-every keep max-steps log-every resume init-from more-epochs dse-weight "
-    "dse-every dse-from"
+    "no-channels-last checkpointing deterministic save-every keep max-steps log-every resume init-from "
+    "more-epochs dse-weight dse-every dse-from"
 )
 
 

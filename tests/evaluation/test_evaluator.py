@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dse_monitor import scenes
 from dse_monitor.checkpoints import load_encoder
 from dse_monitor.errors import DeviceError, ImagesError
-from dse_monitor.evaluation import images
+from dse_monitor.evaluation import image_cache, images
 from dse_monitor.evaluation.config import EvaluationConfig, Placement
 from dse_monitor.evaluation.evaluator import Evaluator, HeldOut, batches, is_constant, resolve_device
 from dse_monitor.metric import average, companions, measure
@@ -184,7 +184,7 @@ def test_images_looked_at_before_are_not_checked_again(config, evaluator, checkp
     evaluate = evaluator(held_out=held_out)
     evaluate.wake()
     checked = []
-    monkeypatch.setattr(images, "_check_pixels", lambda *arguments: checked.append(arguments) or "")
+    monkeypatch.setattr(image_cache, "check_pixels", lambda *arguments: checked.append(arguments) or "")
     assert evaluate(checkpoint).status == "scored"
     assert not checked
 

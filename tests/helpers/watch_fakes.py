@@ -16,7 +16,7 @@ from dse_monitor.runs.record import Evaluation, Settings, Source
 from dse_monitor.watch.console import Console
 from dse_monitor.watch.monitor import Monitor
 from dse_monitor.watch.options import WatchOptions
-from dse_monitor.watch.workers.worker import Manners, _answer, _Evaluators
+from dse_monitor.watch.workers.worker import WorkerLimits, _answer, _Evaluators
 
 
 @dataclass
@@ -124,17 +124,33 @@ class FakeEvaluate:
         score = {"m_inter": facts["m_inter"]} if "m_inter" in facts else {}
         return make_evaluation(name, epoch=facts["epoch"], content=content, settings=settings, **score)
 
+    def wake(self):
+        pass
+
+
+class FakeFactory:
+    """Makes evaluators from a function of config and place; images need no look."""
+
+    def __init__(self, make=FakeEvaluate):
+        self._make = make
+
+    def __call__(self, config, place):
+        return self._make(config, place)
+
+    def look_at_images(self, config, place, crop):
+        pass
+
 
 class FakeWorker:
     """A worker in this process: answers as soon as it is asked."""
 
-    def __init__(self, evaluate=FakeEvaluate):
+    def __init__(self):
         self.jobs, self.orders, self.answers, self.stopped = [], [], [], False
-        self._evaluators = _Evaluators(evaluate)
+        self._evaluators = _Evaluators(FakeFactory())
 
     def send(self, job):
         self.jobs.append(job)
-        answer = _answer(job, self._evaluators, self.answers.append, Manners())
+        answer = _answer(job, self._evaluators, self.answers.append, WorkerLimits())
         self.answers.append({"job": job["job"], **answer})
 
     def prepare(self, order):
@@ -189,7 +205,7 @@ class Recorder(Console):
 class Watching:
     """A monitor under a fake clock: time passes only while it sleeps."""
 
-    def __init__(self, clock, *runs, worker=FakeWorker, parts=None, console=None, **options):
+    def __init__(self, clock, *runs, worker=FakeWorker, dependencies=None, console=None, **options):
         self.clock = clock
         self.console = console or Recorder(several=len(runs) > 1)
         self.workers = []
@@ -208,7 +224,7 @@ class Watching:
         self.monitor = Monitor(
             WatchOptions(runs=tuple(runs), **options),
             self.console,
-            parts=parts,
+            dependencies=dependencies,
             make_worker=make_worker,
             clock=clock,
             sleep=lambda descriptors, timeout: clock.sleep(max(timeout, 0.01)),

@@ -24,7 +24,7 @@ def make_run(folder):
 
 def writes(monkeypatch, hit):
     """Call ``hit(path, half)`` before and after each write of ledger, event data and small files."""
-    ledger_write, append, whole = ledger.Ledger._write, events._EventFile.append, atomic.write_text
+    ledger_write, append, whole = ledger.Ledger._write, events.EventFile.append, atomic.write_text
 
     def write_line(self, line, sync):
         hit(lambda: os.write(self._descriptor, line[: len(line) // 2]))
@@ -42,7 +42,7 @@ def writes(monkeypatch, hit):
         hit(None)
 
     monkeypatch.setattr(ledger.Ledger, "_write", write_line)
-    monkeypatch.setattr(events._EventFile, "append", append_events)
+    monkeypatch.setattr(events.EventFile, "append", append_events)
     monkeypatch.setattr(atomic, "write_text", write_text)
 
 

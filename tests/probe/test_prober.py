@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -7,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dse_monitor import cli, scenes
+from dse_monitor import scenes
+from dse_monitor.cli import probe as command
+from dse_monitor.cli.printing import FAILED
 from dse_monitor.errors import CheckpointError, ImagesError, NonFiniteFeatures
 from dse_monitor.probe import prober as probe
 
@@ -278,8 +281,9 @@ def test_bad_checkpoints_do_not_stop_the_others(pairs, tmp_path, write_checkpoin
     garbage.write_bytes(b"no checkpoint")
     spoiled = write_checkpoint(tmp_path / "nan.pth", change=lambda net: net.norm.weight.fill_(math.nan))
     good = write_checkpoint(tmp_path / "checkpoint_0004.pth")
-    assert cli.probe((garbage, missing, spoiled, good), pairs, json=True) == cli.FAILED
+    every = command.ProbeOptions(checkpoints=(garbage, missing, spoiled, good), config=pairs, json=True)
+    assert command.probe(every) == FAILED
     said = capsys.readouterr()
     assert [json.loads(line)["path"] for line in said.out.splitlines()] == [good.as_posix()]
     assert all(f"{path}: not probed: " in said.err for path in (garbage, missing, spoiled))
-    assert cli.probe((good,), pairs, json=True) == 0
+    assert command.probe(dataclasses.replace(every, checkpoints=(good,))) == 0

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import struct
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from dse_monitor.errors import OutputError
 from dse_monitor.metric.components import Components
-from dse_monitor.publish import events
+from dse_monitor.publish import encoding, events
+from dse_monitor.publish.published import published
+from dse_monitor.publish.rebuild import rebuild
 from dse_monitor.runs.record import POINT_COLUMNS, SCALAR_TAGS, Alert, Evaluation, Settings, Source, to_json
 
 pytestmark = pytest.mark.fast
@@ -178,7 +181,7 @@ def test_restart_opens_new_tags_and_catches_up_what_was_not_published(tmp_path):
     with events.EventWriter(tmp_path) as writer:
         assert writer.catch_up(records, [alert(2), alert(6)]) == 4
     assert sorted(row["seq"] for row in rows(tmp_path)) == [1, 2, 3, 4, 5, 6, 7]
-    assert events.published(tmp_path).alerts == {(2, "run/2"), (6, "run/6")}
+    assert published(tmp_path).alerts == {(2, "run/2"), (6, "run/6")}
     assert {tag for tag, _, _ in read(tmp_path) if tag.startswith("dse/point/")} == {
         "dse/point/1",
         "dse/point/5",
@@ -205,14 +208,14 @@ def test_torn_last_event_counts_as_missing(tmp_path, cut):
     (longer,) = (tmp_path / "other").glob("*tfevents*")
     path.write_bytes(longer.read_bytes()[:-cut])
     assert len(path.read_bytes()) > len(whole)
-    assert events.published(tmp_path).evaluations == {1}
+    assert published(tmp_path).evaluations == {1}
 
 
 def test_foreign_or_damaged_event_files_do_not_stop_a_restart(tmp_path):
     write(tmp_path, [evaluation(1)])
     (tmp_path / "events.out.tfevents.9999999999.zeros").write_bytes(b"\0" * 300)
     (tmp_path / "events.out.tfevents.9999999998.noise").write_bytes(bytes(range(256)) * 4)
-    assert events.published(tmp_path).evaluations == {1}
+    assert published(tmp_path).evaluations == {1}
 
 
 FULL_DISK = """
@@ -221,7 +224,9 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_events import SETTINGS, alert, evaluation, rows
 from dse_monitor.errors import OutputError
-from dse_monitor.publish import events
+from dse_monitor.publish import encoding, events
+from dse_monitor.publish.published import published
+from dse_monitor.publish.rebuild import rebuild
 folder = Path(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 writer = events.EventWriter(folder)
@@ -287,10 +292,10 @@ def test_rebuild_replaces_all_files_by_one_with_the_same_content(tmp_path):
     write(tmp_path, records[12:], [alert(30)])
     (tmp_path / "records.jsonl").write_text("kept")
     before = [row["seq"] for row in rows(tmp_path)]
-    target = events.rebuild(tmp_path, reversed(records), [alert(30)], {"n_written": 25})
+    target = rebuild(tmp_path, reversed(records), [alert(30)], {"n_written": 25})
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([target.name, "records.jsonl"])
     assert [row["seq"] for row in rows(tmp_path)] == before
-    assert events.published(tmp_path).alerts == {(30, "run/30")}
+    assert published(tmp_path).alerts == {(30, "run/30")}
 
 
 def test_failed_rebuild_leaves_the_old_files_and_no_draft(tmp_path, monkeypatch):
@@ -300,9 +305,9 @@ def test_failed_rebuild_leaves_the_old_files_and_no_draft(tmp_path, monkeypatch)
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(events.os, "replace", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OutputError, match="No space left"):
-        events.rebuild(tmp_path, [evaluation(1)], [], {})
+        rebuild(tmp_path, [evaluation(1)], [], {})
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
@@ -317,7 +322,7 @@ def test_the_last_state_wins_and_is_valid_json(tmp_path):
 
 def test_metadata_repeats_no_number_of_the_row_and_keeps_the_rest():
     record = evaluation(3, map_file="media/3.png", companions={"rankme": 12.5}, reason="")
-    meta = events.metadata(record)
+    meta = encoding.metadata(record)
     assert meta["path"] == "checkpoint3.pth"
     assert meta["map_file"] == "media/3.png"
     assert meta["companions"] == {"rankme": 12.5}

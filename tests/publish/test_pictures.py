@@ -6,7 +6,8 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from dse_monitor.publish import pictures
-from dse_monitor.publish.events import EventWriter, rebuild
+from dse_monitor.publish.events import EventWriter
+from dse_monitor.publish.rebuild import rebuild
 from dse_monitor.runs.record import Evaluation, Source
 
 pytestmark = pytest.mark.fast

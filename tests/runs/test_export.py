@@ -8,7 +8,8 @@ import pytest
 from watch_fakes import write_checkpoint
 
 from dse_monitor.errors import OutputError, RunError
-from dse_monitor.publish import events, rebuild
+from dse_monitor.publish import rebuild
+from dse_monitor.publish.published import published
 from dse_monitor.runs import export, ledger
 from dse_monitor.runs.locking import RunLock
 
@@ -51,7 +52,7 @@ def test_event_data_is_rebuilt_from_the_ledger(output):
     assert rebuild.rebuild_events(output) == 5
     after = set(output.glob("events.out.tfevents.*"))
     assert before.isdisjoint(after)
-    assert events.published(output).evaluations == {e.seq for e in ledger.read(output).evaluations}
+    assert published(output).evaluations == {e.seq for e in ledger.read(output).evaluations}
 
 
 def test_event_data_is_left_alone_while_a_watcher_writes(output):

@@ -15,7 +15,9 @@ from tensorboard.plugins import base_plugin
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from dse_monitor import tb_plugin
-from dse_monitor.publish.events import EventWriter, point, rebuild
+from dse_monitor.publish.encoding import point
+from dse_monitor.publish.events import EventWriter
+from dse_monitor.publish.rebuild import rebuild
 from dse_monitor.publish.state import run_state
 from dse_monitor.runs.record import POINT_COLUMNS
 from dse_monitor.tb_plugin.plugin import DSEPlugin
@@ -284,7 +286,7 @@ def test_nothing_is_lost_or_doubled_while_trainer_and_watcher_write_and_restart(
 
 @pytest.mark.parametrize("loader", ["fast", "python"])
 def test_foreign_and_hostile_records_are_counted_and_the_rest_is_served(servers, logdir, synthetic, loader):
-    from dse_monitor.publish import events
+    from dse_monitor.publish import encoding
 
     server, name = servers[loader], f"hostile/{loader}"
     good = records(synthetic, 3, name)
@@ -297,14 +299,14 @@ def test_foreign_and_hostile_records_are_counted_and_the_rest_is_served(servers,
     broken = EventFileWriter(str(logdir / name / "dse"))
     values = []
     for tag, tensor in (
-        ("dse/point/9000", events._doubles([1.0, 2.0])),
-        ("dse/point/9001", events._string({"no": "numbers"})),
-        ("dse/point/9002", TensorProto(dtype=events.DT_FLOAT, float_val=[1.0])),
-        ("dse/point/nonsense", events._doubles([np.nan] * len(POINT_COLUMNS))),
-        ("dse/meta/9000", events._doubles([1.0])),
-        ("dse/alert/1", TensorProto(dtype=events.DT_STRING, string_val=[b"{not json"])),
+        ("dse/point/9000", encoding.doubles([1.0, 2.0])),
+        ("dse/point/9001", encoding.json_string({"no": "numbers"})),
+        ("dse/point/9002", TensorProto(dtype=encoding.DT_FLOAT, float_val=[1.0])),
+        ("dse/point/nonsense", encoding.doubles([np.nan] * len(POINT_COLUMNS))),
+        ("dse/meta/9000", encoding.doubles([1.0])),
+        ("dse/alert/1", TensorProto(dtype=encoding.DT_STRING, string_val=[b"{not json"])),
     ):
-        values.append(Summary.Value(tag=tag, tensor=tensor, metadata=events._describe("dse", "")))
+        values.append(Summary.Value(tag=tag, tensor=tensor, metadata=encoding.describe("dse", "")))
     broken.add_event(Event(step=1, wall_time=1.0, summary=Summary(value=values)))
     broken.close()
     server.wait_for(lambda: server.points(f"{name}/dse")[0]["skipped"] == 4)

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from dse_monitor.metric.components import Components
-from dse_monitor.publish.events import EventWriter, point
+from dse_monitor.publish.encoding import point
+from dse_monitor.publish.events import EventWriter
 from dse_monitor.publish.state import run_state
 from dse_monitor.runs.record import POINT_COLUMNS, Alert, Evaluation, Settings, Source
 from dse_monitor.runs.series import Series

@@ -16,7 +16,8 @@ import torch
 
 from dse_monitor.trainers.command_line import USAGE
 from dse_monitor.trainers.engine import saving
-from dse_monitor.trainers.engine.trainer import NonFiniteLoss, Stopped
+from dse_monitor.trainers.engine.divergence import NonFiniteLoss
+from dse_monitor.trainers.engine.trainer import Stopped
 from dse_monitor.trainers.method import StepOutput
 from dse_monitor.trainers.methods.dino import DINO
 from dse_monitor.trainers.methods.mae import MAE

@@ -11,12 +11,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 def main():
     kind, *rest = sys.argv[1:]
     if kind == "worker":
-        from watch_fakes import FakeEvaluate
+        from watch_fakes import FakeFactory
 
         from dse_monitor.watch.workers import worker
 
         sys.argv = ["worker", *rest]
-        return worker.main(FakeEvaluate)
+        return worker.main(FakeFactory())
     from dse_monitor.evaluation.config import EvaluationConfig
     from dse_monitor.watch.console import Console
     from dse_monitor.watch.monitor import Monitor, _signals

@@ -11,8 +11,8 @@ import pytest
 from watch_fakes import write_checkpoint
 
 from dse_monitor.runs import ledger
-from dse_monitor.watch.dependencies import Parts
-from dse_monitor.watch.run.watched_run import SCAN_SECONDS
+from dse_monitor.watch.dependencies import Dependencies
+from dse_monitor.watch.run.poller import SCAN_SECONDS
 
 pytestmark = pytest.mark.fast
 
@@ -53,8 +53,8 @@ def _watch_two(run, watch):
 def test_without_room_for_change_events_scans_find_everything(tmp_path, watching):
     run = tmp_path / "exp1"
     run.mkdir()
-    parts = dataclasses.replace(Parts.real(), hints=_full)
-    watch = watching(run, parts=parts, poll_seconds=None)
+    dependencies = dataclasses.replace(Dependencies.real(), hints=_full)
+    watch = watching(run, dependencies=dependencies, poll_seconds=None)
     assert _watch_two(run, watch) == ["checkpoint0001.pth", "checkpoint0002.pth"]
     told = [line for line in watch.console.lines if "no change events" in line]
     assert len(told) == 1
@@ -64,7 +64,9 @@ def test_without_room_for_change_events_scans_find_everything(tmp_path, watching
 def test_events_that_never_come_delay_and_lose_nothing(tmp_path, watching):
     run = tmp_path / "exp1"
     run.mkdir()
-    watch = watching(run, parts=dataclasses.replace(Parts.real(), hints=_Deaf), poll_seconds=None)
+    watch = watching(
+        run, dependencies=dataclasses.replace(Dependencies.real(), hints=_Deaf), poll_seconds=None
+    )
     assert _watch_two(run, watch) == ["checkpoint0001.pth", "checkpoint0002.pth"]
 
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 
 import pytest
 from watch_fakes import FakeWorker, write_checkpoint
@@ -13,7 +14,8 @@ from dse_monitor.evaluation.config import EvaluationConfig
 from dse_monitor.publish import events
 from dse_monitor.runs import ledger
 from dse_monitor.watch.console import Notice, Problem, Row
-from dse_monitor.watch.monitor import BACK_OFF_SECONDS, START_TRIES
+from dse_monitor.watch.pool import BACK_OFF_SECONDS, START_TRIES
+from dse_monitor.watch.workers.child import WorkerEnd
 
 pytestmark = pytest.mark.fast
 
@@ -155,7 +157,7 @@ def test_links_and_copies_are_scored_once_under_the_name_that_stays(run, watchin
 
 
 def test_content_that_only_the_reader_recognises_is_recorded_once(run, watching, monkeypatch):
-    monkeypatch.setattr("dse_monitor.watch.run.watched_run.content_key", lambda path: None)
+    monkeypatch.setattr("dse_monitor.runs.identity.content_key", lambda path: None)
     path = write_checkpoint(run / "checkpoint0000.pth", epoch=1.0)
     shutil.copy(path, run / "model_best.pth")
     watch = watching(run, once=True)
@@ -367,7 +369,7 @@ def test_checkpoint_that_kills_the_worker_is_tried_twice_and_then_left(run, watc
                 super().send(job)
                 self.jobs.pop()
             else:
-                self.dead = "the worker was ended by SIGKILL (out of memory?)"
+                self.dead = WorkerEnd.of_process(-signal.SIGKILL, b"")
 
         def ended(self):
             return self.dead
@@ -405,12 +407,27 @@ def test_worker_that_cannot_start_ends_the_watch_with_its_words(run, watching):
             self.jobs.append(job)
 
         def ended(self):
-            return "the worker ended with code 1: ModuleNotFoundError: No module named 'torch'"
+            return WorkerEnd.of_process(1, b"ModuleNotFoundError: No module named 'torch'")
 
     watch = watching(run, worker=Broken)
     with pytest.raises(RunError, match="No module named 'torch'"):
         watch.step(60)
     assert len(watch.workers) == START_TRIES
+    assert _view(run).evaluations == ()
+
+
+def test_words_of_a_worker_that_cannot_start_do_not_make_a_crash(run, watching):
+    write_checkpoint(run / "checkpoint0000.pth", epoch=1.0)
+
+    class Broken(FakeWorker):
+        def send(self, job):
+            self.jobs.append(job)
+
+        def ended(self):
+            return WorkerEnd.of_process(1, b"OSError: the licence server was ended by its host")
+
+    with pytest.raises(RunError, match="cannot be started"):
+        watching(run, worker=Broken).run()
     assert _view(run).evaluations == ()
 
 
@@ -462,7 +479,7 @@ def test_full_disk_stops_no_scoring_and_is_said_once_and_made_up_for(run, watchi
 
     with monkeypatch.context() as patch:
         patch.setattr(ledger.Ledger, "_write", refuse)
-        patch.setattr(events._EventFile, "append", refuse)
+        patch.setattr(events.EventFile, "append", refuse)
         patch.setattr("dse_monitor.atomic.write_text", refuse)
         for epoch in (2.0, 3.0):
             write_checkpoint(run / f"checkpoint{epoch:04.0f}.pth", epoch=epoch, value=epoch)

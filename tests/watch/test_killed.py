@@ -14,7 +14,8 @@ from watch_kills import RISE_AND_FALL, make_run, outcome, writes
 from dse_monitor.publish import events
 from dse_monitor.runs import ledger
 
-STRIDE = 4  # so many tests share the writes, that none is long
+STRIDE = 12  # so many tests share the writes, that none is long
+SHARES = [1, *(pytest.param(first, marks=pytest.mark.slow) for first in range(2, STRIDE + 1))]
 
 
 def _watch(run, clock=None):
@@ -51,7 +52,7 @@ def _killed_at(run, point, monkeypatch):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("first", range(1, STRIDE + 1))
+@pytest.mark.parametrize("first", SHARES)
 def test_killed_at_every_write_and_started_again_gives_the_same(tmp_path, monkeypatch, first):
     reference = make_run(tmp_path / "reference" / "exp1")
     _watch(reference)

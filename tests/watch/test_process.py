@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from watch_fakes import FakeEvaluate, write_checkpoint
+from watch_fakes import FakeEvaluate, FakeFactory, write_checkpoint
 
 from dse_monitor import scenes
 from dse_monitor.errors import ImagesError
@@ -20,9 +21,9 @@ from dse_monitor.evaluation.config import EvaluationConfig, Placement
 from dse_monitor.runs import ledger
 from dse_monitor.runs.identity import look
 from dse_monitor.watch.workers import gpu
-from dse_monitor.watch.workers.child import WorkerProcess, command, describe_exit
+from dse_monitor.watch.workers.child import EndKind, WorkerEnd, WorkerProcess, command
 from dse_monitor.watch.workers.gpu import Gpu, Place
-from dse_monitor.watch.workers.worker import LARGE_PAGES, Making, Manners, _Reporter, serve
+from dse_monitor.watch.workers.worker import LARGE_PAGES, EvaluatorFactory, WorkerLimits, _Reporter, serve
 
 PROGRAM = str(Path(__file__).with_name("process.py"))
 TESTS = Path(__file__).parents[1]
@@ -49,8 +50,8 @@ def _serve(*jobs, evaluate=FakeEvaluate):
     serve(
         io.StringIO("".join(json.dumps(job) + "\n" for job in jobs)),
         answers,
-        evaluate,
-        Manners(),
+        FakeFactory(evaluate),
+        WorkerLimits(),
         leave=lambda code: 0,
     )
     return [json.loads(line) for line in answers.getvalue().splitlines()]
@@ -130,7 +131,7 @@ def test_images_looked_at_while_torch_loads_are_those_that_are_measured(tmp_path
     pictures = scenes.write_folder(tmp_path / "pictures", 16, size=40)
     config = EvaluationConfig(images=pictures, num_images=16)
     place = Placement(cache=str(tmp_path / "cache"), device="cpu")
-    make = Making(Manners())
+    make = EvaluatorFactory(WorkerLimits())
     make.look_at_images(config, place, 32)
     seen = make._held_out[2].at(32)
     assert make(config, place).evaluator.image_set(32) is seen
@@ -163,9 +164,10 @@ def test_a_share_of_the_gpu_is_kept_by_resting_between_micro_batches(fake_clock)
 
 def test_stray_output_of_a_library_stays_out_of_the_protocol(tmp_path):
     code = (
-        "import os, sys; from dse_monitor.watch.workers import worker; from watch_fakes import FakeEvaluate\n"
+        "import os, sys; from dse_monitor.watch.workers import worker\n"
+        "from watch_fakes import FakeEvaluate, FakeFactory\n"
         "def make(*asked):\n    print('hello'); os.write(1, b'world\\n'); return FakeEvaluate(*asked)\n"
-        "worker.main(make)"
+        "worker.main(FakeFactory(make))"
     )
     path = write_checkpoint(tmp_path / "c.pth", epoch=1.0)
     worker = subprocess.Popen(
@@ -197,13 +199,16 @@ def test_death_of_a_real_worker_is_noticed_and_named(tmp_path, number):
     worker = WorkerProcess([sys.executable, PROGRAM, "worker"])
     worker.send(_job(path))
     _wait_until(lambda: worker.ended() is not None)
-    assert number.name in (worker.ended() or "")
+    end = worker.ended()
+    assert end is not None
+    assert end.kind is EndKind.SIGNAL
+    assert number.name in end.words
     worker.stop()
     worker.send(_job(path))  # a dead worker takes jobs silently
 
 
 def _end_after_answering(path):
-    """How a real worker says that it ended, after it has measured one checkpoint."""
+    """How a real worker ended after it has measured one checkpoint."""
     worker = WorkerProcess([sys.executable, PROGRAM, "worker"])
     worker.send(_job(path))
     answers = []
@@ -215,12 +220,27 @@ def _end_after_answering(path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_meant_for_the_watcher_does_not_end_its_worker(tmp_path, number):
     path = write_checkpoint(tmp_path / "c.pth", epoch=1.0, die=int(number))
-    assert _end_after_answering(path) == "the worker ended with code 0"
+    assert _end_after_answering(path) == WorkerEnd(EndKind.EXIT, "the worker ended with code 0")
 
 
 def test_worker_answers_through_pipes_and_ends_with_its_input(tmp_path):
     path = write_checkpoint(tmp_path / "c.pth", epoch=1.0)
-    assert _end_after_answering(path) == "the worker ended with code 0"
+    assert _end_after_answering(path) == WorkerEnd(EndKind.EXIT, "the worker ended with code 0")
+
+
+def test_worker_that_writes_without_end_is_ended_and_its_end_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("dse_monitor.watch.workers.child.ANSWER_LIMIT", 1000)
+    noise = "import sys, time; sys.stdout.write('x' * 2000); sys.stdout.flush(); time.sleep(60)"
+    worker = WorkerProcess([sys.executable, "-c", noise])
+    _wait_until(lambda: worker.receive() or worker.ended() is not None)
+    end = worker.ended()
+    assert end is not None
+    assert end.kind is EndKind.BROKEN_PROTOCOL
+    assert "1,000 bytes" in end.words
+    select.select(worker.descriptors(), [], [], 20.0)  # its streams can be slept on until it is stopped
+    assert worker.receive() == []
+    worker.stop()
+    _wait_until(lambda: _state(worker.pid) in "Z?")
 
 
 def test_worker_dies_with_its_parent(tmp_path):
@@ -250,19 +270,19 @@ def _state(pid):
 
 
 def test_exit_codes_are_told_in_words():
-    assert (
-        describe_exit(1, b"Traceback\nValueError: bad\n") == "the worker ended with code 1: ValueError: bad"
-    )
-    assert describe_exit(-9, b"") == "the worker was ended by SIGKILL (out of memory?)"
-    assert describe_exit(-200, b"") == "the worker was ended by signal 200"
+    failed = WorkerEnd.of_process(1, b"Traceback\nValueError: bad\n")
+    assert failed == WorkerEnd(EndKind.EXIT, "the worker ended with code 1: ValueError: bad")
+    killed = WorkerEnd.of_process(-9, b"")
+    assert killed == WorkerEnd(EndKind.SIGNAL, "the worker was ended by SIGKILL (out of memory?)")
+    assert WorkerEnd.of_process(-200, b"").words == "the worker was ended by signal 200"
 
 
-def test_worker_command_carries_its_manners():
-    *program, manners = command(Manners(threads=3, gpu_share=0.5))
+def test_worker_command_carries_its_limits():
+    *program, limits = command(WorkerLimits(threads=3, gpu_share=0.5))
     assert program == [sys.executable, "-m", "dse_monitor.watch.workers.worker"]
-    assert json.loads(manners)["gpu_share"] == 0.5
-    assert Manners(threads=3).environment()["OMP_NUM_THREADS"] == "3"
-    assert Manners.default(nice=5).threads >= 1
+    assert json.loads(limits)["gpu_share"] == 0.5
+    assert WorkerLimits(threads=3).environment()["OMP_NUM_THREADS"] == "3"
+    assert WorkerLimits.default(nice=5).threads >= 1
 
 
 @pytest.mark.parametrize(("outside", "inside"), [(None, "1"), ("0", "0")])
@@ -270,7 +290,7 @@ def test_large_pages_are_asked_for_unless_forbidden_outside(monkeypatch, outside
     monkeypatch.delenv(LARGE_PAGES, raising=False)
     if outside is not None:
         monkeypatch.setenv(LARGE_PAGES, outside)
-    assert Manners().environment()[LARGE_PAGES] == inside
+    assert WorkerLimits().environment()[LARGE_PAGES] == inside
 
 
 def _start(run, *options):
@@ -325,8 +345,8 @@ def test_supervisor_killed_again_and_again_scores_each_checkpoint_once(tmp_path)
 def test_supervisor_is_small_and_knows_no_torch(tmp_path):
     code = (
         "import sys; from dse_monitor.watch.monitor import watch\n"
-        "from dse_monitor.watch.dependencies import Parts\n"
-        "Parts.real()\n"
+        "from dse_monitor.watch.dependencies import Dependencies\n"
+        "Dependencies.real()\n"
         "assert 'torch' not in sys.modules\n"
         "pages = int(open('/proc/self/statm').read().split()[1]); print(pages * 4096 / 2**20)"
     )

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dse_monitor.watch.run import watched_run as watched
+from dse_monitor.runs import identity
 
 pytestmark = pytest.mark.fast
 
@@ -42,8 +42,8 @@ def test_best_survivor_of_a_falling_run_is_the_oldest_that_is_left(rotated):
 def test_looking_for_the_best_survivor_takes_no_longer_in_a_longer_run(rotated, checkpoint, monkeypatch):
     run, watch = rotated
     looks = []
-    plain = watched.stamp
-    monkeypatch.setattr(watched, "stamp", lambda path: looks.append(path) or plain(path))
+    plain = identity.stamp
+    monkeypatch.setattr(identity, "stamp", lambda path: looks.append(path) or plain(path))
     counts = []
     for number in range(13, 33):
         looks.clear()

@@ -1,4 +1,4 @@
-"""Projection heads: an MLP with every norm and bias choice of the methods, and DINO's prototype head."""
+"""Projection heads: an MLP with every choice of the methods, DINO's prototype head, Mugs' contrast head."""
 
 from __future__ import annotations
 
@@ -102,3 +102,23 @@ class DINOHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> prototype logits [..., K]."""
         return self.last_layer(self.bottleneck(x))
+
+
+class ContrastHead(nn.Module):
+    """Mugs: projector, and for the student a predictor on the normalised projection; unit outputs."""
+
+    def __init__(self, width: int, hidden: int, projection: int, predictor_hidden: int | None) -> None:
+        super().__init__()
+        plain = {"norm": False, "bias": False, "last_bias": False, "activation": nn.GELU}
+        self.projector = mlp((width, hidden, hidden, projection), **plain)
+        self.predictor = (
+            None if predictor_hidden is None else mlp((projection, predictor_hidden, projection), **plain)
+        )
+        for layer in self.projector:  # the predictor keeps torch's start: it is made after the authors' own
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D] -> [B, C]."""
+        x = F.normalize(self.projector(x), dim=-1)
+        return x if self.predictor is None else F.normalize(self.predictor(x), dim=-1)

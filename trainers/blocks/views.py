@@ -207,6 +207,17 @@ def dino_crops(
     ]
 
 
+def dino_views(recipe: Any) -> MultiCrop:
+    """The views of DINO, EsViT and iBOT: two global crops, then the local ones.
+
+    Args:
+        recipe: must have ``image_size``, ``local_size``, ``global_scale``, ``local_scale`` and
+            ``local_crops``.
+    """
+    r = recipe
+    return MultiCrop(dino_crops(r.image_size, r.local_size, r.global_scale, r.local_scale, r.local_crops))
+
+
 def byol_pair(size: int, scale: tuple[float, float] = (0.08, 1.0), **options: Any) -> list[Crop]:
     """BYOL's asymmetric pair: always blurred; blurred with 0.1 and solarised with 0.2.
 

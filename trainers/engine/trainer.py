@@ -6,33 +6,27 @@ import contextlib
 import resource
 import signal
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from types import FrameType
-from typing import Any
+from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dse_monitor.metric import DSERegularizer
-from dse_monitor.trainers import backbones, distributed
+from dse_monitor.trainers import distributed
 from dse_monitor.trainers.blocks import optim
-from dse_monitor.trainers.engine import compiling, data, devices, saving, sharding
-from dse_monitor.trainers.engine.devices import Later
+from dse_monitor.trainers.engine import data, devices, divergence, saving, sharding, starting
+from dse_monitor.trainers.engine.divergence import LossCheck
+from dse_monitor.trainers.engine.preparing import prepare
 from dse_monitor.trainers.engine.reporting import Means, Report
+from dse_monitor.trainers.engine.stopping import StopRequests
+from dse_monitor.trainers.engine.unreadable import UnreadableImages
 from dse_monitor.trainers.method import Method, Plan, Progress, Recipe, StepOutput, Views, normalise
 from dse_monitor.trainers.settings import Settings, TrainingError
 
 
-class NonFiniteLoss(TrainingError):
-    """The loss became NaN or infinite; the message says when, and where the batch was saved."""
-
-
 class Stopped(Exception):
-    """A run was told to stop by a signal and has saved where it was.
+    """A signal asked a run to stop, and it has saved where it was.
 
     Attributes:
         number: of the signal.
@@ -44,7 +38,7 @@ class Stopped(Exception):
 
 
 def train(name: str, method_type: type[Method], recipe: Recipe, settings: Settings) -> None:
-    """Run a method to the end of its recipe, until ``max_steps``, or until told to stop by SIGTERM or Ctrl-C.
+    """Run a method to the end of its recipe, until ``max_steps``, or until SIGTERM or Ctrl-C.
 
     Under torchrun every process calls this; alone it is one process.
 
@@ -56,8 +50,8 @@ def train(name: str, method_type: type[Method], recipe: Recipe, settings: Settin
 
     Raises:
         TrainingError: the run cannot start or go on.
-        NonFiniteLoss: training diverged.
-        Stopped: told to; what was done is saved.
+        divergence.NonFiniteLoss: training diverged.
+        Stopped: by a signal; what was done is saved.
     """
     with devices.processes(settings) as device:
         trainer = Trainer(name, method_type, recipe, settings, device)
@@ -92,15 +86,17 @@ class Trainer:
         torch.manual_seed(settings.seed)  # the same weights on every process,
         self.method = method_type(recipe).to(device)
         torch.manual_seed(settings.seed + 1 + self.plan.rank)  # then chance of its own
-        self.module = self._prepare(self.method)
+        prepared = prepare(self.method, settings, self.precision, device, self.plan.world_size)
+        self.module, self._channels_last, self._sharded = prepared
         self.groups = self.method.parameter_groups()
         self.optimizer = optim.build(recipe, self.groups, fused=not self._sharded)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.schedules = self.method.schedules(self.plan)
         beta = settings.dse_weight
         self.regularizer = DSERegularizer(beta, seed=settings.seed + self.plan.rank) if beta else None
-        self.step = self.first_step = 0
-        origin = self._start()
+        trained = starting.Trained(name, self.method, self.optimizer, self.scaler, self.regularizer)
+        start = starting.start(trained, settings, self.plan, device)
+        self.step, self.first_step = start.step, start.first_step
         begin = settings.dse_from
         self._dse_from = self.first_step / self.plan.steps_per_epoch if begin == "best" else begin
         self.report = Report(settings.out, self.step, silent=self.plan.rank > 0)
@@ -113,15 +109,13 @@ class Trainer:
             pin=device.type == "cuda",
             say=self.report.say,
         )
-        self._unreadable: set[str] = set()
-        self._asked = 0  # the signal that asked this process to stop
-        self._told_to_stop = 0  # the signal that all processes agreed to stop for
-        self._agreement: Later | None = None  # what the processes agreed on after the step before
-        self._unchecked: tuple[Tensor, Later, Views] | None = None
-        self._introduce(origin)
+        self._unreadable = UnreadableImages(settings.out, self.report.say)
+        self._stop = StopRequests(device, self.plan.world_size)
+        self._losses = LossCheck(settings.out, self.plan.rank)
+        self._introduce(start.origin)
 
     def run(self) -> None:
-        """Train to the end, or until told to stop.
+        """Train to the end, or to a signal.
 
         Raises:
             Stopped: by a signal.
@@ -129,17 +123,17 @@ class Trainer:
         total = self._total_steps()
         if self.step >= total:
             self.report.say(f"nothing to do: {self.step} of {total} steps are done")
-        with self._signals():
-            while self.step < total and not self._told_to_stop:
+        with self._stop.caught():
+            while self.step < total and not self._stop.agreed:
                 self._epoch(total)
             if self.step % self.plan.steps_per_epoch:
                 self._save(saving.LAST)
-        stopped = self._told_to_stop and self.step < total
+        stopped = self._stop.agreed and self.step < total
         if stopped or self.step % self.plan.steps_per_epoch:
             done = f"stopped after step {self.step} of {self.plan.total_steps}"
             self.report.say(f"{done}; --resume goes on")
         if stopped:
-            raise Stopped(self._told_to_stop)
+            raise Stopped(self._stop.agreed)
 
     def _total_steps(self) -> int:
         """Optimiser steps after which to stop, those of the run that this one goes on from included."""
@@ -159,7 +153,7 @@ class Trainer:
         self.report.begin_epoch(title, plan.steps_per_epoch, first)
         batches = iter(self.loader)
         means, logged, then = Means(), self.step, time.perf_counter()
-        while self.step < end and not self._told_to_stop:
+        while self.step < end and not self._stop.agreed:
             progress = self._progress()
             measured = self._optimise(batches, progress)
             means.add(measured)
@@ -172,12 +166,12 @@ class Trainer:
                 scalars["train/images_per_second"] = (self.step - logged) * plan.batch_size / (now - then)
                 logged, then = self.step, now
                 self.report.log(self.step, {**scalars, **self._state_of(progress)})
-            self._agree_to_stop()
-        self._check_finite()  # of the last step too, before anything is saved
+            self._stop.agree()
+        self._losses.look(self.step)  # at the last step's too, before anything is saved
         self.report.end_epoch(title, (self.step - epoch * plan.steps_per_epoch - first) * plan.batch_size)
         if self.step == (epoch + 1) * plan.steps_per_epoch:
             done = epoch + 1
-            if done % self.settings.save_every == 0 or self.step == total or self._told_to_stop:
+            if done % self.settings.save_every == 0 or self.step == total or self._stop.agreed:
                 self._save(f"checkpoint_{done:04d}.pth")
 
     def _optimise(self, batches: Iterator[data.Batch], progress: Progress) -> dict[str, Tensor]:
@@ -193,8 +187,8 @@ class Trainer:
             views = self._received(next(batches))
             with self._synchronised(micro == accumulate - 1):
                 loss, terms = self._loss(views, progress)
-                self._check_finite()
-                self._unchecked = loss.detach(), Later(loss.detach().isfinite()), views
+                self._losses.look(self.step)
+                self._losses.add(loss.detach(), views)
                 self.scaler.scale(loss / accumulate).backward()
             means.add(terms)
         self.scaler.unscale_(self.optimizer)
@@ -236,7 +230,7 @@ class Trainer:
 
     def _received(self, batch: data.Batch) -> Views:
         """A batch on the device, normalised; unreadable files are counted once and listed in ``out``."""
-        self._list(batch.unreadable)
+        self._unreadable.add(batch.unreadable)
         form = torch.channels_last if self._channels_last else torch.preserve_format
 
         def moved(tensor: Tensor) -> Tensor:
@@ -249,25 +243,6 @@ class Trainer:
         views = normalise(views, self.method.mean, self.method.std)
         return Views([image.contiguous(memory_format=form) for image in views.images], views.extra)
 
-    def _list(self, unreadable: Sequence[str]) -> None:
-        """Write down files that could not be read, each once however many processes and runs meet it."""
-        if self._unreadable.issuperset(unreadable):
-            return
-        listing = self.settings.out / "unreadable_images.txt"
-        before: list[str] = []
-        if listing.exists():  # names of files are bytes, which need not be text
-            before = listing.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        first, self._unreadable = not self._unreadable, self._unreadable.union(before)
-        new = [line for line in dict.fromkeys(unreadable) if line not in self._unreadable]
-        with listing.open("a", encoding="utf-8", errors="surrogateescape") as file:
-            file.writelines(f"{line}\n" for line in new)
-        self._unreadable.update(new)
-        if first:
-            self.report.say(
-                f"skipping an unreadable image ({unreadable[0]}); all are listed in {listing} and counted as "
-                "train/unreadable_images"
-            )
-
     def _state_of(self, progress: Progress) -> dict[str, float]:
         state = {f"schedule/{name}": value for name, value in progress.values.items()}
         if self.device.type == "cuda":
@@ -277,116 +252,6 @@ class Trainer:
         if self._unreadable:
             state["train/unreadable_images"] = len(self._unreadable)
         return {**state, "epoch": self.step / self.plan.steps_per_epoch}
-
-    # Stopping ---------------------------------------------------------------------------------------------
-
-    def _check_finite(self) -> None:
-        """Look at the loss before this one, known by now; waiting for the newest would stall a GPU."""
-        if self._unchecked is None:
-            return
-        loss, finite, views = self._unchecked
-        self._unchecked = None
-        if finite.value():
-            return
-        folder = self.settings.out / "non_finite"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"batch_step{self.step:07d}_process{self.plan.rank}.npz"
-        arrays = {f"image_{i}": image.float().cpu().numpy() for i, image in enumerate(views.images)}
-        extra = {name: value.cpu().numpy() for name, value in views.extra.items()}
-        facts: dict[str, Any] = {"loss": float(loss), "step": self.step, **arrays, **extra}
-        np.savez(path, **facts)
-        raise NonFiniteLoss(
-            f"the loss became {float(loss)} by step {self.step}; its batch is in {path}. {self._way_back()}"
-        )
-
-    def _way_back(self) -> str:
-        """What to do when numbers have gone bad."""
-        kept = saving.numbered(self.settings.out)
-        if not kept:
-            return "No checkpoint was saved yet: start again with a lower --lr, or with --precision float32"
-        return (
-            f"{kept[-1].name} is from before: --resume with --precision float32 goes on from it, --init-from "
-            "with a lower --lr and another --out starts anew from its weights"
-        )
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and the first Ctrl-C ask the loop to finish its step, save and end."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            if self._asked and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._asked = self._asked or number
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _agree_to_stop(self) -> None:
-        """Stop when asked; several processes stop after the same step, one after the first was asked."""
-        if self.plan.world_size == 1:
-            self._told_to_stop = self._asked
-            return
-        if self._agreement is not None:
-            self._told_to_stop = int(self._agreement.value())
-        asked = torch.full((), self._asked, device=self.device)
-        self._agreement = Later(distributed.max_over_processes(asked))
-
-    # Starting and saving ----------------------------------------------------------------------------------
-
-    def _start(self) -> str:
-        """Resume or take over weights; returns what was done, in words."""
-        settings = self.settings
-        if not settings.resume and (saving.numbered(settings.out) or (settings.out / saving.LAST).exists()):
-            raise TrainingError(
-                f"{settings.out} holds checkpoints of another run: --resume goes on with it, "
-                "another --out starts a new one"
-            )
-        found = None
-        passed_over: list[str] = []
-        if settings.resume:
-            found = saving.newest(settings.out, passed_over)
-            self._agree_on(found)
-        if settings.init_from and found is None:
-            path = saving.best(settings.init_from) if settings.init_from.is_dir() else settings.init_from
-            if not settings.more_epochs:
-                epochs = saving.start_from(path, self.name, self.method)
-                return f"weights of {path} ({epochs} epochs)"
-            self.step = self.first_step = saving.go_on_from(
-                path, self.name, self.method, self.optimizer, self.scaler, self.plan.steps_per_epoch
-            )
-            return f"{path}, step {self.step}, {settings.more_epochs} epochs more"
-        if found is None:
-            if settings.more_epochs or settings.dse_from == "best":
-                flag = "--more-epochs" if settings.more_epochs else "--dse-from best"
-                raise TrainingError(f"{settings.out} has no checkpoint to resume, and {flag} needs one")
-            return "new weights (nothing to resume)" if settings.resume else "new weights"
-        path, content = found
-        saving.restore(content, path, self.name, self.method, self.optimizer, self.scaler, self._facts())
-        if self.regularizer is not None and content["regularizer"] is not None:
-            self.regularizer.set_extra_state(content["regularizer"][self.plan.rank])
-        self.step, self.first_step = content["step"], content.get("first_step", 0)
-        before, now = content["run"], self._habits()
-        changed = [
-            f"{key} {before[key]} -> {value}" for key, value in now.items() if before.get(key, value) != value
-        ]
-        if changed:
-            passed_over.append(f"other settings than before: {', '.join(changed)}")
-        return "; ".join([f"{path.name}, step {self.step}", *passed_over])
-
-    def _agree_on(self, found: tuple[Path, dict[str, Any]] | None) -> None:
-        """Processes that resume must have found the same step: their folders may be different ones."""
-        step = -1 if found is None else found[1]["step"]
-        steps = distributed.gather(torch.tensor([step], device=self.device)).tolist()
-        if len(set(steps)) > 1:
-            said = ", ".join("nothing" if one < 0 else f"step {one}" for one in steps)
-            raise TrainingError(
-                f"the processes found different checkpoints in {self.settings.out} ({said}, by rank): --out "
-                "must be one folder that all of them see"
-            )
 
     def _save(self, file: str) -> None:
         state = torch.zeros(1, 2, dtype=torch.long)
@@ -401,63 +266,16 @@ class Trainer:
             epoch=self.step // self.plan.steps_per_epoch,
             step=self.step,
             regularizer=states if self.regularizer is not None else None,
-            run={**self._facts(), **self._habits()},
+            run={**starting.facts(self.settings, self.plan), **starting.habits(self.settings)},
             first_step=self.first_step,
         )
-        broken = [
-            name
-            for name, value in content["model"].items()
-            if value.is_floating_point() and not bool(value.isfinite().all())
-        ]
-        if broken:
-            raise NonFiniteLoss(
-                f"{len(broken)} of the network's tensors are not finite after step {self.step}, the first is "
-                f"{broken[0]}; {file} was not saved. {self._way_back()}"
-            )
+        divergence.refuse_broken(content["model"], file, self.step, self.settings.out)
         if self.plan.rank == 0:
             out = self.settings.out
             saving.write(content, out / file)
             if file != saving.LAST:
                 (out / saving.LAST).unlink(missing_ok=True)
                 saving.rotate(out, self.settings.keep)
-
-    def _facts(self) -> dict[str, Any]:
-        """What a resumed run must share with the one it continues, besides the recipe."""
-        return {
-            "seed": self.settings.seed,
-            "images": self.plan.images,
-            "steps_per_epoch": self.plan.steps_per_epoch,
-            "accumulate": self.settings.accumulate,
-            "processes": self.plan.world_size,
-        }
-
-    def _habits(self) -> dict[str, Any]:
-        """What a resumed run may change, and should know that it does."""
-        names = ("data", "precision", "dse_weight", "dse_every", "dse_from", "more_epochs")
-        return {name: getattr(self.settings, name) for name in names}
-
-    def _prepare(self, method: Method) -> nn.Module:
-        """Apply the memory, speed and process options; returns what the loop calls."""
-        settings, device = self.settings, self.device
-        self._channels_last = settings.channels_last and method.backbone_spec.family == "conv"
-        if self._channels_last:
-            method.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        if self.plan.world_size > 1 and method.sync_batchnorm:
-            distributed.synchronise_batchnorm(method, device)
-        if settings.checkpointing:
-            backbones.checkpoint_activations(method)
-        if settings.compile:
-            compiling.compile_blocks(method)
-        self._sharded = sharding.wanted(method, settings, self.precision, device)
-        if self._sharded:
-            return sharding.Sharded(method, device)
-        if self.plan.world_size == 1:
-            return method
-        devices = [device.index] if device.type == "cuda" else None
-        with warnings.catch_warnings():
-            # Its successor would give every process the first one's queues and centres at the start.
-            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            return DistributedDataParallel(method, device_ids=devices, broadcast_buffers=False)
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """DDP averages gradients in the last micro-batch only."""

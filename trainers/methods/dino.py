@@ -230,10 +230,7 @@ class DINO(Method):
 
     def views(self) -> views.MultiCrop:
         """Two global crops, then the local ones."""
-        r = self.recipe
-        return views.MultiCrop(
-            views.dino_crops(r.image_size, r.local_size, r.global_scale, r.local_scale, r.local_crops)
-        )
+        return views.dino_views(self.recipe)
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:
         """Dense: the student's tokens of both global crops, after the final norm, [2B, N, D] crop-major."""

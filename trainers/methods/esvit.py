@@ -242,10 +242,7 @@ class EsViT(Method):
 
     def views(self) -> views.MultiCrop:
         """DINO's crops."""
-        r = self.recipe
-        return views.MultiCrop(
-            views.dino_crops(r.image_size, r.local_size, r.global_scale, r.local_scale, r.local_crops)
-        )
+        return views.dino_views(self.recipe)
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:
         """Dense: the student's tokens of both global crops, after the final norm, [2B, N, D] crop-major."""

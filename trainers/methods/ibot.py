@@ -353,8 +353,7 @@ class IBOT(Method):
     def views(self) -> MaskedCrops:
         """Two global crops with masks, then the local ones."""
         r = self.recipe
-        crops = views.dino_crops(r.image_size, r.local_size, r.global_scale, r.local_scale, r.local_crops)
-        return MaskedCrops(views.MultiCrop(crops), self.grid, r.mask_ratios, r.mask_spreads, r.mask_shape)
+        return MaskedCrops(views.dino_views(r), self.grid, r.mask_ratios, r.mask_spreads, r.mask_shape)
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:
         """Dense: the student's patch tokens of the masked global crops, after the final norm, [2B, N, D]."""

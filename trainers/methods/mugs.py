@@ -15,17 +15,16 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from timm.layers.norm import LayerNorm
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dse_monitor.trainers import backbones
 from dse_monitor.trainers.blocks import optim, teacher, views
 from dse_monitor.trainers.blocks.centre import Centre
-from dse_monitor.trainers.blocks.heads import DINOHead, mlp
+from dse_monitor.trainers.blocks.heads import ContrastHead, DINOHead
 from dse_monitor.trainers.blocks.objectives import centred_softmax, mean_over_distinct, pair_cross_entropies
 from dse_monitor.trainers.blocks.queues import KeyQueue
+from dse_monitor.trainers.blocks.relations import Memory, Relation
 from dse_monitor.trainers.distributed import gather
 from dse_monitor.trainers.method import Method, ParameterGroup, Plan, Progress, Recipe, StepOutput, Views
 
@@ -230,78 +229,6 @@ def clip_norm(recipe: MugsRecipe, epoch: int) -> float:
     return recipe.clip * (recipe.late_clip_scale if late else 1.0)
 
 
-class Memory(nn.Module):
-    """Past image features, from which neighbours are retrieved.
-
-    As released, a push that does not wrap around moves the pointer by twice its length, so that every second
-    chunk keeps its random start until a wrap changes the phase. The authors' third buffer is never read and
-    left out.
-
-    Attributes:
-        searched: [M, D], compared with queries (``queue_q``).
-        returned: [M, D], what a match returns (``queue_k``).
-        pointer: int64 [1].
-    """
-
-    searched: Tensor
-    returned: Tensor
-    pointer: Tensor
-
-    def __init__(self, width: int, length: int, neighbours: int) -> None:
-        super().__init__()
-        self.neighbours = neighbours
-        self.register_buffer("searched", torch.randn(length, width))
-        self.register_buffer("returned", torch.randn(length, width))
-        self.register_buffer("pointer", torch.zeros(1, dtype=torch.long))
-
-    @torch.no_grad()
-    def nearest(self, queries: Tensor) -> Tensor:
-        """Indices of the most similar entries by cosine: queries [B, D] -> int64 [B, neighbours]."""
-        with torch.autocast(queries.device.type, enabled=False):  # near ties would fall otherwise
-            similarity = F.normalize(queries.float(), dim=-1) @ F.normalize(self.searched, dim=-1).T
-        return similarity.topk(self.neighbours, dim=-1).indices
-
-    @torch.no_grad()
-    def push(self, features: Tensor, weak: Tensor | None = None) -> None:
-        """Insert features [n, D] of all processes (gather first); with ``weak`` bool [n] only those it marks.
-
-        Raises:
-            ValueError: more features than the memory is long.
-        """
-        features = features.float() if weak is None else features.float()[weak]
-        length, count, start = len(self.searched), len(features), int(self.pointer)
-        if count > length:
-            raise ValueError(f"{count} features do not fit a memory of {length}: raise memory_length")
-        if count == 0:
-            return
-        where = torch.arange(start, start + count, device=features.device) % length
-        # new tensors: the backward of this step may still hold the old ones
-        self.searched = self.searched.index_copy(0, where, features)
-        self.returned = self.returned.index_copy(0, where, features)
-        wraps = start + count > length
-        self.pointer = torch.full_like(self.pointer, (start + count * (1 if wraps else 2)) % length)
-
-
-class ContrastHead(nn.Module):
-    """Projector, and for the student a predictor on the normalised projection; unit outputs."""
-
-    def __init__(self, width: int, hidden: int, projection: int, predictor_hidden: int | None) -> None:
-        super().__init__()
-        plain = {"norm": False, "bias": False, "last_bias": False, "activation": nn.GELU}
-        self.projector = mlp((width, hidden, hidden, projection), **plain)
-        self.predictor = (
-            None if predictor_hidden is None else mlp((projection, predictor_hidden, projection), **plain)
-        )
-        for layer in self.projector:  # the predictor keeps torch's start: it is made after the authors' own
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, D] -> [B, C]."""
-        x = F.normalize(self.projector(x), dim=-1)
-        return x if self.predictor is None else F.normalize(self.predictor(x), dim=-1)
-
-
 class Outputs(NamedTuple):
     """What a network says of its crops, crop-major.
 
@@ -346,14 +273,7 @@ class Network(nn.Module):
         r, width = recipe, backbone.embed_dim
         self.backbone = backbone
         inner: Any = backbone.blocks[0].mlp
-        ratio = inner.fc1.out_features / width
-        self.relation_blocks = nn.Sequential(
-            Block(width, heads, mlp_ratio=ratio, qkv_bias=True, norm_layer=LayerNorm)
-        )
-        for layer in self.relation_blocks.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        self.relation_blocks = Relation(width, heads, mlp_ratio=inner.fc1.out_features / width)
         hidden = r.predictor_hidden if predicts else None
         self.instance_head = ContrastHead(width, r.head_hidden, r.projection, hidden)
         self.local_group_head = ContrastHead(width, r.head_hidden, r.projection, hidden)
@@ -389,8 +309,7 @@ class Network(nn.Module):
         """
         raw = backbones.vit_encode(self.backbone, backbones.vit_embed(self.backbone, images), norm=False)
         query = raw.mean(1)
-        neighbours = memory.returned[memory.nearest(query)].to(raw.dtype)
-        related = self.relation_blocks(torch.cat([query[:, None], neighbours], 1))[:, 0]
+        related = self.relation_blocks(query, memory)
         return self.backbone.norm(raw), self.backbone.norm(related)
 
 

@@ -12,20 +12,13 @@ protocols 0 to 5.
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable
 from typing import Any
 
 from dse_monitor.checkpoints.reading.contents import Opaque
-from dse_monitor.checkpoints.reading.pickle_stack import (
-    CONTAINER,
-    LIMITS,
-    SLOT,
-    Limits,
-    PickleCutShort,
-    PickleStack,
-)
+from dse_monitor.checkpoints.reading.pickle_plain import U32, U64, PlainValues
+from dse_monitor.checkpoints.reading.pickle_stack import CONTAINER, LIMITS, SLOT, Limits, PickleCutShort
 
 __all__ = ["LIMITS", "Limits", "PickleCutShort", "read_pickle"]
 
@@ -67,8 +60,8 @@ def read_pickle(
     return _Machine(data, where, start, persistent, limits).run()
 
 
-class _Machine(PickleStack):
-    """Pickle's stack machine. An ``_op_*`` method gets the position of its argument, returns the next."""
+class _Machine(PlainValues):
+    """Pickle's stack machine: what it does besides pushing plain values, and the loop."""
 
     def run(self) -> tuple[Any, int]:
         table = [getattr(self, name) for name in _METHODS]
@@ -105,7 +98,7 @@ class _Machine(PickleStack):
         return position + 1
 
     def _op_frame(self, position: int) -> int:
-        (length,) = _U64(self.data, position)
+        (length,) = U64(self.data, position)
         self.span(position + 8, length, length, "frame")  # of any length, but it must be there
         return position + 8
 
@@ -130,100 +123,6 @@ class _Machine(PickleStack):
     def _op_dup(self, position: int) -> int:
         self.stack.append(self.stack[-1])
         return position
-
-    def _op_none(self, position: int) -> int:
-        self.stack.append(None)
-        return position
-
-    def _op_true(self, position: int) -> int:
-        self.stack.append(True)
-        return position
-
-    def _op_false(self, position: int) -> int:
-        self.stack.append(False)
-        return position
-
-    def _op_int_text(self, position: int) -> int:
-        raw, position = self.line(position, self.limits.number, "number")
-        self.stack.append({b"00": False, b"01": True}[raw] if raw in (b"00", b"01") else self.parse(int, raw))
-        return position
-
-    def _op_long_text(self, position: int) -> int:
-        raw, position = self.line(position, self.limits.number, "number")
-        self.stack.append(self.parse(int, raw.rstrip(b"L")))
-        return position
-
-    def _op_float_text(self, position: int) -> int:
-        raw, position = self.line(position, self.limits.number, "number")
-        self.stack.append(self.parse(float, raw))
-        return position
-
-    def _op_binint(self, position: int) -> int:
-        self.stack.append(_I32(self.data, position)[0])
-        return position + 4
-
-    def _op_binint1(self, position: int) -> int:
-        self.stack.append(self.data[position])
-        return position + 1
-
-    def _op_binint2(self, position: int) -> int:
-        self.stack.append(_U16(self.data, position)[0])
-        return position + 2
-
-    def _op_long1(self, position: int) -> int:
-        return self.add_integer(position + 1, self.data[position])
-
-    def _op_long4(self, position: int) -> int:
-        (length,) = _I32(self.data, position)
-        if length < 0:
-            raise self.corrupt("a number of negative length")
-        return self.add_integer(position + 4, length)
-
-    def _op_binfloat(self, position: int) -> int:
-        self.stack.append(_F64(self.data, position)[0])
-        return position + 8
-
-    def _op_string_text(self, position: int) -> int:
-        raw, end = self.line(position, self.limits.text, "string")
-        if len(raw) < 2 or raw[:1] != raw[-1:] or raw[:1] not in (b"'", b'"'):
-            raise self.corrupt("a string without quotes")
-        if not _ESCAPED.fullmatch(raw, 1, len(raw) - 1):
-            raise self.corrupt("a string with an escape nobody writes")
-        self.charge(SLOT + 2 * len(raw))
-        decoded = raw[1:-1].decode("unicode_escape")
-        self.stack.append(decoded if decoded.isascii() else decoded.encode("latin1"))
-        return end
-
-    def _op_binstring(self, position: int) -> int:
-        (length,) = _U32(self.data, position)
-        return self.add_old_string(position + 4, length)
-
-    def _op_short_binstring(self, position: int) -> int:
-        return self.add_old_string(position + 1, self.data[position])
-
-    def _op_unicode_text(self, position: int) -> int:
-        raw, end = self.line(position, self.limits.text, "string")
-        # Lone surrogates can be written this way, and nobody could print them.
-        self.stack.append(self.text(raw, "raw_unicode_escape").encode("utf-8", "replace").decode())
-        return end
-
-    def _op_short_binunicode(self, position: int) -> int:
-        return self.add_text(position + 1, self.data[position])
-
-    def _op_binunicode(self, position: int) -> int:
-        return self.add_text(position + 4, _U32(self.data, position)[0])
-
-    def _op_binunicode8(self, position: int) -> int:
-        return self.add_text(position + 8, _U64(self.data, position)[0])
-
-    def _op_short_binbytes(self, position: int) -> int:
-        return self.add_bytes(position + 1, self.data[position])
-
-    def _op_binbytes(self, position: int) -> int:
-        return self.add_bytes(position + 4, _U32(self.data, position)[0])
-
-    def _op_binbytes8(self, position: int) -> int:
-        return self.add_bytes(position + 8, _U64(self.data, position)[0])
 
     def _op_empty_list(self, position: int) -> int:
         self.memory -= CONTAINER
@@ -326,7 +225,7 @@ class _Machine(PickleStack):
         return position + 1
 
     def _op_long_binget(self, position: int) -> int:
-        self.get(_U32(self.data, position)[0])
+        self.get(U32(self.data, position)[0])
         return position + 4
 
     def _op_put_text(self, position: int) -> int:
@@ -339,7 +238,7 @@ class _Machine(PickleStack):
         return position + 1
 
     def _op_long_binput(self, position: int) -> int:
-        self.put(_U32(self.data, position)[0])
+        self.put(U32(self.data, position)[0])
         return position + 4
 
     def _op_memoize(self, position: int) -> int:
@@ -411,13 +310,6 @@ class _Machine(PickleStack):
         self.persist(self.text(raw))
         return position
 
-
-_ESCAPED = re.compile(rb"""[^\\]*(?:\\(?:[\\'"abfnrtv]|x[0-9a-fA-F]{2}|[0-3][0-7]{0,2}|[0-7]{1,2})[^\\]*)*""")
-_U16 = struct.Struct("<H").unpack_from
-_U32 = struct.Struct("<I").unpack_from
-_I32 = struct.Struct("<i").unpack_from
-_U64 = struct.Struct("<Q").unpack_from
-_F64 = struct.Struct(">d").unpack_from
 
 _OPCODES = {
     b"\x80": "proto", b"\x95": "frame", b".": "stop", b"(": "mark", b"0": "pop", b"1": "pop_mark",

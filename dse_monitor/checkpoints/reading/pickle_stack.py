@@ -1,6 +1,6 @@
 """What a pickle may do: the values on its stack, what they may be put into, and how much of everything.
 
-The opcodes that use these are in `pickle_reader.py`.
+The opcodes that use these are in `pickle_plain.py` and `pickle_reader.py`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from pathlib import Path
 from dse_monitor.runs.ledger import NAME as LEDGER
 from dse_monitor.runs.record import OUTPUT_FOLDER
 
-DEPTH = 2  # levels of folders between a watched parent and its runs; ours
+DEPTH = 2  # levels of folders between a watched parent and its runs; chosen by us
 USUAL = frozenset(
     "checkpoint checkpoints ckpt ckpts weights models model snapshots exported_models eval teacher".split()
 )

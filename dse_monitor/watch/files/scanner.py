@@ -14,10 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dse_monitor.runs.identity import Stamp, is_checkpoint_folder, stamp, stamp_from_stat
+from dse_monitor.runs import identity
+from dse_monitor.runs.identity import Stamp, is_checkpoint_folder, stamp_from_stat
 
-DEPTH = 4  # folders below the run that are searched; ours
-ENTRY_LIMIT = 50_000  # directory entries looked at per scan; ours, about 0.1 s
+DEPTH = 4  # folders below the run that are searched; chosen by us
+ENTRY_LIMIT = 50_000  # directory entries looked at per scan; chosen by us, about 0.1 s
 
 
 @dataclass(frozen=True)
@@ -198,32 +199,32 @@ class Scanner:
             return
         try:
             found = os.stat(entry.path)
-            mark = stamp(Path(entry.path)) if _is_folder(entry) else stamp_from_stat(found)
+            stamp = identity.stamp(Path(entry.path)) if _is_folder(entry) else stamp_from_stat(found)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ELOOP) and row is not None:
                 walk.present.add(path)  # it cannot be looked at now, which does not mean that it is gone
             return
-        self._report(path, inode, mark, walk)
+        self._report(path, inode, stamp, walk)
 
     def _take_folder(self, folder: str, path: str, walk: _Walk) -> None:
         try:
-            mark = stamp(Path(folder))
+            stamp = identity.stamp(Path(folder))
         except OSError:
             if path in self._known:
                 walk.present.add(path)
             return
-        self._report(path, mark.inode, mark, walk)
+        self._report(path, stamp.inode, stamp, walk)
 
-    def _report(self, path: str, inode: int, mark: Stamp, walk: _Walk) -> None:
+    def _report(self, path: str, inode: int, stamp: Stamp, walk: _Walk) -> None:
         walk.present.add(path)
-        row, state = self._known.get(path), hash(mark)
+        row, state = self._known.get(path), hash(stamp)
         if row is None:
             row = self._known[path] = self._new_row()
             self._rolls[row] = self._is_rolling(path)
         elif (self._inodes[row], self._states[row]) == (inode, state):
             return
         self._inodes[row], self._states[row] = inode, state
-        walk.changed[path] = mark
+        walk.changed[path] = stamp
 
     def _new_row(self) -> int:
         if self._free:

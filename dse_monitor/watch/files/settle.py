@@ -16,12 +16,12 @@ from typing import Protocol
 
 from dse_monitor.runs.identity import Stamp, look
 
-UNMARKED_FACTOR = 3.0  # formats without an end marker must lie still this many times longer; ours
-UNKNOWN_SECONDS = 30.0  # s a file of no known format gets before it is handed on to be refused; ours
-OVERTAKEN_SECONDS = 60.0  # s an incomplete file gets once a newer one is whole: its writer moved on; ours
-ABANDONED_SECONDS = 1800.0  # s without growth after which an incomplete file counts as abandoned; ours
-RECHECK_SECONDS = 60.0  # s between tests of a file that does not grow, at most; ours
-FORESEEN_SECONDS = 3.0  # s before a whole file is ready that it is announced: a worker loads in them; ours
+UNMARKED_FACTOR = 3.0  # formats without an end marker must lie still this many times longer; chosen by us
+UNKNOWN_SECONDS = 30.0  # s a file of no known format gets before it is handed on to be refused; chosen by us
+OVERTAKEN_SECONDS = 60.0  # s for an incomplete file once a newer one is whole; chosen by us
+ABANDONED_SECONDS = 1800.0  # s without growth until an incomplete file counts as abandoned; chosen by us
+RECHECK_SECONDS = 60.0  # s between tests of a file that does not grow, at most; chosen by us
+FORESEEN_SECONDS = 3.0  # s before a whole file is ready, in which a worker loads; chosen by us
 
 
 class Completeness(Protocol):
@@ -158,11 +158,11 @@ class Settler:
     def _look(self, file: Waiting, now: float) -> Settled | None:
         full = self.root / file.path
         try:
-            mark = self.examine(full)
-            if not mark.same_version(file.stamp):
-                self._changed(file, mark, now)
+            stamp = self.examine(full)
+            if not stamp.same_version(file.stamp):
+                self._changed(file, stamp, now)
                 return None
-            file.stamp = mark
+            file.stamp = stamp
             still = now - file.since
             if still < self.settle_seconds + file.hold:
                 self._foresee(file, full, now)
@@ -175,7 +175,7 @@ class Settler:
                 file.due = file.since + wanted
                 return None
             if test.whole:  # or of no known format: then its reader refuses it, with reasons
-                if not self.examine(full).same_version(mark):
+                if not self.examine(full).same_version(stamp):
                     self._changed(file, self.examine(full), now)
                     return None
                 return self._ready(file)
@@ -223,9 +223,9 @@ class Settler:
         file.due = min(now + pause, max(file.since + limit + file.hold, now + self.settle_seconds / 2))
         return None
 
-    def _changed(self, file: Waiting, mark: Stamp, now: float) -> None:
-        rewritten = mark.inode != file.stamp.inode or mark.size <= file.stamp.size
+    def _changed(self, file: Waiting, stamp: Stamp, now: float) -> None:
+        rewritten = stamp.inode != file.stamp.inode or stamp.size <= file.stamp.size
         file.versions += rewritten  # a file that only grew is still the same version
-        file.stamp, file.since, file.due = mark, now, now + self.settle_seconds / 2
+        file.stamp, file.since, file.due = stamp, now, now + self.settle_seconds / 2
         file.grew, file.tests, file.foretold, file.ready_at = True, 0, False, math.inf
         file.reason = "is being written"

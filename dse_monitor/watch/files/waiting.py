@@ -19,7 +19,7 @@ from dse_monitor.watch.options import WatchOptions, since_rule
 _Place = tuple[Any, ...]  # where a candidate sorts; its path comes last
 _appeared = itemgetter(0)
 
-REMEMBERED = 1000  # files whose first sight is remembered, to learn how long files live; ours
+REMEMBERED = 1000  # files whose first sight is remembered, to learn how long files live; chosen by us
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What is worth saying about one run: from records to the lines of the console."""
+"""What a watcher reports about one run: from records to the lines of the console."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from dse_monitor.runs.record import Alert, Evaluation
 from dse_monitor.runs.series import Series
 from dse_monitor.watch.console import Console, Header, Notice, Problem, Row
 
-REMEMBERED = 1000  # things that were said once and are not said again; ours
+REMEMBERED = 1000  # lines that were printed once and are not printed again; chosen by us
 
 
 class Report:
-    """Says things about one run, each once.
+    """The lines on the console about one run.
 
     Args:
-        console: where to.
+        console: where they go.
         run: name of the run.
+
+    Attributes:
+        last_problem: the newest problem in words; empty if there was none.
     """
 
     def __init__(self, console: Console, run: str):
@@ -57,45 +60,53 @@ class Report:
         )
 
     def scored(
-        self, evaluation: Evaluation, line: Series, mark: str, told: Alert | None, kept: str = ""
+        self, evaluation: Evaluation, series: Series, rule: str, alert: Alert | None, kept: str = ""
     ) -> None:
-        """One checkpoint's line; ``mark`` is the state of the degradation rule in words."""
+        """One checkpoint's line.
+
+        Args:
+            evaluation: of the checkpoint.
+            series: the run's, with it.
+            rule: the state of the degradation rule in a few words.
+            alert: what the rule has to say now; None if it says nothing.
+            kept: the kept file of the best checkpoint; empty if there is none.
+        """
         self.encoder(evaluation)
-        index = index_of(line.evaluations, evaluation.seq)
+        index = index_of(series.evaluations, evaluation.seq)
         if index is None:  # it stands at the place of a newer one, or under other settings
             return
-        before, after = line.dse[:index], line.dse[index + 1 :]
+        before, after = series.dse[:index], series.dse[index + 1 :]
         best_other = max(before.max(initial=-math.inf), after.max(initial=-math.inf))
-        is_best = line.best == index
+        is_best = series.best == index
         story = ""
-        if told is not None:
-            story = f"{told.message} Kept as {kept}." if kept else told.message
+        if alert is not None:
+            story = f"{alert.message} Kept as {kept}." if kept else alert.message
         self._console.row(
             Row(
                 run=self._run,
                 path=evaluation.source.path,
-                axis=line.axis,
-                x=float(line.x[index]),
-                dse=float(line.dse[index]),
-                dse_se=float(line.dse_se[index]),
-                delta=float(line.dse[index] - best_other) if len(line) > 1 else None,
-                separability=float(line.separability[index]),
-                m_dim=float(line.m_dim[index]),
-                lam=line.lam,
+                axis=series.axis,
+                x=float(series.x[index]),
+                dse=float(series.dse[index]),
+                dse_se=float(series.dse_se[index]),
+                delta=float(series.dse[index] - best_other) if len(series) > 1 else None,
+                separability=float(series.separability[index]),
+                m_dim=float(series.m_dim[index]),
+                lam=series.lam,
                 seconds=evaluation.seconds.get("total", 0.0),
                 best=is_best,
-                mark="" if is_best else mark,
+                mark="" if is_best else rule,
                 story=story,
             )
         )
 
     def alerts(self, alerts: Sequence[Alert]) -> None:
-        """Alerts that stand on no checkpoint's line."""
+        """Alerts that do not stand on a checkpoint's line."""
         for alert in alerts:
             self._console.notice(Notice(run=self._run, text=alert.message, mark="warning"))
 
     def problem(self, path: str, reason: str, kind: str) -> None:
-        """A trouble; those of one kind are counted."""
+        """A problem; those of one kind are counted."""
         self.last_problem = reason
         self._console.problem(Problem(run=self._run, path=path, reason=reason, kind=kind))
 
@@ -104,19 +115,19 @@ class Report:
         self._console.notice(Notice(run=self._run, text=text))
 
     def once(self, key: str, text: str) -> None:
-        """Something worth knowing that stays true; said once until :meth:`over`."""
+        """Something worth knowing that stays true; printed once until :meth:`over`."""
         if self._first(key):
             self.notice(text)
 
     def over(self, key: str) -> None:
-        """It is not true any more; it may be said again."""
+        """It is not true any more; it may be printed again."""
         self._said.pop(key, None)
 
     def _first(self, key: str) -> bool:
         if key in self._said:
             return False
         self._said[key] = None
-        if len(self._said) > REMEMBERED:  # weeks of small troubles must not fill memory
+        if len(self._said) > REMEMBERED:  # weeks of small problems must not fill memory
             del self._said[next(iter(self._said))]
         return True
 

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from dse_monitor import atomic
-from dse_monitor.alerts.book import silence_fact
+from dse_monitor.alerts.silences import silence_fact
 from dse_monitor.errors import OutputError
 
 FOLDER = "requests"
-LONGEST = 4096  # bytes of a request; ours, a silence needs about a hundred
+LONGEST = 4096  # bytes of a request; chosen by us, a silence needs about a hundred
 
 
 def ask_silence(home: Path, rule: str, *, now: float, seconds: float | None) -> Path:
-    """Leave the wish that alerts of a rule are not told.
+    """Ask that no alerts of a rule are given for a time.
 
     Args:
         home: the run's output folder.
@@ -51,7 +51,7 @@ def ask_silence(home: Path, rule: str, *, now: float, seconds: float | None) -> 
 def waiting(home: Path) -> Iterator[tuple[Path, dict[str, Any] | None]]:
     """The requests not taken yet, oldest first: file, and data of a ``silence`` fact.
 
-    None stands for a file that is no request. The caller removes each file once it is dealt with.
+    None stands for a file that is not a request. The caller removes each file once it is dealt with.
     """
     folder = Path(home) / FOLDER
     try:

@@ -13,10 +13,10 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 
-CONTEXT_MIB = 700  # MiB of a CUDA context with torch's libraries loaded; typical of 12.x drivers, ours
-FORWARD_MIB = 2_500  # MiB of a ViT-L forward pass at the default micro-batch in bfloat16, rounded up; ours
-RESERVE_MIB = 2_048  # MiB left to others at least; ours
-RESERVE_SHARE = 0.10  # of the GPU's memory left to others at least; ours
+CONTEXT_MIB = 700  # MiB of a CUDA context with torch loaded, typical of 12.x drivers; chosen by us
+FORWARD_MIB = 2_500  # MiB of a bfloat16 ViT-L forward pass at the default micro-batch; chosen by us
+RESERVE_MIB = 2_048  # MiB left to others at least; chosen by us
+RESERVE_SHARE = 0.10  # of the GPU's memory left to others at least; chosen by us
 ASK_SECONDS = 20.0  # nvidia-smi may hang on a lost GPU
 
 _GPU_QUERY = ("--query-gpu=index,uuid,memory.free,memory.total,compute_mode", "--format=csv,noheader,nounits")

@@ -5,11 +5,11 @@ import ctypes
 import gc
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc, malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-SPARE_BYTES = 2 << 20  # kept at the end of the heap; ours: what a judgement on ten thousand checkpoints takes
+SPARE_BYTES = 2 << 20  # kept at the end of the heap: what alerts take to judge ten thousand checkpoints
 
 
-def settle() -> None:
-    """Keep a little spare memory rather than give it back and ask for it again at each checkpoint.
+def keep_spare() -> None:
+    """Let the allocator keep a little spare memory rather than return it and ask again at each checkpoint.
 
     At the usual 128 kB, the columns of a long run made 500 page faults per look at them, half of its time.
     """

@@ -5,7 +5,7 @@ watcher lives on. Both speak JSON, one object per line. The watcher writes jobs:
 
     {"job": 3, "path": "/runs/a/c9.pth", "name": "c9.pth", "stamp": [...], "config": {...}, "place": {...}}
 
-or, while a whole file lies still, what it will be measured with, to which there is no answer:
+or, while a whole file lies still, what it will be measured with; there is no answer to that:
 
     {"prepare": {"config": {...}, "place": {...}}, "crop": 224}
 
@@ -47,7 +47,7 @@ from dse_monitor.runs.record import Evaluation, to_json
 from dse_monitor.watch.workers import gpu, imports
 
 if TYPE_CHECKING:
-    from dse_monitor.evaluation.evaluator import HeldOut
+    from dse_monitor.evaluation.evaluator import Evaluator, HeldOut
 
 Progress = Callable[[str, int, int], None]
 PROGRESS_SECONDS = 0.1  # between two words about progress
@@ -56,7 +56,12 @@ LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # PyTorch asks the kernel for pages of 2 M
 
 
 class Evaluate(Protocol):
-    """Measures one checkpoint; see evaluation.evaluator."""
+    """Measures checkpoints on one device; see evaluation.evaluator."""
+
+    @property
+    def words(self) -> str:
+        """The device and the precision, for people; empty if there is nothing to say."""
+        ...
 
     def __call__(
         self, path: Path, progress: Progress | None = None, *, name: str | None = None
@@ -64,15 +69,31 @@ class Evaluate(Protocol):
         """Measure the checkpoint at ``path``, recorded as ``name``."""
         ...
 
+    def wake(self) -> None:
+        """Get the device ready before the first checkpoint."""
+        ...
+
+
+class MakeEvaluator(Protocol):
+    """Makes what measures checkpoints; see :class:`EvaluatorFactory`."""
+
+    def __call__(self, config: EvaluationConfig, place: Placement) -> Evaluate:
+        """What measures checkpoints; raises NoRoom if there is none on the device."""
+        ...
+
+    def look_at_images(self, config: EvaluationConfig, place: Placement, crop: int) -> None:
+        """Make sure of the images that are measured next."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
-class Manners:
-    """How the worker behaves beside a training.
+class WorkerLimits:
+    """What a worker may take from the training beside it.
 
     Attributes:
         nice: added to the process's niceness.
         threads: threads of torch on the CPU.
-        gpu_share: part of the time the device may compute for us, in (0, 1].
+        gpu_share: share of the time that the device may compute for the worker, in (0, 1].
         cpu_fallback: use the CPU rather than wait for room on a GPU.
     """
 
@@ -82,8 +103,8 @@ class Manners:
     cpu_fallback: bool = False
 
     @classmethod
-    def default(cls, **changes: Any) -> Manners:
-        """A quarter of the cores, at most four threads; ours."""
+    def default(cls, **changes: Any) -> WorkerLimits:
+        """A quarter of the cores, at most four threads; chosen by us."""
         return cls(**{"threads": max(1, min(4, (os.cpu_count() or 1) // 4)), **changes})
 
     def to_json(self) -> dict[str, Any]:
@@ -100,27 +121,24 @@ class Manners:
         return {**dict.fromkeys(threads, str(self.threads)), LARGE_PAGES: large_pages}
 
 
-MakeEvaluator = Callable[[EvaluationConfig, Placement], Evaluate]
-
-
 def main(make_evaluator: MakeEvaluator | None = None) -> int:
     """Serve jobs from standard input until it ends.
 
     Args:
         make_evaluator: makes what measures; the real one if None.
     """
-    manners = Manners(**json.loads(sys.argv[1])) if len(sys.argv) > 1 else Manners.default()
+    limits = WorkerLimits(**json.loads(sys.argv[1])) if len(sys.argv) > 1 else WorkerLimits.default()
     die_with_parent()
     # Ctrl-C, and SIGTERM of SLURM or systemd, reach every process at once. The watcher decides: a worker that
     # ended by itself would look as if the checkpoint had killed it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
-        os.nice(manners.nice)
+        os.nice(limits.nice)
     # Whatever a library prints must not get among our lines.
     output = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    serve(sys.stdin, output, make_evaluator or Making(manners), manners)
+    serve(sys.stdin, output, make_evaluator or EvaluatorFactory(limits), limits)
     return 0
 
 
@@ -128,7 +146,7 @@ def serve(
     jobs: IO[str],
     answers: IO[str],
     make_evaluator: MakeEvaluator,
-    manners: Manners,
+    limits: WorkerLimits,
     *,
     leave: Callable[[int], Any] = os._exit,
 ) -> None:
@@ -156,7 +174,7 @@ def serve(
         if "prepare" in job:
             evaluators.prepare(*_asked(job["prepare"]), job["crop"])
         else:
-            say({"job": job["job"], **_answer(job, evaluators, say, manners)})
+            say({"job": job["job"], **_answer(job, evaluators, say, limits)})
         busy.clear()
 
 
@@ -180,14 +198,11 @@ class _Evaluators:
 
     def prepare(self, config: EvaluationConfig, place: Placement, crop: int | None) -> None:
         """Get ready for checkpoints: what goes wrong goes wrong again, with a job to answer."""
-        look_at_images = getattr(self._make, "look_at_images", None)
+        if crop is not None:
+            with contextlib.suppress(Exception):
+                self._make.look_at_images(config, place, crop)
         with contextlib.suppress(Exception):
-            if look_at_images is not None and crop is not None:
-                look_at_images(config, place, crop)
-        with contextlib.suppress(Exception):
-            wake = getattr(self.get(config, place), "wake", None)
-            if wake is not None:
-                wake()
+            self.get(config, place).wake()
 
 
 class NoRoom(DeviceError):
@@ -195,7 +210,7 @@ class NoRoom(DeviceError):
 
 
 def _answer(
-    job: dict[str, Any], evaluators: _Evaluators, say: Callable[[dict[str, Any]], None], manners: Manners
+    job: dict[str, Any], evaluators: _Evaluators, say: Callable[[dict[str, Any]], None], limits: WorkerLimits
 ) -> dict[str, Any]:
     path, wanted = Path(job["path"]), Stamp.from_list(job["stamp"])
     try:
@@ -203,10 +218,9 @@ def _answer(
         if not found.same_version(wanted):
             return {"changed": True}
         evaluate = evaluators.get(*_asked(job))
-        words = getattr(evaluate, "words", "")
-        if words:
-            say({"job": job["job"], "device": words})
-        progress = _Reporter(job["job"], say, manners.gpu_share)
+        if evaluate.words:
+            say({"job": job["job"], "device": evaluate.words})
+        progress = _Reporter(job["job"], say, limits.gpu_share)
         evaluation = evaluate(path, progress, name=job["name"])
         drop_from_cache(path)
         return {"evaluation": to_json(evaluation), "stamp": found.to_list()}
@@ -224,7 +238,7 @@ def _answer(
 
 
 class _Reporter:
-    """Passes progress on, not too often; rests between micro-batches when only a share of time is ours."""
+    """Passes progress on, not too often; rests between micro-batches to keep to a share of the time."""
 
     def __init__(
         self,
@@ -249,20 +263,20 @@ class _Reporter:
         self._stage, self._since = stage, self._clock()
 
 
-class Making:
+class EvaluatorFactory:
     """Makes evaluators, once there is room on the device.
 
     Torch loads from the start, in the background: meanwhile the images can be looked at.
     """
 
-    def __init__(self, manners: Manners):
+    def __init__(self, limits: WorkerLimits):
         from concurrent.futures import ThreadPoolExecutor
 
         from dse_monitor.evaluation import (
             evaluator as evaluate,  # first, so that no two threads import the same modules
         )
 
-        self._manners, self._evaluate = manners, evaluate
+        self._limits, self._evaluate = limits, evaluate
         self._loading = ThreadPoolExecutor(1).submit(imports.load)
         self._held_out: tuple[EvaluationConfig, Placement, HeldOut] | None = None
 
@@ -285,10 +299,9 @@ class Making:
         self._loading.result()
         import torch
 
-        manners = self._manners
-        torch.set_num_threads(manners.threads)
+        torch.set_num_threads(self._limits.threads)
         seen = gpu.gpus() if torch.version.cuda is not None else None
-        chosen = gpu.place(place.device, seen, cpu_fallback=manners.cpu_fallback)
+        chosen = gpu.place(place.device, seen, cpu_fallback=self._limits.cpu_fallback)
         if not chosen.device:
             raise NoRoom(chosen.words)
         known = None
@@ -302,7 +315,7 @@ class Making:
 
 @dataclass(frozen=True)
 class _Placed:
-    evaluator: Any
+    evaluator: Evaluator
     words: str
 
     def __call__(

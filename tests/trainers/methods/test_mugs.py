@@ -10,14 +10,13 @@ from PIL import Image
 from dse_monitor.trainers import backbones
 from dse_monitor.trainers.blocks import optim
 from dse_monitor.trainers.blocks.centre import updated_centre
-from dse_monitor.trainers.blocks.heads import DINOHead
+from dse_monitor.trainers.blocks.heads import ContrastHead, DINOHead
 from dse_monitor.trainers.blocks.objectives import centred_softmax, pair_cross_entropies
 from dse_monitor.trainers.blocks.queues import KeyQueue
+from dse_monitor.trainers.blocks.relations import Memory
 from dse_monitor.trainers.engine.data import seeded
 from dse_monitor.trainers.method import Plan, Progress, Views
 from dse_monitor.trainers.methods.mugs import (
-    ContrastHead,
-    Memory,
     Mugs,
     MugsRecipe,
     Network,

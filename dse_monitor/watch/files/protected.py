@@ -1,4 +1,4 @@
-"""Waiting checkpoints protected from rotation: another name for each in `aside`, until it was evaluated."""
+"""Waiting checkpoints protected from rotation: another name for each, in `aside`, until it was evaluated."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from dse_monitor import atomic
-from dse_monitor.runs.identity import Stamp, stamp
+from dse_monitor.runs import identity
+from dse_monitor.runs.identity import Stamp
 
-FOLDER = "aside"
-COPY_BYTES = 20 << 30  # largest file that is copied where hard links are refused; ours
+FOLDER = "aside"  # below the output folder
+COPY_BYTES = 20 << 30  # largest file that is copied where hard links are refused; chosen by us
 
 
-class Aside:
+class Protected:
     """At most ``count`` checkpoints of one run, in its output folder; 0 protects none.
 
     Hard links cost nothing; where the filesystem refuses them (another disk, a folder) files are copied.
@@ -34,7 +35,7 @@ class Aside:
         found = []
         for path in sorted(self._protected):
             with contextlib.suppress(OSError):
-                found.append((path, stamp(self._place(path))))
+                found.append((path, identity.stamp(self._place(path))))
         return found
 
     def has(self, path: str) -> bool:
@@ -54,9 +55,9 @@ class Aside:
         for path in self._protected - chosen.keys():
             if (self._run / path).exists():
                 self.release(path)
-        for path, mark in chosen.items():
+        for path, stamp in chosen.items():
             if path not in self._protected and len(self._protected) < self._count:
-                self._add(path, mark)
+                self._add(path, stamp)
 
     def release(self, path: str) -> None:
         """It was evaluated, or need not be."""
@@ -64,14 +65,14 @@ class Aside:
             self._protected.discard(path)
             atomic.remove(self._place(path))
 
-    def _add(self, path: str, mark: Stamp) -> None:
+    def _add(self, path: str, stamp: Stamp) -> None:
         source, target = self._run / path, self._place(path)
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
             with atomic.replacing(target) as draft:
                 if source.is_dir():
                     shutil.copytree(source, draft, copy_function=_link_or_copy)
-                elif mark.size <= COPY_BYTES or os.stat(source).st_dev == os.stat(self._folder).st_dev:
+                elif stamp.size <= COPY_BYTES or os.stat(source).st_dev == os.stat(self._folder).st_dev:
                     _link_or_copy(str(source.resolve()), str(draft))
                 else:
                     return

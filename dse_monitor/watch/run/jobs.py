@@ -1,0 +1,47 @@
+"""What a worker is asked to do with one checkpoint, as plain JSON types (see workers/worker.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dse_monitor.evaluation.config import Placement
+from dse_monitor.runs import identity
+from dse_monitor.runs.history import History
+from dse_monitor.watch.files.protected import Protected
+from dse_monitor.watch.files.waiting import Candidate
+from dse_monitor.watch.options import WatchOptions
+
+
+def measuring(options: WatchOptions, out: Path, device: str) -> dict[str, Any]:
+    """What is measured, and where: the part that is equal in all jobs.
+
+    Args:
+        options: what the user asked for.
+        out: the run's output folder.
+        device: where to evaluate.
+    """
+    maps = str(out) if options.maps else None
+    place = Placement(cache=str(out / "images"), device=device, maps=maps)
+    return {"config": options.config.to_json(), "place": place.to_json()}
+
+
+def job(folder: Path, protected: Protected, candidate: Candidate) -> dict[str, Any]:
+    """Which file is measured, in which version and under which name.
+
+    Args:
+        folder: the run's folder.
+        protected: checkpoints protected from rotation; one whose own file is gone is read there.
+        candidate: the checkpoint.
+
+    Raises:
+        OSError: the file is gone.
+    """
+    path = protected.resolve(candidate.path)
+    stamp = candidate.stamp if path == folder / candidate.path else identity.stamp(path)
+    return {"path": str(path), "name": candidate.path, "stamp": stamp.to_list()}
+
+
+def last_crop(history: History) -> int | None:
+    """Side of the images at the newest evaluation, in pixels; None if nothing was measured yet."""
+    return next((row.settings.crop for row in reversed(history) if row.settings is not None), None)
