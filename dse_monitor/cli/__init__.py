@@ -21,8 +21,6 @@ from dse_monitor.watch.options import WatchOptions
 from dse_monitor.watch.process import ended
 
 PROGRAM = "dse-monitor"
-
-
 VERSION = ("--version", "Print the version and end.")
 COMPLETION = (
     "--tyro-write-completion SHELL FILE",

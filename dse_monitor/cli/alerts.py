@@ -18,7 +18,7 @@ from dse_monitor.reader import output_folder
 class SilenceOptions:
     """Mute the alerts of a watched run.
 
-    What is still true when the silence ends is reported then. A watcher at work hears of it at its next look.
+    What is still true when the silence ends is reported then. A watcher at work applies it at its next scan.
 
     Examples:
         dse-monitor silence runs/exp1 --during 6h

@@ -98,7 +98,7 @@ def _table(series: Series, choices: Sequence[Choice], files: Sequence[Path | Non
 class StatusOptions:
     """Say what a watcher is doing now.
 
-    Its queue, the checkpoint at hand, the last error, the next look.
+    Its queue, the checkpoint at hand, the last error, the next scan.
 
     Examples:
         dse-monitor status runs/exp1

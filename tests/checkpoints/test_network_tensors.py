@@ -72,6 +72,19 @@ def test_tensors_of_every_model_of_timm_are_known_without_building(family):
     assert sum(check(family, name) for name in names) >= UNDERSTOOD[family]
 
 
+def test_a_family_that_does_not_say_its_tensors_is_built_to_see(monkeypatch):
+    with torch.device("meta"):
+        shapes = shapes_of(timm.create_model("resnet18", num_classes=0))
+    told = architecture.recognise("resnet", shapes, Hints())
+    recognise = architecture.FAMILIES["resnet"]
+    silent = {
+        "resnet": lambda *given: dataclasses.replace(recognise(*given), tensors={}, buffers=frozenset())
+    }
+    monkeypatch.setattr(architecture, "FAMILIES", silent)
+    seen = architecture.recognise("resnet", shapes, Hints())
+    assert (seen.tensors, seen.buffers, seen.parameters) == (told.tensors, told.buffers, told.parameters)
+
+
 def test_another_release_of_timm_is_noticed_before_weights_are_read(write_checkpoint, tmp_path, monkeypatch):
     path = write_checkpoint(tmp_path / "checkpoint_0004.pth")
     build = architecture.build

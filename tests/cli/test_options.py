@@ -1,5 +1,9 @@
 """The options of every command, word by word: none appears or vanishes unnoticed."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from dse_monitor.cli import COMMANDS
@@ -8,6 +12,8 @@ from dse_monitor.flags.table import options
 from dse_monitor.trainers.settings import TrainOptions
 
 pytestmark = pytest.mark.fast
+
+ROOT = Path(__file__).resolve().parents[2]
 
 RECOGNISING = "layout encoder arch num-heads"
 MEASURING = (
@@ -59,6 +65,13 @@ def test_options_are_these(name):
 
 def test_options_of_training_are_these():
     assert listed(TrainOptions) == sorted(TRAIN.split())
+
+
+def test_a_watcher_keeps_no_parser_of_options():
+    code = "import sys, dse_monitor.watch.process, dse_monitor.watch.monitor; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "dse_monitor.flags" in done.stdout.split()
+    assert not {"tyro", "dse_monitor.flags.table", "dse_monitor.cli"} & set(done.stdout.split())
 
 
 @pytest.mark.parametrize("name", OPTIONS)

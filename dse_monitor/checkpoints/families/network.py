@@ -84,7 +84,8 @@ class Network:
         family: ``vit``, ``dinov3``, ``resnet``, ``swin`` or ``convnext``.
         description: the network in words, as records and `inspect` print it.
         build: constructs the module (parameters untouched by the file yet).
-        tensors: names and shapes of its state dict, in its order: what `build` makes, known without building.
+        tensors: names and shapes of its state dict, in its order: what `build` makes, known without building,
+            so that `inspect` needs no torch. A family may leave it empty; the network is then built to see.
         buffers: those of them that are not parameters.
         tokens: takes the module and images [B, 3, H, W], returns last-layer dense tokens [B, N, D].
         num_tokens: N at `image_size`.
@@ -103,7 +104,7 @@ class Network:
     family: str
     description: str
     build: Callable[[], nn.Module]
-    tensors: Mapping[str, Shape]
+    tensors: Mapping[str, Shape] = field(default_factory=dict)
     buffers: frozenset[str] = frozenset()
     tokens: Callable[[nn.Module, Tensor], Tensor]
     num_tokens: int

@@ -7,6 +7,7 @@ model: any width, depth, patch, window or block count is built from the shapes t
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,8 @@ def recognise(family: str, shapes: Mapping[str, Shape], hints: Hints) -> Network
         NotThisNetwork: the tensors are no network of this family that can be built.
         AmbiguousArchitecture: several networks fit, and the wrong one would load silently.
     """
-    return FAMILIES[family](shapes, hints)
+    network = FAMILIES[family](shapes, hints)
+    return network if network.tensors else _looked_at(network)
 
 
 def named(arch: str, shapes: Mapping[str, Shape], hints: Hints) -> Network:
@@ -61,7 +63,7 @@ def build(network: Network) -> nn.Module:
     """
     with _parameters_on_meta():
         module = network.build()
-    made = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    made = _shapes(module)
     if made != network.tensors:
         odd = sorted(dict(made.items() ^ network.tensors.items()))
         raise NotThisNetwork(
@@ -69,6 +71,18 @@ def build(network: Network) -> nn.Module:
             f"{odd[0]}; install another release of timm"
         )
     return module.eval().requires_grad_(False)
+
+
+def _looked_at(network: Network) -> Network:
+    """The network with the tensors that are in it when it is built."""
+    with _parameters_on_meta():
+        module = network.build()
+    buffers = frozenset(name for name, _ in module.named_buffers())
+    return dataclasses.replace(network, tensors=_shapes(module), buffers=buffers)
+
+
+def _shapes(module: nn.Module) -> dict[str, Shape]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 @contextlib.contextmanager
