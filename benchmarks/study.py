@@ -26,7 +26,7 @@ from pathlib import Path
 import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dse_monitor.probe.prober import Labelled, Prober, ProbeResult
+from dse_monitor.probe.prober import ProbeConfig, Prober, ProbeResult
 from dse_monitor.runs import ledger
 from dse_monitor.runs.record import OUTPUT_FOLDER, Evaluation
 from dse_monitor.scenes import write_folder
@@ -303,7 +303,7 @@ def measure(run: Run, place: Place) -> int:
     losses = epoch_losses(folder, place.setting.every(run))
     labelled = place.labelled[run.measured_at]
     prober = Prober(
-        Labelled(
+        ProbeConfig(
             images=labelled / "images",
             masks=labelled / "masks",
             num_images=place.setting.labelled,

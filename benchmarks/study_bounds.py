@@ -25,7 +25,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 from benchmarks.study import RESULTS, SETTINGS, TRAIN_SEED, prepare
 from dse_monitor import scenes
-from dse_monitor.probe.prober import IGNORED, Labelled, read_pairs, score_tokens, token_labels
+from dse_monitor.probe.prober import IGNORED, ProbeConfig, read_pairs, score_tokens, token_labels
 from dse_monitor.trainers import backbones
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -80,7 +80,7 @@ def main(
     for network in NETWORKS:
         size = network.measured_at * setting.size
         folder = place.labelled[network.measured_at]
-        labelled = Labelled(
+        labelled = ProbeConfig(
             images=folder / "images", masks=folder / "masks", num_images=setting.labelled, image_size=size
         )
         measured = _scenes(*read_pairs(labelled, size))

@@ -24,7 +24,7 @@ import tyro
 
 from dse_monitor.evaluation.config import EvaluationConfig, Placement
 from dse_monitor.evaluation.evaluator import Evaluator
-from dse_monitor.probe.prober import Labelled, Prober
+from dse_monitor.probe.prober import ProbeConfig, Prober
 from dse_monitor.publish import best
 from dse_monitor.runs import ledger
 from dse_monitor.runs.record import OUTPUT_FOLDER
@@ -140,7 +140,9 @@ def continued(run: Run, place: Place, weight: float, seed: int) -> dict[str, Any
     labelled = place.labelled[run.measured_at]
     images, masks, count = labelled / "images", labelled / "masks", place.setting.labelled
     probed = Prober(
-        Labelled(images=images, masks=masks, num_images=count, image_size=size, splits=2, device=place.device)
+        ProbeConfig(
+            images=images, masks=masks, num_images=count, image_size=size, splits=2, device=place.device
+        )
     )(last)
     held_out = EvaluationConfig(
         images=place.held_out[run.measured_at], num_images=place.setting.held_out, image_size=size

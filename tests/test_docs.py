@@ -46,9 +46,9 @@ def test_readme_lists_every_command():
     shown = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    commands = set(shown.partition("{")[2].partition("}")[0].split(","))
-    listed = set(re.findall(r"^\| `([a-z]+)", README, re.MULTILINE))
-    assert listed == commands
+    commands = re.findall(r"^  ([a-z]+) ", shown, re.MULTILINE)
+    assert len(commands) > 10
+    assert set(re.findall(r"^\| `([a-z]+)", README, re.MULTILINE)) == set(commands)
 
 
 def test_faults_are_those_that_tests_make():

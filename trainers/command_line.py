@@ -1,8 +1,9 @@
-"""``dse-train METHOD --data DIR --out RUN [flags]``, which is ``python -m dse_monitor train METHOD ...``."""
+"""`dse-train METHOD --data DIR --out RUN [FLAGS]`, which is `dse-monitor train METHOD ...`."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -11,36 +12,36 @@ from typing import TYPE_CHECKING
 # Read when torch loads: waiting threads sleep, since spinning ones starve a watcher on the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from dse_monitor import __version__
 from dse_monitor.errors import DSEError
-from dse_monitor.trainers.methods import REGISTRY, load
-from dse_monitor.trainers.settings import Settings, TrainingError
+from dse_monitor.flags.completion import is_completion, write_completion
+from dse_monitor.flags.page import block, page, row, sections, usage, wrapped
+from dse_monitor.flags.parse import parse
+from dse_monitor.flags.table import options
+from dse_monitor.trainers.methods import METHODS, REGISTRY, load
+from dse_monitor.trainers.settings import Settings, TrainingError, TrainOptions
 
 if TYPE_CHECKING:  # it loads torch, which "--help" can do without
     from dse_monitor.trainers.method import Recipe
 
+PROGRAM = "dse-train"
 OFFICIAL = "official"
-USAGE = """usage: dse-train METHOD --data DIR --out RUN [--preset NAME] [flags]
-
-Trains one of: {methods}.
-
-  --data DIR        a folder of images, or 'scenes' for built-in ones
-  --preset NAME     'official' (the authors' numbers, default) or 'tiny' (64-px images, a minute or so on CPU)
-  METHOD --help     its presets and every flag: the run's, then each number of the recipe with its default
-
-Several GPUs: torchrun --nproc-per-node N -m dse_monitor train METHOD ...
-
-Exit codes: 0 trained to the end, 1 an error, 2 wrong flags, 143 stopped by SIGTERM and 130 by Ctrl-C, both
-after saving: the same command with --resume goes on from there."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the flags of one method and train; exit codes are in :data:`USAGE`, errors are one line."""
+def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> None:
+    """Parse the flags of one method and train; exit codes are in `TrainOptions`, errors are one line."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
-        print(USAGE.format(methods=", ".join(REGISTRY.names())))
+        print(_first_page(prog), file=sys.stdout if given else sys.stderr)
         raise SystemExit(0 if given else 2)
+    if given[0] == "--version":
+        print(f"{prog} {__version__}")
+        return
+    if is_completion(given):
+        write_completion(completion_tree(), given, prog=prog)
     try:
-        _train(given[0], given[1:])
+        _check_method(given[0])
+        _train(given[0], given[1:], f"{prog} {given[0]}")
     except (TrainingError, DSEError, ValueError, OSError) as error:
         print(f"error: {error}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
         raise SystemExit(1) from error
@@ -52,24 +53,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(1) from error
 
 
-def _train(name: str, flags: list[str]) -> None:
-    import tyro
+def _check_method(name: str) -> None:
+    """Name what may have been meant; `load` lists all there are where nothing is near.
 
+    Raises:
+        TrainingError: it is almost the name of a method.
+    """
+    if name in METHODS or name in (names := REGISTRY.names()):
+        return
+    if near := difflib.get_close_matches(name, names, n=1):
+        raise TrainingError(f"there is no method {name!r}; did you mean {near[0]!r}?")
+
+
+def completion_tree() -> dict[str, type]:
+    """What a shell can complete: the methods, each with the flags of a run (recipes would load torch)."""
+    return dict.fromkeys(REGISTRY.names(), Settings)
+
+
+def _first_page(prog: str) -> str:
+    return "\n".join(
+        [page(TrainOptions, prog=prog), "", *wrapped(f"Methods: {', '.join(REGISTRY.names())}.")]
+    )
+
+
+def _page(title: str, recipe: Recipe, preset: str, prog: str) -> str:
+    """Help of one method: the run's flags, then every number of its recipe with this preset's value."""
+    run = [option for option in options(TrainOptions) if not option.how.positional]
+    presets = " or ".join((OFFICIAL, *recipe.presets))
+    about = f"Train {title} with the {preset} preset (--preset {presets})."
+    numbers = [row(option) for option in options(type(recipe), recipe)]
+    title = f"Recipe, {preset} preset"
+    return "\n".join([usage(run, prog=prog), "", *wrapped(about), *sections(run), *block(title, numbers)])
+
+
+def _train(name: str, flags: list[str], prog: str) -> None:
     from dse_monitor.trainers.engine.trainer import Stopped, train
 
     method_type = load(name)
     preset, flags = _take_preset(flags)
     recipe = _recipe(method_type.recipe_type, preset)
-    presets = " or ".join((OFFICIAL, *recipe.presets))
     command = dataclasses.make_dataclass(
         "Command", [("settings", Settings), ("recipe", type(recipe), dataclasses.field(default=recipe))]
     )
-    chosen = tyro.cli(
-        command,
-        args=flags,
-        prog=f"dse-train {name}",
-        description=f"Train {method_type.__name__} with the {preset} preset (--preset {presets}).",
-        config=(tyro.conf.OmitArgPrefixes,),
+    chosen = parse(
+        command, flags, prog=prog, pairs=True, help_page=_page(method_type.__name__, recipe, preset, prog)
     )
     try:
         train(name, method_type, chosen.recipe, chosen.settings)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from dse_monitor.flags import Flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,14 +23,15 @@ class Rules:
         warmup: checkpoints before anything is judged.
         early_best: checkpoints before a run is judged that was at its best from the start (a dip during
             warm-up looks like that).
-        worsened: factor by which the drop must grow after an alarm to be told once more, as critical.
+        worsened: factor by which the drop must grow after an alarm to be reported once more, as critical.
         plateau: checkpoints without progress that make a plateau (information only); 0 switches it off.
         failures: failed checkpoints in a row that make a health alert.
         stale_seconds: silence of the training that makes a health alert, s, unless four times the usual gap
             between checkpoints is longer; 0 switches it off.
         remind_seconds: time between reminders of an alert that goes on, s.
-        per_hour: most messages about one run within an hour; what is held back is told later, if still true.
-        lam: a fixed lambda; None for the adaptive one of the checkpoints known at the time.
+        per_hour: most messages about one run within an hour; what is held back is reported later, if still
+            true.
+        lam: a fixed lambda, instead of the adaptive one of the checkpoints known at the time.
     """
 
     margin: float = 0.2
@@ -39,10 +43,10 @@ class Rules:
     worsened: float = 2.0
     plateau: int = 20
     failures: int = 3
-    stale_seconds: float = 7200.0
-    remind_seconds: float = 86400.0
+    stale_seconds: Annotated[float, Flag(metavar="SECONDS")] = 7200.0
+    remind_seconds: Annotated[float, Flag(metavar="SECONDS")] = 86400.0
     per_hour: int = 6
-    lam: float | None = None
+    lam: Annotated[float | None, Flag(metavar="LAMBDA", default="adaptive")] = None
 
     def __post_init__(self) -> None:
         if not 0 < self.margin < 1:

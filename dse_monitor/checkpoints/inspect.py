@@ -11,8 +11,8 @@ from typing import Any
 
 from dse_monitor.checkpoints import layouts
 from dse_monitor.checkpoints.archive import check_complete, open_archive
-from dse_monitor.checkpoints.load import read_scalars
 from dse_monitor.checkpoints.recognition.recognise import Recognition, recognise
+from dse_monitor.checkpoints.scalars import read_scalars
 
 WIDTH = 100  # columns of the text
 SHOWN = 12  # names listed before the rest is counted
@@ -124,7 +124,7 @@ def inspect_checkpoint(
         image_size=network.image_size,
         num_tokens=network.num_tokens,
         width=network.width,
-        parameters=sum(parameter.numel() for parameter in found.module.parameters()),
+        parameters=network.parameters,
         bytes_read=sum(ref.nbytes for ref in found.sources().values()),
         epoch=done.epoch,
         epoch_source=done.epoch_source,

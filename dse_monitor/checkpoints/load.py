@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +11,13 @@ import torch
 
 from dse_monitor.checkpoints.archive import open_archive
 from dse_monitor.checkpoints.recognition.recognise import Recognition, recognise
+from dse_monitor.checkpoints.scalars import read_scalars
 from dse_monitor.encoder import Encoder
 from dse_monitor.runs.record import Source
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dse_monitor.checkpoints.archive import Archive
     from dse_monitor.checkpoints.families.network import Network
     from dse_monitor.checkpoints.reading.contents import TensorRef
 
@@ -60,6 +59,7 @@ def load_encoder(
             num_heads=num_heads,
             scalars=lambda refs: read_scalars(archive, refs),
         )
+        module = found.module  # before anything is read, so that what cannot be built costs nothing
         sources = found.sources()
         digests: list[bytes] = []
         blobs = archive.read(list(sources.values()), digests)
@@ -68,7 +68,7 @@ def load_encoder(
     by_name = [
         digest for _, digest in sorted(zip(sources, digests, strict=True))
     ]  # whatever the file's order
-    return _encoder(path, found, tensors, hashlib.sha256(b"".join(by_name)).hexdigest())
+    return _encoder(path, found, module, tensors, hashlib.sha256(b"".join(by_name)).hexdigest())
 
 
 def as_tensor(ref: TensorRef, blob: memoryview) -> Tensor:
@@ -87,22 +87,18 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(tensor.isfinite().all())
 
 
-def read_scalars(archive: Archive, refs: Sequence[TensorRef]) -> list[float]:
-    """The values of tensors that hold one number each."""
-    blobs = archive.read(list(refs))
-    return [as_tensor(ref, blob).item() for ref, blob in zip(refs, blobs, strict=True)]
-
-
-def _encoder(path: Path, found: Recognition, tensors: dict[str, Tensor], digest: str) -> Encoder:
+def _encoder(
+    path: Path, found: Recognition, module: nn.Module, tensors: dict[str, Tensor], digest: str
+) -> Encoder:
     state = {
         name: piece.make([tensors[source] for source in piece.sources])
         for name, piece in found.pieces.items()
     }
     non_finite = tuple(name for name, tensor in state.items() if not is_finite(tensor))
-    for name, tensor in found.module.state_dict().items():  # counters old files lack, heads that are not used
+    for name, tensor in module.state_dict().items():  # counters old files lack, heads that are not used
         if name not in state:
             state[name] = torch.zeros(tuple(tensor.shape), dtype=tensor.dtype)
-    found.module.load_state_dict(state, strict=True, assign=True)
+    module.load_state_dict(state, strict=True, assign=True)
     status = path.stat()
     source = Source(
         path=str(path),
@@ -117,7 +113,7 @@ def _encoder(path: Path, found: Recognition, tensors: dict[str, Tensor], digest:
         encoder=found.encoder,
         arch=found.network.description,
     )
-    return assembled(found.module, found.network, source, notes=found.notes, non_finite=non_finite)
+    return assembled(module, found.network, source, notes=found.notes, non_finite=non_finite)
 
 
 def assembled(

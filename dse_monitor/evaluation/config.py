@@ -8,7 +8,9 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from dse_monitor.flags import ADVANCED, Flag
 
 MINIMUM_IMAGES = 8  # one group of the metric's clustering; fewer say nothing about a network
 MINIMUM_SIDE = 16  # px, shorter side; below it an image holds no detail to resize
@@ -36,36 +38,36 @@ class EvaluationConfig:
         ValueError: a number out of range, or an unknown precision.
     """
 
-    images: Path
+    images: Annotated[Path, Flag(metavar="DIR")]
     """Folder of held-out images, searched recursively; no labels are used."""
     num_images: int = 2048
     """Images measured: a seeded sample that stays the same for the life of a run."""
-    image_size: int | None = None
-    """Side of the centre crop in pixels; the network's own if not given."""
-    seed: int = 0
-    """Seed of the sample, of the clustering and of the permutation of positions."""
-    batch: int = 1024
-    """Images per metric batch; part of the definition of m_dim."""
-    group: int = 8
-    """Consecutive images clustered together."""
-    local_clusters: int = 3
-    """Clusters per image."""
-    global_clusters: int = 24
-    """Clusters per group."""
-    normalize: bool = True
-    """L2-normalise tokens first."""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of the forward pass; auto is bfloat16 on CUDA and float32 elsewhere."""
-    micro_batch: int | None = None
-    """Images per forward pass; halved by itself when memory runs out. Does not change the numbers."""
-    layout: str | None = None
-    """Checkpoint layout, if it is not recognised; `dse-monitor layouts` lists them."""
-    encoder: str | None = None
+    image_size: Annotated[int | None, Flag(metavar="PIXELS", default="the network's own")] = None
+    """Side of the centre crop in pixels."""
+    layout: Annotated[str | None, Flag(metavar="NAME", default="recognised")] = None
+    """Layout of the checkpoints; `dse-monitor layouts` lists them."""
+    encoder: Annotated[str | None, Flag(metavar="NAME", default="the layout's")] = None
     """Which network of the file, where there are several (student, teacher, ...)."""
-    arch: str | None = None
-    """timm model to use instead of the one read from tensor shapes."""
-    num_heads: int | None = None
+    arch: Annotated[str | None, Flag(metavar="MODEL", default="read from tensor shapes")] = None
+    """timm model to build."""
+    num_heads: Annotated[int | None, Flag(default="recognised")] = None
     """Attention heads, where shapes leave them open."""
+    seed: Annotated[int, ADVANCED] = 0
+    """Seed of the sample, of the clustering and of the permutation of positions."""
+    batch: Annotated[int, ADVANCED] = 1024
+    """Images per metric batch; part of the definition of m_dim."""
+    group: Annotated[int, ADVANCED] = 8
+    """Consecutive images clustered together."""
+    local_clusters: Annotated[int, ADVANCED] = 3
+    """Clusters per image."""
+    global_clusters: Annotated[int, ADVANCED] = 24
+    """Clusters per group."""
+    normalize: Annotated[bool, ADVANCED] = True
+    """L2-normalise tokens first."""
+    precision: Annotated[Literal["auto", "float32", "bfloat16", "float16"], ADVANCED] = "auto"
+    """Arithmetic of the forward pass; auto is bfloat16 on CUDA and float32 elsewhere."""
+    micro_batch: Annotated[int | None, Flag(advanced=True, default="chosen by the device")] = None
+    """Images per forward pass; halved by itself when memory runs out. Does not change the numbers."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", Path(self.images).expanduser().absolute())

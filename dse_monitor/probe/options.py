@@ -1,43 +1,47 @@
-"""Which labelled images a probe uses, and how; no torch, for the command line."""
+"""What `dse-monitor probe` is asked: which labelled images, and how they are used. No torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from dse_monitor.flags import ADVANCED, Flag
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labelled:
-    """Labelled images and how they are used."""
+class ProbeConfig:
+    """Labelled images, how they are used, and how a checkpoint is recognised."""
 
-    images: Path
-    """Folder of images."""
-    masks: Path
+    images: Annotated[Path, Flag(name="labelled", metavar="DIR", aliases=("--images",))]
+    """Folder of labelled images."""
+    masks: Annotated[Path, Flag(metavar="DIR")]
     """Folder of masks under the same names (any suffix): one channel, the pixel's value is its class."""
     num_images: int = 1000
-    """Pairs used, a seeded sample."""
-    seed: int = 0
-    """Seed of the sample and of the splits."""
-    splits: int = 3
-    """How many times the images are split in halves, one to fit and one to score."""
-    neighbours: int = 20
-    """Tokens that vote in the nearest-neighbour probe."""
+    """Pairs used: a seeded sample."""
+    image_size: Annotated[
+        int | None, Flag(metavar="PIXELS", default="DSE's in a watched run, else the network's own")
+    ] = None
+    """Side of the centre crop in pixels."""
     ignore: int = 255
-    """Mask value that is no class."""
-    image_size: int | None = None
-    """Side of the centre crop in pixels; the network's own if not given."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:INDEX or mps."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Arithmetic of the forward pass."""
-    micro_batch: int | None = None
-    """Images per forward pass; the device's default if not given."""
-    layout: str | None = None
-    """Checkpoint layout, if it is not recognised; `dse-monitor layouts` lists them."""
-    encoder: str | None = None
+    """Mask value that is not a class."""
+    device: Annotated[str, Flag(metavar="DEVICE")] = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:INDEX or mps."""
+    layout: Annotated[str | None, Flag(metavar="NAME", default="recognised")] = None
+    """Layout of the checkpoints; `dse-monitor layouts` lists them."""
+    encoder: Annotated[str | None, Flag(metavar="NAME", default="the layout's")] = None
     """Which network of the file, where there are several (student, teacher, ...)."""
-    arch: str | None = None
-    """timm model to use instead of the one read from tensor shapes."""
-    num_heads: int | None = None
+    arch: Annotated[str | None, Flag(metavar="MODEL", default="read from tensor shapes")] = None
+    """timm model to build."""
+    num_heads: Annotated[int | None, Flag(default="recognised")] = None
     """Attention heads, where shapes leave them open."""
+    seed: Annotated[int, ADVANCED] = 0
+    """Seed of the sample and of the splits."""
+    splits: Annotated[int, ADVANCED] = 3
+    """How many times the images are split in halves, one to fit and one to score."""
+    neighbours: Annotated[int, ADVANCED] = 20
+    """Tokens that vote in the nearest-neighbour probe."""
+    precision: Annotated[Literal["float32", "bfloat16", "float16"], ADVANCED] = "float32"
+    """Arithmetic of the forward pass."""
+    micro_batch: Annotated[int | None, Flag(advanced=True, default="chosen by the device")] = None
+    """Images per forward pass."""

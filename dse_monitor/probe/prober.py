@@ -41,7 +41,7 @@ from dse_monitor.errors import ImagesError, NonFiniteFeatures
 from dse_monitor.evaluation import decoding, images
 from dse_monitor.evaluation.evaluator import resolve_device
 from dse_monitor.metric.precision import full_float32
-from dse_monitor.probe.options import Labelled
+from dse_monitor.probe.options import ProbeConfig
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total); stages: "images", "forward", "probe"
 
@@ -117,7 +117,7 @@ class Prober:
         ValueError: fewer than one split or neighbour, or fewer than four images.
     """
 
-    def __init__(self, labelled: Labelled):
+    def __init__(self, labelled: ProbeConfig):
         if labelled.splits < 1 or labelled.neighbours < 1 or labelled.num_images < 4:
             raise ValueError(
                 f"at least 1 split, 1 neighbour and 4 images are needed, got {labelled.splits}, "
@@ -215,8 +215,8 @@ class Prober:
 
 
 def probe(checkpoint: Path | str, images: Path | str, masks: Path | str, **options: Any) -> ProbeResult:
-    """Probe one checkpoint; options are the further fields of `Labelled`. For many, keep one `Prober`."""
-    return Prober(Labelled(images=Path(images), masks=Path(masks), **options))(checkpoint)
+    """Probe one checkpoint; options are the further fields of `ProbeConfig`. For many, keep one `Prober`."""
+    return Prober(ProbeConfig(images=Path(images), masks=Path(masks), **options))(checkpoint)
 
 
 def score_tokens(
@@ -334,7 +334,7 @@ def token_labels(masks: NDArray[np.integer], tokens: int, ignore: int = 255) -> 
 
 
 def read_pairs(
-    labelled: Labelled, size: int, progress: Progress | None = None
+    labelled: ProbeConfig, size: int, progress: Progress | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
     """Images [n, S, S, 3] and their masks [n, S, S], of the same crop.
 

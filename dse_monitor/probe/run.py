@@ -26,7 +26,7 @@ from dse_monitor.runs.record import PROBE_FOLDER, Evaluation
 from dse_monitor.runs.series import Series
 
 if TYPE_CHECKING:
-    from dse_monitor.probe.prober import Labelled, Prober, ProbeResult, Progress
+    from dse_monitor.probe.prober import ProbeConfig, Prober, ProbeResult, Progress
 
 TAG = "dse/probe/"  # of the plain scalars
 DRAWN = ("miou_linear", "miou_knn")  # those that the tab and TensorBoard draw
@@ -34,7 +34,7 @@ DRAWN = ("miou_linear", "miou_knn")  # those that the tab and TensorBoard draw
 
 def probe_run(
     output: Path,
-    labelled: Labelled,
+    labelled: ProbeConfig,
     progress: Callable[[str], AbstractContextManager[Progress]],
     refused: Callable[[Evaluation, Exception], None],
 ) -> Generator[tuple[Evaluation, ProbeResult], None, None]:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from dse_monitor.alerts.parameters import Rules
 from dse_monitor.checkpoints.names import NameFacts
 from dse_monitor.evaluation.config import EvaluationConfig
+from dse_monitor.flags import ADVANCED, Flag
 from dse_monitor.runs.record import OUTPUT_FOLDER
+from dse_monitor.watch.console import Form
 from dse_monitor.watch.workers.worker import WorkerLimits
+
+if TYPE_CHECKING:
+    from dse_monitor.alerts.sinks.delivery import Sink
 
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d|w)")
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -21,50 +27,76 @@ _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 @dataclass(frozen=True, kw_only=True)
 class WatchOptions:
-    """How runs are watched.
+    """Score each checkpoint that appears under RUN.
 
-    Attributes:
-        runs: folders of runs, or folders that hold runs; they need not exist yet.
-        config: what is measured.
-        out: output folder; None for ``dse`` below each run. With several runs, one folder per run below it.
-        devices: where to evaluate, one worker each: ``auto``, ``cpu``, ``cuda``, ``cuda:INDEX`` or ``mps``.
-        manners: how workers behave beside a training.
-        poll_seconds: seconds between scans, and no change events; None chooses by the filesystem.
-        settle_seconds: seconds a file must lie still; None chooses by the filesystem.
-        once: evaluate what is there and end.
-        exit_after_idle: end after so many seconds without anything to do; None never.
-        until_epoch: end once a checkpoint with so many epochs done was evaluated.
-        until_step: the same in steps.
-        every: of checkpoints with a number in their name, only those whose count done is a multiple of it.
-        min_interval: seconds between the file times of evaluated checkpoints at least.
-        since: count done, ISO date or time span ("6h", "2d"): only checkpoints from there on (see
-            `since_rule`).
-        keep_best: how many of the best checkpoints are kept from rotation.
-        copy_aside: how many waiting checkpoints are protected from rotation by a hard link.
-        maps: whether feature maps are painted.
-        rules: alert rules; None for the defaults.
-        sinks: where alerts go besides console, ledger and event data.
+    Runs beside a training and reads the files it writes. Each checkpoint becomes a line, a record in RUN/dse
+    and a point in TensorBoard; a fall of dense quality becomes an alert. Ctrl-C ends it, the same command
+    goes on.
+
+    Examples:
+        dse-monitor watch runs/exp1 --images ~/data/unlabelled
+        dse-monitor watch runs --images ~/data/unlabelled --alert webhook:env:CHAT
+
+    Raises:
+        ValueError: nothing to watch, or a number out of range.
     """
 
-    runs: tuple[Path, ...]
+    runs: Annotated[tuple[Path, ...], Flag(positional=True, metavar="RUN")]
+    """Folders of checkpoints, or folders that hold such runs; they need not exist yet."""
     config: EvaluationConfig
-    out: Path | None = None
-    devices: tuple[str, ...] = ("auto",)
-    manners: WorkerLimits = field(default_factory=WorkerLimits.default)
-    poll_seconds: float | None = None
-    settle_seconds: float | None = None
+    """What is measured."""
+    out: Annotated[Path | None, Flag(metavar="DIR", default="dse in each RUN")] = None
+    """Output folder; with several runs, one folder per run below it."""
+    devices: Annotated[tuple[str, ...], Flag(name="device", metavar="DEVICE")] = ("auto",)
+    """Where to compute: auto, cpu, cuda, cuda:INDEX or mps; several make one worker each."""
     once: bool = False
-    exit_after_idle: float | None = None
-    until_epoch: float | None = None
-    until_step: int | None = None
-    every: int | None = None
-    min_interval: float | None = None
-    since: str | None = None
-    keep_best: int = 0
-    copy_aside: int = 0
-    maps: bool = True
-    rules: Rules | None = None
-    sinks: Sequence[Any] = ()
+    """Evaluate what is there and end."""
+    until_epoch: Annotated[float | None, Flag(metavar="EPOCH", default="never")] = None
+    """End once so many epochs were scored."""
+    until_step: Annotated[int | None, Flag(metavar="STEP", default="never")] = None
+    """End once so many steps were scored."""
+    exit_after_idle: Annotated[float | None, Flag(metavar="SECONDS", default="never")] = None
+    """End after so many seconds without work."""
+    every: Annotated[int | None, Flag(metavar="COUNT", default="all")] = None
+    """Of numbered checkpoints, only those whose epoch or step is a multiple of it."""
+    since: Annotated[str | None, Flag(metavar="START", default="all")] = None
+    """Only from this epoch or step, date (2026-01-31) or age (6h, 2d) on."""
+    keep_best: Annotated[int, Flag(metavar="COUNT")] = 0
+    """Keep so many of the best checkpoints in RUN/dse/keep, whatever the training deletes."""
+    alert: Annotated[tuple[str, ...], Flag(metavar="SINK")] = ()
+    """Where alerts go as well: log, command:PROGRAM, webhook:env:NAME, email:file:PATH."""
+    test_alert: bool = False
+    """Only send a test alert to each SINK, report how that went, and end."""
+    link: Annotated[str, Flag(metavar="URL")] = ""
+    """Address of the charts, added to alerts."""
+    plain: bool = False
+    """Print plain lines, also on a terminal."""
+    json: bool = False
+    """Print one JSON object per line."""
+    min_interval: Annotated[float | None, Flag(metavar="SECONDS", default="none", advanced=True)] = None
+    """Seconds at least between the file times of scored checkpoints."""
+    copy_aside: Annotated[int, Flag(metavar="COUNT", advanced=True)] = 0
+    """Protect so many waiting checkpoints from rotation by a hard link."""
+    poll_seconds: Annotated[
+        float | None, Flag(metavar="SECONDS", default="chosen by the filesystem", advanced=True)
+    ] = None
+    """Seconds between scans, which then replace change events; give it on network disks."""
+    settle_seconds: Annotated[
+        float | None, Flag(metavar="SECONDS", default="chosen by the filesystem", advanced=True)
+    ] = None
+    """Seconds a file must lie unchanged before it is read."""
+    gpu_share: Annotated[float, Flag(metavar="SHARE", advanced=True)] = 1.0
+    """Part of the time the GPU may compute for the monitor, in (0, 1]."""
+    cpu_fallback: Annotated[bool, ADVANCED] = False
+    """Use the CPU rather than wait for room on a GPU."""
+    threads: Annotated[int | None, Flag(default="a quarter of the cores, at most 4", advanced=True)] = None
+    """CPU threads of a worker."""
+    nice: Annotated[int, Flag(hidden=True)] = 10
+    """Added to the niceness of workers, which run beside a training."""
+    maps: Annotated[bool, ADVANCED] = True
+    """Paint feature maps for the tab."""
+    rules: Annotated[Rules, Flag(name="rules", advanced=True)] = Rules()  # noqa: RUF009  frozen
+    """When to alert."""
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -85,22 +117,46 @@ class WatchOptions:
         """Twelve hexadecimal digits, equal exactly when checkpoints are to be measured in the same way."""
         return self.config.request
 
+    @property
+    def form(self) -> Form:
+        """How the watcher speaks."""
+        return "json" if self.json else "plain" if self.plain else "auto"
+
+    @property
+    def manners(self) -> WorkerLimits:
+        """How workers behave beside a training."""
+        threads = {} if self.threads is None else {"threads": self.threads}
+        shares = {"gpu_share": self.gpu_share, "cpu_fallback": self.cpu_fallback}
+        return WorkerLimits.default(nice=self.nice, **shares, **threads)
+
+    @cached_property
+    def sinks(self) -> tuple[Sink, ...]:
+        """Where alerts go besides console, ledger and event data, made from `alert`.
+
+        Raises:
+            OutputError: there is no such sink, or its secret is missing or malformed.
+        """
+        if not self.alert:  # who has none does without the memory of HTTP and SMTP clients
+            return ()
+        from dse_monitor.alerts.sinks import from_spec
+
+        return tuple(from_spec(spec, self.link) for spec in self.alert)
+
     def to_json(self) -> dict[str, Any]:
-        """Everything but the sinks as plain JSON types."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sinks"}
+        """All fields as plain JSON types."""
         return {
-            **plain,
+            **{field.name: getattr(self, field.name) for field in fields(self)},
             "runs": [str(run) for run in self.runs],
             "config": self.config.to_json(),
             "out": None if self.out is None else str(self.out),
             "devices": list(self.devices),
-            "manners": self.manners.to_json(),
-            "rules": None if self.rules is None else asdict(self.rules),
+            "alert": list(self.alert),
+            "rules": asdict(self.rules),
         }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any], sinks: Sequence[Any] = ()) -> WatchOptions:
-        """The inverse of :meth:`to_json`."""
+    def from_json(cls, data: dict[str, Any]) -> WatchOptions:
+        """The inverse of `to_json`."""
         return cls(
             **{
                 **data,
@@ -108,9 +164,8 @@ class WatchOptions:
                 "config": EvaluationConfig.from_json(data["config"]),
                 "out": None if data["out"] is None else Path(data["out"]),
                 "devices": tuple(data["devices"]),
-                "manners": WorkerLimits(**data["manners"]),
-                "rules": None if data["rules"] is None else Rules(**data["rules"]),
-                "sinks": sinks,
+                "alert": tuple(data["alert"]),
+                "rules": Rules(**data["rules"]),
             }
         )
 
@@ -124,7 +179,7 @@ class WatchOptions:
 
 
 def span_seconds(text: str) -> float | None:
-    """Seconds of a time span such as ``30min``, ``6h`` or ``2d``; None if it is none."""
+    """Seconds of a time span such as ``30min``, ``6h`` or ``2d``; None if it is not one."""
     span = _SPAN.fullmatch(text.strip())
     return float(span[1]) * _SECONDS[span[2]] if span else None
 

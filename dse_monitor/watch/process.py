@@ -10,26 +10,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from dse_monitor.errors import DSEError
 
 if TYPE_CHECKING:
-    from dse_monitor.watch.console import Form
     from dse_monitor.watch.options import WatchOptions
 
 
-def become(options: WatchOptions, form: Form, alert: Sequence[str] = (), link: str = "") -> NoReturn:
-    """Turn this process into a watcher; never returns.
-
-    Args:
-        options: what to watch; its sinks are made anew from ``alert``.
-        form: how it speaks.
-        alert: where alerts go as well; see alerts/sinks.py.
-        link: address of the charts, added to alerts.
-    """
-    order = json.dumps({"options": options.to_json(), "form": form, "alert": list(alert), "link": link})
+def become(options: WatchOptions) -> NoReturn:
+    """Turn this process into a watcher; never returns."""
+    order = json.dumps(options.to_json())
     sys.stdout.flush()
     sys.stderr.flush()
     # `-m` looks for modules in the current folder first; where this process does not, that one must not
@@ -62,14 +54,8 @@ def main() -> int:
     from dse_monitor.watch.monitor import watch
     from dse_monitor.watch.options import WatchOptions
 
-    order = json.loads(sys.argv[1])
-    sinks = []
-    if order["alert"]:  # who has none does without the memory of HTTP and SMTP clients
-        from dse_monitor.alerts.sinks import from_spec
-
-        sinks = [from_spec(spec, order["link"]) for spec in order["alert"]]
-    options = WatchOptions.from_json(order["options"], sinks)
-    return watch(options, Console(form=order["form"], several=len(options.runs) > 1))
+    options = WatchOptions.from_json(json.loads(sys.argv[1]))
+    return watch(options, Console(form=options.form, several=len(options.runs) > 1))
 
 
 if __name__ == "__main__":

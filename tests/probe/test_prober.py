@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -7,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dse_monitor import cli, scenes
+from dse_monitor import scenes
+from dse_monitor.cli import probe as command
+from dse_monitor.cli.printing import FAILED
 from dse_monitor.errors import CheckpointError, ImagesError, NonFiniteFeatures
 from dse_monitor.probe import prober as probe
 
@@ -169,7 +172,7 @@ def test_masks_without_two_classes_are_refused(filling):
 @pytest.fixture
 def pairs(tmp_path):
     scenes.write_folder(tmp_path, 12, size=40, masks=True)
-    return probe.Labelled(
+    return probe.ProbeConfig(
         images=tmp_path / "images", masks=tmp_path / "masks", num_images=10, splits=2, device="cpu"
     )
 
@@ -192,7 +195,7 @@ def test_images_and_masks_are_cropped_alike(pairs, tmp_path):
 def test_sample_of_pairs_is_seeded(pairs):
     first = probe.read_pairs(pairs, 32)[0]
     np.testing.assert_array_equal(first, probe.read_pairs(pairs, 32)[0])
-    other = probe.Labelled(images=pairs.images, masks=pairs.masks, num_images=10, seed=1)
+    other = probe.ProbeConfig(images=pairs.images, masks=pairs.masks, num_images=10, seed=1)
     assert (probe.read_pairs(other, 32)[0] != first).any()
 
 
@@ -205,7 +208,7 @@ def test_images_without_a_mask_are_left_out(pairs):
 
 def test_too_few_pairs_are_an_error_that_names_both_folders(pairs, tmp_path):
     (tmp_path / "empty").mkdir()
-    empty = probe.Labelled(images=pairs.images, masks=tmp_path / "empty")
+    empty = probe.ProbeConfig(images=pairs.images, masks=tmp_path / "empty")
     with pytest.raises(ImagesError, match=r"images: 0 images have a mask of the same name in .*empty"):
         probe.read_pairs(empty, 32)
 
@@ -230,7 +233,7 @@ def test_sixteen_bit_masks_keep_their_class_numbers(pairs, tmp_path):
 
 def test_unreadable_image_is_named(pairs):
     (pairs.images / "000000.png").write_bytes(b"nothing")
-    whole = probe.Labelled(images=pairs.images, masks=pairs.masks)
+    whole = probe.ProbeConfig(images=pairs.images, masks=pairs.masks)
     with pytest.raises(ImagesError, match=r"000000\.png: cannot be decoded .* remove it and its mask"):
         probe.read_pairs(whole, 32)
 
@@ -238,7 +241,7 @@ def test_unreadable_image_is_named(pairs):
 @pytest.mark.parametrize("changes", [{"splits": 0}, {"neighbours": 0}, {"num_images": 3}])
 def test_senseless_numbers_are_refused(changes):
     with pytest.raises(ValueError, match="are needed"):
-        probe.Prober(probe.Labelled(images=Path("i"), masks=Path("m"), **changes))
+        probe.Prober(probe.ProbeConfig(images=Path("i"), masks=Path("m"), **changes))
 
 
 def test_checkpoint_is_probed_end_to_end(pairs, tmp_path, write_checkpoint):
@@ -278,8 +281,9 @@ def test_bad_checkpoints_do_not_stop_the_others(pairs, tmp_path, write_checkpoin
     garbage.write_bytes(b"no checkpoint")
     spoiled = write_checkpoint(tmp_path / "nan.pth", change=lambda net: net.norm.weight.fill_(math.nan))
     good = write_checkpoint(tmp_path / "checkpoint_0004.pth")
-    assert cli.probe((garbage, missing, spoiled, good), pairs, json=True) == cli.FAILED
+    every = command.ProbeOptions(checkpoints=(garbage, missing, spoiled, good), config=pairs, json=True)
+    assert command.probe(every) == FAILED
     said = capsys.readouterr()
     assert [json.loads(line)["path"] for line in said.out.splitlines()] == [good.as_posix()]
     assert all(f"{path}: not probed: " in said.err for path in (garbage, missing, spoiled))
-    assert cli.probe((good,), pairs, json=True) == 0
+    assert command.probe(dataclasses.replace(every, checkpoints=(good,))) == 0

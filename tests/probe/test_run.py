@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dse_monitor import cli
+from dse_monitor.cli.printing import FAILED
+from dse_monitor.cli.probe import ProbeOptions, probe
 from dse_monitor.errors import RunError
 from dse_monitor.evaluation.config import EvaluationConfig, Placement
 from dse_monitor.evaluation.evaluator import Evaluator
 from dse_monitor.probe import run as probe_run
-from dse_monitor.probe.options import Labelled
+from dse_monitor.probe.options import ProbeConfig
 from dse_monitor.runs import export, ledger
 from dse_monitor.runs.locking import RunLock
 from dse_monitor.runs.probed import read
@@ -31,7 +32,7 @@ EPOCHS = (1, 2, 3)
 def labelled(tmp_path_factory):
     """Twelve scenes of 32 px with masks, two splits."""
     images = write_folder(tmp_path_factory.mktemp("labelled"), 12, size=32, seed=2, masks=True)
-    return Labelled(images=images, masks=images.parent / "masks", num_images=12, splits=2, device="cpu")
+    return ProbeConfig(images=images, masks=images.parent / "masks", num_images=12, splits=2, device="cpu")
 
 
 @pytest.fixture
@@ -139,22 +140,22 @@ def test_tables_and_event_data_stand_beside_dse(run, labelled, tmp_path):
 
 
 def test_command_says_what_the_labels_think_of_dse(run, labelled, capsys):
-    assert cli.probe((run,), labelled) == 0
+    assert probe(ProbeOptions(checkpoints=(run,), config=labelled)) == 0
     said = capsys.readouterr().out
     assert said.count("linear mIoU") == 4  # one line each, and the head of the summary
     assert "3 of 3 checkpoints probed" in said
     assert "Kendall tau with DSE" in said
-    assert cli.probe((run / "dse",), labelled, json=True) == 0
+    assert probe(ProbeOptions(checkpoints=(run / "dse",), config=labelled, json=True)) == 0
     assert capsys.readouterr().out == ""  # nothing new
     with pytest.raises(RunError, match="probe it alone"):
-        cli.probe((run, run / "checkpoint_0001.pth"), labelled)
+        probe(ProbeOptions(checkpoints=(run, run / "checkpoint_0001.pth"), config=labelled))
     with pytest.raises(RunError, match="nothing to probe"):
-        cli.probe((), labelled)
+        probe(ProbeOptions(checkpoints=(), config=labelled))
 
 
 def test_json_lines_hold_dse_and_probes(run, labelled, capsys):
     (run / "checkpoint_0001.pth").unlink()
-    assert cli.probe((run,), labelled, json=True) == cli.FAILED
+    assert probe(ProbeOptions(checkpoints=(run,), config=labelled, json=True)) == FAILED
     said = capsys.readouterr()
     lines = [json.loads(line) for line in said.out.splitlines()]
     assert [line["seq"] for line in lines] == [2, 3]

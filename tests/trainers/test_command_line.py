@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from dse_monitor import __version__
 from dse_monitor.trainers.blocks import optim
 from dse_monitor.trainers.command_line import main
 from dse_monitor.trainers.engine import trainer as engine
@@ -29,7 +30,41 @@ def test_every_field_is_a_flag(capsys):
         main(["dino", "--help"])
     text = capsys.readouterr().out
     for field in [*dataclasses.fields(Settings), *dataclasses.fields(DINORecipe)]:
-        assert f"--{field.name.replace('_', '-')}" in text, field.name
+        flag = field.name.replace("_", "-")  # of a switch that is on, the flag that turns it off
+        assert f"--{flag} " in text or f"--no-{flag} " in text, field.name
+
+
+def test_help_is_read_by_people(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["dino", "--preset", "tiny", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Usage: dse-train dino --data DIR --out RUN [FLAGS]"
+    assert all(len(line) <= 80 for line in lines)
+    text = " ".join(" ".join(lines).split())
+    assert "--epochs INT Passes over the data. (default: 12)" in text
+    assert text.index("--data DIR") < text.index("Advanced flags:") < text.index("Recipe, tiny preset:")
+    assert "None" not in text
+
+
+def test_both_states_of_a_switch_can_be_asked_for(called):
+    for flag, wanted in (("--no-norm-last-layer", False), ("--norm-last-layer", True)):
+        main(["dino", "--data", "scenes", "--out", "r", flag])
+        assert called[-1][2].norm_last_layer is wanted
+
+
+def test_version_is_one_line(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"dse-train {__version__}\n"
+
+
+def test_a_misspelled_flag_is_answered_with_what_was_meant(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["dino", "--data", "scenes", "--out", "r", "--batchsize", "8"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "dse-train dino: there is no flag --batchsize; did you mean --batch-size?\n"
+    )
 
 
 def test_preset_sets_defaults_and_flags_override_them(called):
@@ -89,6 +124,7 @@ def test_every_other_recipe_fits_its_networks_optimiser_and_schedules(method, pr
     ("flags", "message"),
     [
         (["simclr"], "there is no method 'simclr'; the methods are mocov3"),
+        (["dinno"], "there is no method 'dinno'; did you mean 'dino'?"),
         (["dino", "--preset", "small"], "expected official or tiny"),
         (["dino", "--preset", "tiny", "--data", "/nowhere", "--out", "{}"], "/nowhere is no folder"),
         (["dino", "--data", "scenes", "--out", "{}", "--keep", "-1"], "--keep is at least 0, got -1"),

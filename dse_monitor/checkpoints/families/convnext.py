@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints.families import Family
+from dse_monitor.checkpoints.families.layers import convolution, linear, norm
 from dse_monitor.checkpoints.families.network import (
     IMAGE_SIZE,
     POOLED_NORM,
@@ -84,6 +85,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
             f"blocks {'-'.join(map(str, depths))}, patch {patch}"
         ),
         build=partial(_build, options, hints.norm_eps or NORM_EPS),
+        tensors=_tensors(options),
         tokens=_tokens,
         num_tokens=side * side,
         width=widths[-1],
@@ -94,6 +96,33 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         std=hints.std,
         renamed=renamed,
     )
+
+
+def _tensors(options: dict[str, Any]) -> dict[str, Shape]:
+    """The state dict of what `_build` makes of the same options."""
+    widths, patch, bias = options["dims"], options["patch_size"], options["conv_bias"]
+    tensors = convolution("stem.0", widths[0], 3, patch, bias=bias) | norm("stem.1", widths[0])
+    for stage, (depth, width, kernel) in enumerate(
+        zip(options["depths"], widths, options["kernel_sizes"], strict=True)
+    ):
+        if stage or patch == 2:  # timm halves the map once more where the stem did little
+            before = widths[max(stage - 1, 0)]
+            tensors |= norm(f"stages.{stage}.downsample.0", before)
+            tensors |= convolution(f"stages.{stage}.downsample.1", width, before, 2, bias=bias)
+        for block in (f"stages.{stage}.blocks.{index}" for index in range(depth)):
+            tensors |= {f"{block}.gamma": (width,)} if options["ls_init_value"] is not None else {}
+            tensors |= convolution(f"{block}.conv_dw", width, 1, kernel, bias=bias)
+            tensors |= norm(f"{block}.norm", width)
+            tensors |= _layer(f"{block}.mlp.fc1", 4 * width, width, options)
+            tensors |= norm(f"{block}.mlp.grn", 4 * width) if options["use_grn"] else {}
+            tensors |= _layer(f"{block}.mlp.fc2", width, 4 * width, options)
+    return {**tensors, **(norm("norm_pre", widths[-1]) if options.get("head_norm_first") else {})}
+
+
+def _layer(name: str, out: int, into: int, options: dict[str, Any]) -> dict[str, Shape]:
+    if options["conv_mlp"]:
+        return convolution(name, out, into, 1, bias=True)
+    return linear(name, out, into)
 
 
 def _build(options: dict[str, Any], eps: float) -> nn.Module:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints.families import Family
+from dse_monitor.checkpoints.families.layers import convolution, linear, norm
 from dse_monitor.checkpoints.families.network import (
     IMAGE_SIZE,
     Heads,
@@ -21,7 +22,9 @@ from dse_monitor.checkpoints.families.network import (
 )
 from dse_monitor.checkpoints.families.statedicts import Shape
 from dse_monitor.checkpoints.families.vit import (
+    FeedForward,
     feed_forward,
+    feed_forward_tensors,
     number_of_heads,
     patch_embedding,
     patch_tokens,
@@ -76,10 +79,15 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         f"{registers} registers" if registers else "",
         "rotary positions",
     ]
+    stored = "rope.periods" in shapes
+    key_bias = "blocks.0.attn.k_bias" in shapes and options["qkv_bias"]
+    tensors = _tensors(options, mlp, stored, key_bias)
     return Network(
         family="dinov3",
         description=", ".join(word for word in words if word),
-        build=partial(_build, options, "rope.periods" in shapes, "blocks.0.attn.k_bias" in shapes),
+        build=partial(_build, options, stored, key_bias),
+        tensors=tensors,
+        buffers=frozenset(name for name in tensors if name.endswith((".periods", ".k_bias"))),
         tokens=patch_tokens,
         num_tokens=grid * grid,
         width=width,
@@ -96,6 +104,32 @@ def _heads(shapes: Mapping[str, Shape], width: int, hints: Hints) -> Heads:
     if periods and width % (4 * periods) == 0:
         return Heads(width // (4 * periods), "the rotary periods stored in the file")
     return number_of_heads(shapes, width, hints)
+
+
+def _tensors(
+    options: dict[str, Any], mlp: FeedForward, periods_stored: bool, key_bias: bool
+) -> dict[str, Shape]:
+    """The state dict of what `_build` makes of the same arguments."""
+    width, registers = options["embed_dim"], options["num_reg_tokens"]
+    tensors: dict[str, Shape] = {"cls_token": (1, 1, width)}
+    if registers:
+        tensors["reg_token"] = (1, registers, width)
+    tensors |= convolution("patch_embed.proj", width, 3, options["patch_size"], bias=True)
+    if periods_stored:
+        tensors["rope.periods"] = (width // options["num_heads"] // 4,)
+    for block in (f"blocks.{index}" for index in range(options["depth"])):
+        if options["init_values"]:
+            tensors |= {f"{block}.gamma_1": (width,), f"{block}.gamma_2": (width,)}
+        tensors |= norm(f"{block}.norm1", width)
+        if options["qkv_bias"]:
+            tensors |= {f"{block}.attn.q_bias": (width,), f"{block}.attn.v_bias": (width,)}
+        if key_bias:
+            tensors[f"{block}.attn.k_bias"] = (width,)
+        tensors |= linear(f"{block}.attn.qkv", 3 * width, width, bias=False)
+        tensors |= linear(f"{block}.attn.proj", width, width)
+        tensors |= norm(f"{block}.norm2", width)
+        tensors |= feed_forward_tensors(f"{block}.mlp", width, mlp)
+    return {**tensors, **norm("norm", width)}
 
 
 def _build(options: dict[str, Any], periods_stored: bool, key_bias: bool) -> nn.Module:

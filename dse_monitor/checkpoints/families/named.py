@@ -42,6 +42,8 @@ def recognise(arch: str, shapes: Mapping[str, Shape], hints: Hints) -> Network:
         family="named",
         description=f"{arch} of timm" + (f", {hints.num_heads} heads" if hints.num_heads else ""),
         build=partial(_build, arch, options),
+        tensors={name: tuple(tensor.shape) for name, tensor in probe.state_dict().items()},
+        buffers=frozenset(name for name, _ in probe.named_buffers()),
         tokens=_tokens,
         num_tokens=num_tokens,
         width=width,

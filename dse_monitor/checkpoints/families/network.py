@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,9 @@ class Network:
         family: ``vit``, ``dinov3``, ``resnet``, ``swin`` or ``convnext``.
         description: the network in words, as records and `inspect` print it.
         build: constructs the module (parameters untouched by the file yet).
+        tensors: names and shapes of its state dict, in its order: what `build` makes, known without building,
+            so that `inspect` needs no torch. A family may leave it empty; the network is then built to see.
+        buffers: those of them that are not parameters.
         tokens: takes the module and images [B, 3, H, W], returns last-layer dense tokens [B, N, D].
         num_tokens: N at `image_size`.
         width: D.
@@ -100,6 +104,8 @@ class Network:
     family: str
     description: str
     build: Callable[[], nn.Module]
+    tensors: Mapping[str, Shape] = field(default_factory=dict)
+    buffers: frozenset[str] = frozenset()
     tokens: Callable[[nn.Module, Tensor], Tensor]
     num_tokens: int
     width: int
@@ -111,6 +117,11 @@ class Network:
     std: ImageStatistics = IMAGENET_STD
     renamed: Mapping[str, Piece] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Numbers it holds, without buffers."""
+        return sum(math.prod(shape) for name, shape in self.tensors.items() if name not in self.buffers)
 
 
 def check_activation(hints: Hints, usual: str) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints.families import Family
+from dse_monitor.checkpoints.families.layers import BUFFERS, batch_norm, convolution
 from dse_monitor.checkpoints.families.network import (
     IMAGE_SIZE,
     Hints,
@@ -67,10 +68,13 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
             f"{', padding 2' if stem.padding == 2 else ''}; the shapes cannot show it.",
         )
     side = math.ceil(size / stride)
+    tensors = _tensors(bottleneck, blocks, options, stem, attention)
     return Network(
         family="resnet",
         description=_words(bottleneck, blocks, channels, cardinality, base_width, stem, bool(attention)),
         build=partial(_build, bottleneck, blocks, options, stem, attention),
+        tensors=tensors,
+        buffers=frozenset(name for name in tensors if name.endswith(BUFFERS)),
         tokens=_tokens,
         num_tokens=side * side,
         width=outputs[-1],
@@ -190,6 +194,57 @@ def _words(
     if stem.deep:
         words.append("deep stem")
     return ", ".join(words)
+
+
+def _tensors(
+    bottleneck: bool, blocks: tuple[int, ...], options: dict[str, Any], stem: _Stem, attention: float
+) -> dict[str, Shape]:
+    """The state dict of what `_build` makes of the same arguments."""
+    into, tensors = _stem_tensors(stem)
+    for stage, (planes, count) in enumerate(zip(options["channels"], blocks, strict=True), 1):
+        out = planes * EXPANSION if bottleneck else planes
+        for index in range(count):
+            block = f"layer{stage}.{index}"
+            if bottleneck:
+                groups = options["cardinality"]
+                width = int(math.floor(planes * (options["base_width"] / 64)) * groups)
+                layers = ((width, into, 1), (width, width // groups, 3), (out, width, 1))
+            else:
+                layers = ((planes, into, 3), (planes, planes, 3))
+            for number, (channels, inside, kernel) in enumerate(layers, 1):
+                tensors |= convolution(f"{block}.conv{number}", channels, inside, kernel)
+                tensors |= batch_norm(f"{block}.bn{number}", channels)
+            if attention:
+                kept = max(1, int(out * attention + 0.5))  # as timm rounds it
+                tensors |= convolution(f"{block}.se.fc1", kept, out, 1, bias=True)
+                tensors |= convolution(f"{block}.se.fc2", out, kept, 1, bias=True)
+            if not index and (stage > 1 or into != out):
+                tensors |= _shortcut_tensors(f"{block}.downsample", out, into, stage, options)
+            into = out
+    return tensors
+
+
+def _stem_tensors(stem: _Stem) -> tuple[int, dict[str, Shape]]:
+    """Channels that enter the first stage as timm builds it, and the tensors before it."""
+    if not stem.deep:
+        kernel = 3 if stem.small else 7
+        return stem.width, convolution("conv1", stem.width, 3, kernel) | batch_norm("bn1", stem.width)
+    second = stem.deep[1]
+    first = 3 * (second // 4) if stem.deep[0] != second else second
+    tensors: dict[str, Shape] = {}
+    for place, out, into in ((0, first, 3), (3, second, first)):
+        tensors |= convolution(f"conv1.{place}", out, into, 3) | batch_norm(f"conv1.{place + 1}", out)
+    tensors |= convolution("conv1.6", 2 * second, second, 3) | batch_norm("bn1", 2 * second)
+    return 2 * second, tensors
+
+
+def _shortcut_tensors(
+    name: str, out: int, into: int, stage: int, options: dict[str, Any]
+) -> dict[str, Shape]:
+    if options.get("avg_down"):  # pooling has the first place and no tensors
+        return convolution(f"{name}.1", out, into, 1) | batch_norm(f"{name}.2", out)
+    kernel = options.get("down_kernel_size", 1) if stage > 1 else 1
+    return convolution(f"{name}.0", out, into, kernel) | batch_norm(f"{name}.1", out)
 
 
 def _build(

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints.families import Family
+from dse_monitor.checkpoints.families.layers import convolution, linear, norm
 from dse_monitor.checkpoints.families.network import (
     IMAGE_SIZE,
     Hints,
@@ -73,6 +74,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         mlp_ratio=hidden / width * (1 + 1e-9),  # timm truncates width * ratio
         qkv_bias="layers.0.blocks.0.attn.qkv.bias" in shapes,
     )
+    patch_norm = "patch_embed.norm.weight" in shapes
     window_words = "-".join(map(str, windows)) if len(set(windows)) > 1 else str(windows[0])
     return Network(
         family="swin",
@@ -85,8 +87,9 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
             options,
             hints.norm_eps or NORM_EPS,
             pad_first=pad_first,
-            patch_norm="patch_embed.norm.weight" in shapes,
+            patch_norm=patch_norm,
         ),
+        tensors=_tensors(options, windows, patch_norm=patch_norm),
         tokens=partial(_tokens, plan, *known),
         num_tokens=side * side,
         width=width * 2 ** (stages - 1),
@@ -148,6 +151,30 @@ def _grid_and_plan(
         if all(window <= _rounded_down(side, stage) for stage, window in enumerate(windows)):
             return side, _rounded_down
     raise NotThisNetwork(f"windows of {', '.join(map(str, windows))} fit no image size")
+
+
+def _tensors(options: dict[str, Any], windows: tuple[int, ...], *, patch_norm: bool) -> dict[str, Shape]:
+    """The state dict of what `_build` makes of the same arguments."""
+    width = options["embed_dim"]
+    tensors = convolution("patch_embed.proj", width, 3, options["patch_size"], bias=True)
+    if patch_norm:
+        tensors |= norm("patch_embed.norm", width)
+    for stage, depth in enumerate(options["depths"]):
+        layer, heads, side = f"layers.{stage}", options["num_heads"][stage], 2 * windows[stage] - 1
+        if stage:
+            tensors |= norm(f"{layer}.downsample.norm", 4 * width)
+            tensors |= linear(f"{layer}.downsample.reduction", 2 * width, 4 * width, bias=False)
+            width *= 2
+        hidden = int(width * options["mlp_ratio"])
+        for block in (f"{layer}.blocks.{index}" for index in range(depth)):
+            tensors |= norm(f"{block}.norm1", width)
+            tensors[f"{block}.attn.relative_position_bias_table"] = (side * side, heads)
+            tensors |= linear(f"{block}.attn.qkv", 3 * width, width, bias=options["qkv_bias"])
+            tensors |= linear(f"{block}.attn.proj", width, width)
+            tensors |= norm(f"{block}.norm2", width)
+            tensors |= linear(f"{block}.mlp.fc1", hidden, width)
+            tensors |= linear(f"{block}.mlp.fc2", width, hidden)
+    return {**tensors, **norm("norm", width)}
 
 
 def _build(options: dict[str, Any], eps: float, *, pad_first: bool, patch_norm: bool) -> nn.Module:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints.families import Family
+from dse_monitor.checkpoints.families.layers import BUFFERS, batch_norm, convolution, linear, norm
 from dse_monitor.checkpoints.families.network import (
     Heads,
     Hints,
@@ -87,14 +88,9 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         global_pool="token" if class_token else "avg",
     )
     grid, embeds_prefix = _grid(shapes["pos_embed"], class_token, registers, renamed)
-    build = partial(
-        _build,
-        shapes,
-        dict(common, img_size=grid * patch, no_embed_class=not embeds_prefix, reg_tokens=registers),
-        mlp,
-        hints.norm_eps or NORM_EPS,
-        has_final_norm,
-    )
+    common.update(img_size=grid * patch, no_embed_class=not embeds_prefix, reg_tokens=registers)
+    build = partial(_build, shapes, common, mlp, hints.norm_eps or NORM_EPS, has_final_norm)
+    tensors = _tensors(shapes, common, mlp, has_final_norm)
     words = [
         f"vit {width}x{depth}",
         f"{heads.count} heads",
@@ -108,6 +104,8 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         family="vit",
         description=", ".join(word for word in words if word),
         build=build,
+        tensors=tensors,
+        buffers=frozenset(name for name in tensors if name.endswith(BUFFERS)),
         tokens=patch_tokens,
         num_tokens=grid * grid,
         width=width,
@@ -231,6 +229,67 @@ def _fold_class_position(position: Shape, renamed: dict[str, Piece]) -> None:
     _, length, width = position
     renamed["cls_token"] = Piece(("cls_token", "pos_embed"), (1, 1, width), lambda t: t[0] + t[1][:, :1])
     renamed["pos_embed"] = Piece(("pos_embed",), (1, length - 1, width), lambda t: t[0][:, 1:].clone())
+
+
+def _tensors(
+    shapes: Mapping[str, Shape], common: dict[str, Any], mlp: FeedForward, final_norm: bool
+) -> dict[str, Shape]:
+    """The state dict of what `_build` makes of the same arguments."""
+    width, head = common["embed_dim"], common["embed_dim"] // common["num_heads"]
+    registers, class_token = common["reg_tokens"], common["class_token"]
+    patches = (common["img_size"] // common["patch_size"]) ** 2
+    prefix = 0 if common["no_embed_class"] else registers + class_token
+    tensors: dict[str, Shape] = {"cls_token": (1, 1, width)} if class_token else {}
+    if registers:
+        tensors["reg_token"] = (1, registers, width)
+    tensors["pos_embed"] = (1, patches + prefix, width)
+    tensors |= _embedding_tensors(shapes, width, common["patch_size"])
+    if "norm_pre.weight" in shapes:
+        tensors |= norm("norm_pre", width)
+    proj_bias = "blocks.0.attn.proj.bias" in shapes
+    for block in (f"blocks.{index}" for index in range(common["depth"])):
+        tensors |= norm(f"{block}.norm1", width)
+        tensors |= linear(f"{block}.attn.qkv", 3 * width, width, bias="blocks.0.attn.qkv.bias" in shapes)
+        if "blocks.0.attn.q_norm.weight" in shapes:
+            tensors |= {**norm(f"{block}.attn.q_norm", head), **norm(f"{block}.attn.k_norm", head)}
+        if "blocks.0.attn.norm.weight" in shapes:
+            tensors |= norm(f"{block}.attn.norm", width)
+        tensors |= linear(f"{block}.attn.proj", width, width, bias=proj_bias)
+        if "blocks.0.ls1.gamma" in shapes:
+            tensors[f"{block}.ls1.gamma"] = (width,)
+        tensors |= norm(f"{block}.norm2", width)
+        scaled = "blocks.0.mlp.norm.weight" in shapes
+        tensors |= feed_forward_tensors(f"{block}.mlp", width, mlp, bias=proj_bias, scaled=scaled)
+        if "blocks.0.ls1.gamma" in shapes:
+            tensors[f"{block}.ls2.gamma"] = (width,)
+    return {**tensors, **(norm("norm", width) if final_norm else {})}
+
+
+def _embedding_tensors(shapes: Mapping[str, Shape], width: int, patch: int) -> dict[str, Shape]:
+    if CONV_STEM not in shapes:
+        bias = "patch_embed.proj.bias" in shapes
+        return convolution("patch_embed.proj", width, 3, patch, bias=bias)
+    tensors: dict[str, Shape] = {}
+    for place in range(0, 12, 3):
+        out, channels = shapes.get(f"patch_embed.proj.{place}.weight", (0, 0))[:2]
+        tensors |= convolution(f"patch_embed.proj.{place}", out, channels, 3)
+        tensors |= batch_norm(f"patch_embed.proj.{place + 1}", out)
+    out, channels = shapes[CONV_STEM][:2]
+    return {**tensors, **convolution("patch_embed.proj.12", out, channels, 1, bias=True)}
+
+
+def feed_forward_tensors(
+    name: str, width: int, mlp: FeedForward, *, bias: bool = True, scaled: bool = False
+) -> dict[str, Shape]:
+    """The state dict of timm's Mlp, SwiGLU or SwiGLUPacked; `scaled` with a norm before its last layer."""
+    hidden = int(width * mlp.ratio)
+    inner = hidden // 2 if mlp.kind == "swiglu-packed" else hidden
+    first = ("fc1_g", "fc1_x") if mlp.kind == "swiglu" else ("fc1",)
+    tensors: dict[str, Shape] = {}
+    for layer in first:
+        tensors |= linear(f"{name}.{layer}", hidden, width, bias=bias)
+    tensors |= norm(f"{name}.norm", inner) if scaled else {}
+    return {**tensors, **linear(f"{name}.fc2", width, inner, bias=bias)}
 
 
 def _build(

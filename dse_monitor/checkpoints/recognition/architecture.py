@@ -8,6 +8,7 @@ themselves.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -54,19 +55,19 @@ def recognise(family: str, shapes: Mapping[str, Shape], hints: Hints) -> Network
         AmbiguousArchitecture: several networks fit, and the wrong one would load silently.
     """
     origin = families.REGISTRY.origin(family)
-    if not origin:
-        return families.load(family).recognise(shapes, hints)
     try:
         network = families.load(family).recognise(shapes, hints)
     except (DSEError, NotThisNetwork):
         raise
     except Exception as error:
+        if not origin:
+            raise
         raise NotThisNetwork(
             f"the network family {family!r} of {origin} failed: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(network, Network):
         raise NotThisNetwork(f"the network family {family!r} of {origin} returned no Network: {network!r}")
-    return network
+    return network if network.tensors else _looked_at(network)
 
 
 def named(arch: str, shapes: Mapping[str, Shape], hints: Hints) -> Network:
@@ -82,10 +83,32 @@ def build(network: Network) -> nn.Module:
     """The module in evaluation mode, its parameters without storage (device ``meta``), its buffers filled.
 
     Parameters get their storage when the file's tensors are assigned, so memory holds the encoder once.
+
+    Raises:
+        NotThisNetwork: timm cannot build it, or builds it with other tensors than `Network.tensors`.
     """
     with _parameters_on_meta():
         module = network.build()
+    made = _shapes(module)
+    if made != network.tensors:
+        odd = sorted(dict(made.items() ^ network.tensors.items()))
+        raise NotThisNetwork(
+            f"the installed timm builds {network.description} with other tensors than known here, such as "
+            f"{odd[0]}; install another release of timm"
+        )
     return module.eval().requires_grad_(False)
+
+
+def _looked_at(network: Network) -> Network:
+    """The network with the tensors that are in it when it is built."""
+    with _parameters_on_meta():
+        module = network.build()
+    buffers = frozenset(name for name, _ in module.named_buffers())
+    return dataclasses.replace(network, tensors=_shapes(module), buffers=buffers)
+
+
+def _shapes(module: nn.Module) -> dict[str, Shape]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints import families, layouts
@@ -51,7 +52,6 @@ class Recognition:
         found: where the encoder is.
         encoder: name of the network in the layout, such as ``teacher``.
         network: the network its shapes describe.
-        module: that network, built but without weights.
         pieces: how each tensor of the network is made from tensors of the file.
         progress: epochs and steps done.
         unused: names in the file of the tensors beside the encoder's, in its state dict, that are not read.
@@ -63,12 +63,26 @@ class Recognition:
     found: Found
     encoder: str
     network: Network
-    module: nn.Module
     pieces: Pieces
     progress: progress.Progress
     unused: tuple[str, ...] = ()
     others: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The network, built but without weights.
+
+        Raises:
+            UnknownLayout: the installed timm builds it otherwise, or not at all.
+        """
+        try:
+            return architecture.build(self.network)
+        except NotThisNetwork as error:
+            raise UnknownLayout(
+                f"the encoder at {self.found.spelled!r} (layout {self.layout.name!r}) cannot be built: "
+                f"{error}"
+            ) from error
 
     def sources(self) -> dict[str, TensorRef]:
         """The tensors to read, each once, by their name below the prefix."""
@@ -120,7 +134,7 @@ def recognise(
     if layout is None and arch is None:
         _check_model_type(file, choice.found, archive.config.get("model_type"))
     try:
-        network, module, pieces = _network(choice.found, entry, hints, arch)
+        network, pieces = _network(choice.found, entry, hints, arch)
     except NotThisNetwork as error:
         names = list(choice.found.shapes())
         gaps = [] if "backbone tensors missing" in str(error) else _gaps(names)
@@ -150,7 +164,6 @@ def recognise(
         found=choice.found,
         encoder=choice.name,
         network=network,
-        module=module,
         pieces=pieces,
         progress=done,
         unused=tuple(name for clean, name in choice.found.state.names.items() if clean not in used),
@@ -358,10 +371,8 @@ def _wanted(file: _File, layout: Layout, choices: list[_Choice], wanted: str) ->
     )
 
 
-def _network(
-    found: Found, layout: Layout, hints: Hints, arch: str | None
-) -> tuple[Network, nn.Module, Pieces]:
-    """The network, built, and exactly the pieces it needs: none missing, none of the encoder left over.
+def _network(found: Found, layout: Layout, hints: Hints, arch: str | None) -> tuple[Network, Pieces]:
+    """The network, and exactly the pieces it needs: none missing, none of the encoder left over.
 
     Raises:
         NotThisNetwork: see above, naming the first tensors concerned.
@@ -370,17 +381,15 @@ def _network(
     if arch is None:
         pieces = _backbone(found.pieces(), layout)
         network = architecture.recognise(found.dialect.family, _shapes(pieces), hints)
-        module = architecture.build(network)
     else:
         pieces = _backbone({name: Piece((name,), shape) for name, shape in found.shapes().items()}, layout)
         network = architecture.named(arch, _shapes(pieces), hints)
-        module = architecture.build(network)
-        names = {name for name in module.state_dict() if name.split(".", 1)[0] not in HEADS}
+        names = {name for name in network.tensors if name.split(".", 1)[0] not in HEADS}
         if names - pieces.keys():  # the file does not use this model's own names
             pieces = max(pieces, _backbone(found.pieces(), layout), key=lambda p: len(names & p.keys()))
     pieces = {**pieces, **{name: _composed(piece, pieces) for name, piece in network.renamed.items()}}
     pieces = {name: piece for name, piece in pieces.items() if not name.startswith(f"{POOLED_NORM}.")}
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    wanted = dict(network.tensors)
     if arch is not None:  # a head of a named model reads pooled features: it may stay as it was made
         wanted = {name: shape for name, shape in wanted.items() if name.split(".", 1)[0] not in HEADS}
     missing = [name for name in wanted if name not in pieces and not name.endswith("num_batches_tracked")]
@@ -398,7 +407,7 @@ def _network(
             f"as {network.description}, {len(odd)} tensors have other shapes, such as {odd[0]}: "
             f"{list(pieces[odd[0]].shape)} instead of {list(wanted[odd[0]])}"
         )
-    return network, module, pieces
+    return network, pieces
 
 
 def _composed(piece: Piece, pieces: Pieces) -> Piece:

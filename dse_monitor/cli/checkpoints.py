@@ -1,0 +1,82 @@
+"""`dse-monitor inspect` and `layouts`: what a checkpoint is taken for, and what is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from dse_monitor.cli.printing import print_json
+from dse_monitor.flags import Flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """Say what is recognised in a checkpoint, and why.
+
+    Reads names and shapes; nothing of the file is executed.
+
+    Examples:
+        dse-monitor inspect runs/exp1/checkpoint_0010.pth
+        dse-monitor inspect model.safetensors --arch vit_base_patch16_224
+    """
+
+    path: Annotated[Path, Flag(positional=True, metavar="CKPT")]
+    """Checkpoint file or folder."""
+    layout: Annotated[str | None, Flag(metavar="NAME", default="recognised")] = None
+    """Layout to assume; `dse-monitor layouts` lists them."""
+    encoder: Annotated[str | None, Flag(metavar="NAME", default="the layout's")] = None
+    """Which network of the file to take."""
+    arch: Annotated[str | None, Flag(metavar="MODEL", default="read from tensor shapes")] = None
+    """timm model to assume."""
+    num_heads: Annotated[int | None, Flag(default="recognised")] = None
+    """Attention heads to assume."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def inspect(options: InspectOptions) -> int:
+    """Print what was recognised."""
+    from dse_monitor.checkpoints.inspect import inspect_checkpoint, render
+
+    found = inspect_checkpoint(
+        options.path,
+        layout=options.layout,
+        encoder=options.encoder,
+        arch=options.arch,
+        num_heads=options.num_heads,
+    )
+    print_json(found.to_json()) if options.json else print(render(found))
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutsOptions:
+    """List the training codes whose checkpoints are known by name.
+
+    docs/layouts.md says more of each.
+
+    Examples:
+        dse-monitor layouts
+        dse-monitor layouts --json
+    """
+
+    json: bool = False
+    """Print all that is known of each, one JSON object per line."""
+
+
+def layouts(options: LayoutsOptions) -> int:
+    """Print the table of layouts."""
+    from dse_monitor.checkpoints.inspect import layouts_table
+
+    table = layouts_table()
+    if options.json:
+        for row in table:
+            print_json(row)
+        return 0
+    columns = ("name", "example", "evaluated")
+    rows = [dict(zip(columns, columns, strict=True)), *table]
+    widths = {name: max(len(row[name]) for row in rows) for name in columns}
+    for row in rows:
+        print("  ".join(row[name].ljust(widths[name]) for name in columns).rstrip())
+    return 0
