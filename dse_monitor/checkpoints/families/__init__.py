@@ -28,7 +28,7 @@ class Family:
         recognise: takes the shapes of an encoder's tensors, by the names they have in the network that is
             built, and what is known beside them; returns the Network. It is called with the shapes of
             anybody's files: it raises NotThisNetwork where they do not fit, and AmbiguousArchitecture where
-            several networks do.
+            several networks do. Whoever keeps torch out of it until `build` spares `inspect` from loading it.
         dialects: how files name the tensors, where recognition/dialects does not list it. They find only what
             shares no tensors with an encoder that the dialects listed there find.
     """
