@@ -12,7 +12,7 @@ from typing import Any
 from dse_monitor import errors
 from dse_monitor.errors import DSEError, RunError
 from dse_monitor.runs.record import evaluation_from_json
-from dse_monitor.watch.console import Console, Header, Live, Problem
+from dse_monitor.watch.console import Console, Header, Live, Notice, Problem
 from dse_monitor.watch.dependencies import Clock
 from dse_monitor.watch.files.waiting import Candidate
 from dse_monitor.watch.run.watched_run import WatchedRun
@@ -104,6 +104,7 @@ class WorkerPool:
         self._slots = [_Slot(device) for device in devices]
         self._last_number = 0
         self._any_result = False
+        self._warned: set[str] = set()
         self._failed_starts = 0
         self.active = clock.monotonic()
 
@@ -219,6 +220,8 @@ class WorkerPool:
             self._console.live(Live(text=text, done=job.progress[1], total=job.progress[2]))
         elif "device" in answer:
             self._describe(slot, str(answer["device"]))
+        elif "warning" in answer:
+            self._warn(str(answer["warning"]))
         else:
             self._finish(slot, job, answer, now)
 
@@ -228,6 +231,12 @@ class WorkerPool:
         if device != slot.described:
             slot.described = device
             self._console.header(Header(label="device", text=device, aside=more.strip()))
+
+    def _warn(self, text: str) -> None:
+        """Each worker logs it again; it is shown once."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self._console.notice(Notice(run="", text=text, mark="warning"))
 
     def _finish(self, slot: _Slot, job: Job, answer: dict[str, Any], now: float) -> None:
         slot.job, slot.idle_since = None, now

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import select
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -284,7 +285,9 @@ class _BlockingWorker:
             ended = self._worker.ended()  # asked first: what it wrote before its end is read below
             for answer in self._worker.receive():
                 heard = time.monotonic()
-                if answer.get("job") == self._number and not ({"progress", "device"} & answer.keys()):
+                if "warning" in answer:
+                    print(answer["warning"], file=sys.stderr, flush=True)
+                elif answer.get("job") == self._number and not ({"progress", "device"} & answer.keys()):
                     return answer
             silent = time.monotonic() - heard
             if ended is not None or silent > pool.JOB_SECONDS:

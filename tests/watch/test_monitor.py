@@ -4,10 +4,11 @@ import json
 import os
 
 import pytest
+from watch_fakes import FakeWorker
 
 from dse_monitor.alerts import trace
 from dse_monitor.runs import ledger
-from dse_monitor.watch.console import Problem, Row
+from dse_monitor.watch.console import Notice, Problem, Row
 
 pytestmark = pytest.mark.fast
 
@@ -38,6 +39,21 @@ def test_checkpoint_that_appears_later_is_scored(tmp_path, watching, checkpoint)
     watch.step(10)
     assert watch.jobs == ["checkpoint0000.pth", "checkpoint0001.pth"]
     assert not watch.console.of(Problem)
+
+
+def test_what_a_worker_warns_of_is_shown_once(tmp_path, watching, checkpoint):
+    class Grumbling(FakeWorker):
+        def send(self, job):
+            self.answers.append({"job": job["job"], "warning": "the layout 'x' cannot be used"})
+            super().send(job)
+
+    run = tmp_path / "exp1"
+    for epoch in (1, 2):
+        checkpoint(run / f"checkpoint{epoch}.pth", epoch=float(epoch), value=epoch)
+    watch = watching(run, once=True, worker=Grumbling)
+    assert watch.run() == 0
+    assert len(ledger.read(run / "dse").evaluations) == 2
+    assert [n.text for n in watch.console.of(Notice)] == ["the layout 'x' cannot be used"]
 
 
 def test_worker_starts_while_a_whole_file_lies_still(tmp_path, watching, checkpoint):

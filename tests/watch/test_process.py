@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import logging
 import os
 import select
 import signal
@@ -71,6 +72,25 @@ def test_worker_says_device_progress_and_evaluation(tmp_path):
     assert progress == {"job": 1, "progress": ["read", 0, 1]}
     assert final["evaluation"]["source"]["epoch"] == 3.0
     assert final["stamp"] == look(path).to_list()
+
+
+def test_worker_passes_on_what_is_logged_while_it_measures(tmp_path):
+    """A plugin that cannot be used, for one: what a worker prints itself nobody sees."""
+
+    class Grumbling(FakeEvaluate):
+        def __call__(self, *arguments, **options):
+            logging.getLogger("dse_monitor.plugins").warning("the layout %r cannot be used", "x")
+            logging.getLogger("somebody.else").warning("is not ours to pass on")
+            return super().__call__(*arguments, **options)
+
+    path = write_checkpoint(tmp_path / "c.pth")
+    answers = _serve(_job(path), _job(path, 2), evaluate=Grumbling)
+    assert [(a["job"], a["warning"]) for a in answers if "warning" in a] == [
+        (1, "the layout 'x' cannot be used"),
+        (2, "the layout 'x' cannot be used"),
+    ]
+    assert "evaluation" in answers[-1]
+    assert logging.getLogger("dse_monitor").handlers == []
 
 
 def test_worker_refuses_another_version_and_a_missing_file(tmp_path):

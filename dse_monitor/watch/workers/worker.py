@@ -13,6 +13,7 @@ and gets for each job any number of `progress` and one final answer:
 
     {"job": 3, "device": "cuda:0   41 GB free"}              where it will be evaluated
     {"job": 3, "progress": ["forward", 256, 2048]}
+    {"job": 3, "warning": "the layout 'x' of ..."}           what was logged meanwhile, of a plugin say
     {"job": 3, "evaluation": {...}, "stamp": [...]}          done, for this version of the file
     {"job": 3, "changed": true}                              the file is another than the one that was meant
     {"job": 3, "gone": true}                                 the file is not there any more
@@ -29,6 +30,7 @@ import ctypes
 import dataclasses
 import errno
 import json
+import logging
 import os
 import queue
 import signal
@@ -168,14 +170,41 @@ def serve(
         answers.flush()
 
     evaluators = _Evaluators(make_evaluator)
-    while (line := waiting.get()) is not None:
-        busy.set()
-        job = json.loads(line)
-        if "prepare" in job:
-            evaluators.prepare(*_asked(job["prepare"]), job["crop"])
-        else:
-            say({"job": job["job"], **_answer(job, evaluators, say, limits)})
-        busy.clear()
+    with _Logged() as logged:
+        while (line := waiting.get()) is not None:
+            busy.set()
+            job = json.loads(line)
+            if "prepare" in job:
+                evaluators.prepare(*_asked(job["prepare"]), job["crop"])
+            else:
+                answer = _answer(job, evaluators, say, limits)
+                for text in logged.take():
+                    say({"job": job["job"], "warning": text})
+                say({"job": job["job"], **answer})
+            busy.clear()
+
+
+class _Logged(logging.Handler):
+    """Keeps the warnings of this project, which a worker's own output would show to nobody."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._texts: dict[str, None] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._texts[record.getMessage()] = None
+
+    def take(self) -> list[str]:
+        """What was logged since the last call."""
+        texts, self._texts = self._texts, {}
+        return list(texts)
+
+    def __enter__(self) -> _Logged:
+        logging.getLogger("dse_monitor").addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("dse_monitor").removeHandler(self)
 
 
 def _asked(order: dict[str, Any]) -> tuple[EvaluationConfig, Placement]:
