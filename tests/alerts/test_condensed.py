@@ -12,6 +12,8 @@ from dse_monitor.alerts.trace import Trace
 
 pytestmark = pytest.mark.fast
 
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 3))]
+
 
 @given(st.integers(0, 700), st.integers(1, 20), st.integers(1, 10).map(lambda k: 2 * k))
 def test_the_newest_stay_and_older_ones_are_means_of_equal_blocks(count, newest, blocks):
@@ -60,7 +62,7 @@ def _story(run, newest, monkeypatch, blocks=1024):
 
 
 @pytest.mark.parametrize("errors", [0.01, float("nan")])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_condensed_run_is_judged_as_the_whole_one(seed, errors, run_of, monkeypatch):
     """Rise, long noisy plateau, fall, recovery, in 900 checkpoints of which 64 and 63 blocks are kept."""
     shape = np.concatenate(
