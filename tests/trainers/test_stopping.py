@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from dse_monitor.trainers.command_line import USAGE
 from dse_monitor.trainers.engine import saving
 from dse_monitor.trainers.engine.divergence import NonFiniteLoss
 from dse_monitor.trainers.engine.trainer import Stopped
 from dse_monitor.trainers.method import StepOutput
 from dse_monitor.trainers.methods.dino import DINO
 from dse_monitor.trainers.methods.mae import MAE
+from dse_monitor.trainers.settings import TrainOptions
 
 COMMAND = [
     sys.executable,
@@ -67,7 +67,7 @@ def test_signal_to_the_whole_group_saves_and_ends_with_the_documented_code(numbe
     os.killpg(started.pid, number)  # as a scheduler or a terminal does: loader processes get it too
     output, _ = started.communicate()
     assert started.returncode == code, output
-    assert re.search(rf"\b{code}\b", USAGE.partition("Exit codes:")[2])
+    assert re.search(rf"\b{code}\b", TrainOptions.__doc__.partition("Exit codes:")[2])
     last = output.splitlines()[-1]
     step = int(re.fullmatch(r"stopped after step (\d+) of 10000; --resume goes on", last)[1])
     path, content = saving.newest(tmp_path)
