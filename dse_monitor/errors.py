@@ -76,5 +76,9 @@ class PluginError(DSEError):
 
 
 def one_line(error: BaseException | str) -> str:
-    """An error or its text with every run of white space, line ends too, as one space."""
-    return " ".join(str(error).split())
+    """An error or its text in one line: runs of white space as one space, no control characters."""
+    try:
+        text = str(error)
+    except Exception:  # of somebody else's class
+        text = f"an error of class {type(error).__name__} without a text"
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())

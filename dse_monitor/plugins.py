@@ -12,10 +12,13 @@ where it is asked for by name, the same text is an error. It never replaces anot
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import logging
-from collections.abc import Callable, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dse_monitor.errors import PluginError, one_line
@@ -95,11 +98,14 @@ class Registry(Generic[T]):
     def _try_loading(self, name: str, point: EntryPoint) -> None:
         reason = ""
         try:
-            thing = point.load()
-            reason = "it breaks the contract: "
-            self._check(name, thing)
+            with _quiet():
+                thing = point.load()
+                reason = "it breaks the contract: "
+                self._check(name, thing)
             self._loaded[name] = thing
-        except (Exception, SystemExit) as error:  # whatever somebody else's code does
+        except KeyboardInterrupt:  # Ctrl-C while somebody else's code is slow
+            raise
+        except BaseException as error:  # whatever that code does
             reason = reason or f"{type(error).__name__}: "
             self._faults[name] = self._fault([point], reason + one_line(error))
 
@@ -109,6 +115,25 @@ class Registry(Generic[T]):
             f"the {self.what} {points[0].name!r} of {given} in {self.group} cannot be used: {reason}. "
             f"Update or uninstall {'it' if len(points) == 1 else 'one of them'}; see docs/adding.md"
         )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Somebody else's module prints to standard error, as the output may be JSON, and changes no folder."""
+    folder, kept = os.getcwd(), -1
+    with contextlib.suppress(OSError, AttributeError):  # no output, none to keep clean
+        sys.stdout.flush()
+        kept = os.dup(1)
+        os.dup2(2, 1)
+    try:
+        with open(os.devnull if kept < 0 else os.dup(2), "w", encoding="utf-8") as instead:
+            with contextlib.redirect_stdout(instead):
+                yield
+    finally:
+        if kept >= 0:
+            os.dup2(kept, 1)
+            os.close(kept)
+        os.chdir(folder)
 
 
 @functools.cache

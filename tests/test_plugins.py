@@ -74,6 +74,12 @@ def test_other_groups_are_not_taken(packages):
         ("raise ValueError('first line\\nsecond line')\n", "ValueError: first line second line. Update"),
         ("Y = 1.0\n", "AttributeError: module 'faulty_module' has no attribute 'X'"),
         ("X = 'one'\n", "it breaks the contract: expected a float, found str"),
+        ("class Odd(BaseException): pass\nraise Odd('so')\n", "Odd: so"),
+        (
+            "class Mute(Exception):\n    def __str__(self): raise RuntimeError\nraise Mute\n",
+            "Mute: an error of class Mute without a text",
+        ),
+        ("raise ValueError('\x1b[31mred\x1b[0m')\n", "ValueError: [31mred[0m"),
     ],
 )
 def test_faulty_plugin_is_skipped_with_one_warning_and_raised_where_it_is_asked_for(
@@ -91,6 +97,20 @@ def test_faulty_plugin_is_skipped_with_one_warning_and_raised_where_it_is_asked_
     with pytest.raises(PluginError) as caught:
         registry.load("bad")
     assert str(caught.value) == line
+
+
+def test_what_a_plugin_prints_or_moves_disturbs_nobody(packages, capfd, monkeypatch, tmp_path):
+    """Standard output may be JSON that a program reads."""
+    monkeypatch.chdir(tmp_path)
+    source = "import os, sys\nprint('hello')\nos.write(1, b'low level')\n"
+    source += "os.chdir('/')\nsys.stdout.close()\nX = 1.0\n"
+    packages.add("loud", f"[{GROUP}]\nloud = loud_module:X\n", loud_module=source)
+    assert numbers().load("loud") == 1.0
+    print("still here")
+    said = capfd.readouterr()
+    assert said.out == "still here\n"
+    assert "low level" in said.err
+    assert Path.cwd() == tmp_path
 
 
 def test_a_plugin_cannot_replace_a_built_in_name(packages, caplog):

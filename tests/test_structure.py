@@ -222,6 +222,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "alerts.sinks",
         "checkpoints",
         "checkpoints.archive",
+        "checkpoints.layouts",
         "evaluation",
         "evaluation.config",
         "flags",

@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from dse_monitor import __version__
 from dse_monitor.errors import DSEError
 from dse_monitor.flags.completion import is_completion, write_completion
-from dse_monitor.flags.page import block, page, row, sections, usage, wrapped
+from dse_monitor.flags.page import block, page, row, sections, show, usage, wrapped
 from dse_monitor.flags.parse import parse
 from dse_monitor.flags.table import options
 from dse_monitor.trainers.methods import METHODS, REGISTRY, load
@@ -32,11 +32,17 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> None:
     """Parse the flags of one method and train; exit codes are in `TrainOptions`, errors are one line."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
-        print(_first_page(prog), file=sys.stdout if given else sys.stderr)
-        raise SystemExit(0 if given else 2)
+        if not given:
+            print(_first_page(prog), file=sys.stderr)
+            raise SystemExit(2)
+        show(_first_page(prog))
+        raise SystemExit(0)
     if given[0] == "--version":
-        print(f"{prog} {__version__}")
+        show(f"{prog} {__version__}")
         return
+    if given[0].startswith("-") and not is_completion(given):
+        print(f"error: the method comes first: {prog} METHOD {given[0]} ...", file=sys.stderr)
+        raise SystemExit(2)
     if is_completion(given):
         write_completion(completion_tree(), given, prog=prog)
     try:

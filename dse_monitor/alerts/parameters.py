@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -62,5 +63,7 @@ class Rules:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         for name in ("plateau", "stale_seconds", "remind_seconds"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+        if self.lam is not None and not 0 <= self.lam < math.inf:
+            raise ValueError(f"lam must be a finite number and not negative, found {self.lam}")

@@ -7,6 +7,7 @@ alert not be delivered), 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `dse-monitor`: errors of this project become one line on stderr and exit code 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.stdout is None:  # closed by whoever started this (`>&-`)
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
     if given[:1] == ["train"]:
         from dse_monitor.trainers.command_line import main as train
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from dse_monitor.cli.printing import print_json
+from dse_monitor.errors import RunError
 from dse_monitor.flags import Flag
 
 
@@ -80,3 +82,22 @@ def layouts(options: LayoutsOptions) -> int:
     for row in rows:
         print("  ".join(row[name].ljust(widths[name]) for name in columns).rstrip())
     return 0
+
+
+def check_layout(name: str | None) -> None:
+    """Refuse the name of a layout that does not exist before anything is measured.
+
+    Raises:
+        RunError: there is none of that name.
+        PluginError: it is a plugin's and cannot be used.
+    """
+    from dse_monitor.checkpoints.layouts import REGISTRY
+
+    if name is None:
+        return
+    names = REGISTRY.names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        advice = f"did you mean {near[0]}?" if near else "`dse-monitor layouts` lists them"
+        raise RunError(f"there is no layout {name!r}; {advice}")
+    REGISTRY.load(name)

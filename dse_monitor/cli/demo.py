@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Annotated
 from dse_monitor import scenes
 from dse_monitor.errors import RunError
 from dse_monitor.flags import Flag
+from dse_monitor.watch.process import python_module
 
 TRAIN_SCENES = 1024  # enough that an epoch has a shape; 25 s to draw on two cores
 HELD_OUT_SCENES = 256  # chosen by us: errors small beside the curve, forward pass about a second
@@ -41,6 +41,10 @@ class DemoOptions:
     """Serve TensorBoard during the run and after it, until Ctrl-C."""
     port: Annotated[int | None, Flag(default="a free one")] = None
     """Port of TensorBoard."""
+
+    def __post_init__(self) -> None:
+        if self.port is not None and not 0 < self.port < 65536:
+            raise ValueError(f"--port must be from 1 to 65535, got {self.port}")
 
 
 def demo(options: DemoOptions) -> int:
@@ -98,9 +102,7 @@ def run(out: Path, *, serve: bool, port: int | None, epochs: int = EPOCHS) -> in
 
 def _trainer(data: Path, out: Path, epochs: int) -> list[str]:
     return [
-        sys.executable,
-        "-m",
-        "dse_monitor",
+        *python_module("dse_monitor"),
         "train",
         "dino",
         "--preset",
@@ -116,9 +118,7 @@ def _trainer(data: Path, out: Path, epochs: int) -> list[str]:
 
 def _watcher(run_folder: Path, images: Path, epochs: int) -> list[str]:
     return [
-        sys.executable,
-        "-m",
-        "dse_monitor",
+        *python_module("dse_monitor"),
         "watch",
         str(run_folder),
         "--images",
@@ -133,7 +133,7 @@ def _watcher(run_folder: Path, images: Path, epochs: int) -> list[str]:
 
 
 def _tensorboard(logdir: Path, port: int) -> list[str]:
-    return [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port", str(port)]
+    return [*python_module("tensorboard.main"), "--logdir", str(logdir), "--port", str(port)]
 
 
 def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:

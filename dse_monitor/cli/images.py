@@ -30,6 +30,11 @@ class ScenesOptions:
     masks: bool = False
     """Also write segmentation masks: DIR/images and DIR/masks."""
 
+    def __post_init__(self) -> None:
+        for name, least in (("count", 1), ("size", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+
 
 def scenes(options: ScenesOptions) -> int:
     """Draw what is missing."""

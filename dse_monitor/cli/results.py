@@ -42,6 +42,10 @@ class BestOptions:
     json: bool = False
     """Print one JSON object."""
 
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise ValueError(f"--top must be at least 1, got {self.top}")
+
 
 def best(options: BestOptions) -> int:
     """Print the candidates, the best first."""

@@ -14,6 +14,7 @@ from dse_monitor.flags import ADVANCED, Flag
 
 MINIMUM_IMAGES = 8  # one group of the metric's clustering; fewer say nothing about a network
 MINIMUM_SIDE = 16  # px, shorter side; below it an image holds no detail to resize
+MOST_SEED = 2**63 - 1 - 2**20  # of torch, less room for the batches, which count on from it
 _LEAST = {
     "num_images": MINIMUM_IMAGES,
     "image_size": MINIMUM_SIDE,
@@ -75,6 +76,8 @@ class EvaluationConfig:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise ValueError(f"{name} must be at least {bound}, got {value}")
+        if self.seed > MOST_SEED:
+            raise ValueError(f"seed must be at most {MOST_SEED}, got {self.seed}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 

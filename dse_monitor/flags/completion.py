@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import make_dataclass
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, Union
 
 import tyro
@@ -38,8 +42,24 @@ def write_completion(commands: Tree, arguments: Sequence[str], *, prog: str) -> 
             f"{arguments[0]} needs a shell ({', '.join(shells)}) and a file, - for standard output"
         )
     config = (*markers(), OmitArgPrefixes, OmitSubcommandPrefixes)
-    tyro.cli(_union(commands), args=list(arguments), prog=prog, config=config)
+    script = io.StringIO()
+    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
+        tyro.cli(_union(commands), args=[COMPLETION[1], arguments[1]], prog=prog, config=config)
+    text = script.getvalue()
+    if arguments[1] == "bash":
+        text = _with_paths(text)
+    if arguments[0].replace("_", "-") == COMPLETION[1] or arguments[2] == "-":
+        sys.stdout.write(text)
+    else:
+        Path(arguments[2]).write_text(text, encoding="utf-8")
     raise SystemExit(0)
+
+
+def _with_paths(script: str) -> str:
+    """Where no flag or command fits, bash completes paths: tyro's script answers with one empty word."""
+    nothing = '  if [[ -z "$completions" ]]; then\n    COMPREPLY=()\n    return 0\n  fi\n\n'
+    parsing = "  # Parse completions and build COMPREPLY array.\n"
+    return script.replace(parsing, nothing + parsing).replace("complete -F ", "complete -o default -F ")
 
 
 def _union(commands: Tree) -> Any:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff, HelptextFromCommentsOff, Positional
 
-from dse_monitor.flags.page import page
+from dse_monitor.flags.page import page, show
 from dse_monitor.flags.table import Option, kinds, options
 
 T = TypeVar("T")
@@ -41,14 +41,18 @@ def parse(
 
     Raises:
         SystemExit: help was printed (code 0), or a flag is unknown, missing or has no such value (code 2).
-        ValueError: the class refuses a value.
+        ValueError: a value is empty, or the class refuses it.
     """
     table = options(of, default)
     flags = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
     if {"-h", "--help"} & set(flags):
-        print(page(of, prog=prog) if help_page is None else help_page)
+        show(page(of, prog=prog) if help_page is None else help_page)
         raise SystemExit(0)
     _refuse_unknown(flags, known(table, pairs=pairs), prog)
+    if "" in arguments:  # as a path it would be the current folder
+        before = arguments[list(arguments).index("") - 1] if arguments[0] else ""
+        what = before if before.startswith("--") else "an argument"
+        raise ValueError(f"{what} is empty; was a variable of the shell not set?")
     return _made(of, tyro.cli(flat(table), args=arguments, prog=prog, config=markers(pairs=pairs)))
 
 

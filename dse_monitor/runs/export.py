@@ -118,7 +118,11 @@ def _write(path: Path | None, text: str) -> None:
     if path is None:
         sys.stdout.write(text)
         return
+    target = Path(path).resolve()  # a link stays a link
     try:
-        atomic.write_text(Path(path), text)
+        if target.exists() and not target.is_file():  # a device or a pipe is written to, never replaced
+            target.write_text(text, encoding="utf-8")
+        else:
+            atomic.write_text(target, text)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error

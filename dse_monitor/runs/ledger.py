@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from dse_monitor.errors import OutputError, RunError
+from dse_monitor.metric.components import Components
 from dse_monitor.runs.identity import Stamp
 from dse_monitor.runs.record import SCHEMA, Alert, Evaluation, alert_from_json, evaluation_from_json, to_json
 
@@ -322,11 +323,24 @@ def _parse(line: bytes) -> Fact | None:
             Stamp.from_list(data["key"])  # raises where it is none, before anybody relies on it
         if data["v"] <= SCHEMA and kind in EVALUATIONS:
             record = evaluation_from_json(data["evaluation"])
+            if not _is_numeric(record):
+                return None
         elif data["v"] <= SCHEMA and kind == "alert":
             record = alert_from_json(data["alert"])
         return Fact(kind, when, data, record)
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+_COMPONENTS = tuple(field.name for field in dataclasses.fields(Components))
+
+
+def _is_numeric(record: Evaluation) -> bool:
+    """Whether the numbers of a record are numbers, before anybody computes with them."""
+    values = [record.source.epoch, record.source.step, record.source.mtime, record.wall_time, record.seq]
+    if record.components is not None:
+        values += [getattr(record.components, name) for name in _COMPONENTS]
+    return all(value is None or isinstance(value, (int, float)) for value in values)
 
 
 def _last_line(descriptor: int, size: int) -> tuple[int, bytes]:

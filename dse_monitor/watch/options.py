@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -21,6 +22,16 @@ from dse_monitor.watch.workers.worker import WorkerLimits
 if TYPE_CHECKING:
     from dse_monitor.alerts.sinks.delivery import Sink
 
+_NOT_NEGATIVE = (
+    "poll_seconds",
+    "settle_seconds",
+    "exit_after_idle",
+    "min_interval",
+    "until_epoch",
+    "until_step",
+    "keep_best",
+    "copy_aside",
+)
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d|w)")
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
@@ -103,12 +114,16 @@ class WatchOptions:
             raise ValueError("no run to watch")
         if not self.devices:
             raise ValueError("no device to evaluate on")
-        for name in ("poll_seconds", "exit_after_idle", "min_interval"):
+        for name in _NOT_NEGATIVE:
             value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
-        if self.every is not None and self.every < 1:
-            raise ValueError(f"every must be at least 1, got {self.every}")
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} must not be negative, got {value}")
+        for name in ("every", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}")
+        if not 0 < self.gpu_share <= 1:
+            raise ValueError(f"--gpu-share is a part of the time, above 0 and up to 1, got {self.gpu_share}")
         if self.since is not None:
             since_rule(self.since, now=0.0)
 

@@ -21,14 +21,21 @@ if TYPE_CHECKING:
 
 def become(options: WatchOptions) -> NoReturn:
     """Turn this process into a watcher; never returns."""
-    order = json.dumps(options.to_json())
+    command = [*python_module("dse_monitor.watch.process"), json.dumps(options.to_json())]
     sys.stdout.flush()
     sys.stderr.flush()
-    # `-m` looks for modules in the current folder first; where this process does not, that one must not
-    # either, as people stand in a training's folder with files named like modules.
+    os.execv(sys.executable, command)
+
+
+def python_module(name: str) -> list[str]:
+    """The command that runs a module in an interpreter like this one.
+
+    ``-m`` looks for modules in the current folder first; where this process does not, that one must not
+    either, as people stand in a training's folder with files named like modules.
+    """
     here = sys.path[0] in ("", os.getcwd())
     safe = [] if here or sys.version_info < (3, 11) else ["-P"]
-    os.execv(sys.executable, [sys.executable, *safe, "-m", "dse_monitor.watch.process", order])
+    return [sys.executable, *safe, "-m", name]
 
 
 def ended(command: Callable[[], int | None]) -> int:
@@ -44,7 +51,8 @@ def ended(command: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a checkpoint that is gone, a disk that does not answer
-        print(f"dse-monitor: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        file = f"{error.filename}: " if error.filename else ""
+        print(f"dse-monitor: {file}{error.strerror or error}", file=sys.stderr)
         return 2
 
 

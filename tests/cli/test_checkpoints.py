@@ -42,3 +42,17 @@ def test_layouts_fit_a_terminal(command):
     names = [line.split()[0] for line in command("layouts").out.splitlines()]
     assert {"dino", "mocov3", "mae", "byol", "dse-train"} <= set(names)
     assert [json.loads(line)["name"] for line in command("layouts", "--json").out.splitlines()] == names[1:]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (("score", "c.pth", "--images", "i", "--layout", "dno"), "did you mean dino?"),
+        (("watch", "run", "--images", "i", "--once", "--layout", "??"), "`dse-monitor layouts` lists them"),
+    ],
+)
+def test_a_layout_that_does_not_exist_is_refused_before_anything_is_measured(command, arguments, advice):
+    done = command(*arguments)
+    assert done.code == 2
+    assert "there is no layout" in done.err
+    assert advice in done.err

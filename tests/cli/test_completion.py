@@ -39,6 +39,19 @@ def test_bash_offers_what_begins_so(command, tmp_path, typed, offered):
     assert set(done.stdout.split()) == offered
 
 
+def test_bash_completes_paths_where_no_flag_fits(command, tmp_path):
+    script = tmp_path / "completion"
+    command("--tyro-write-completion", "bash", script)
+    ask = (
+        f"source {script}; COMP_WORDS=(dse-monitor best ru); COMP_CWORD=2; _tyro_dse_monitor; "
+        "echo ${#COMPREPLY[@]}; complete -p dse-monitor"
+    )
+    done = subprocess.run([BASH, "-c", ask], capture_output=True, text=True, check=True)
+    count, how = done.stdout.splitlines()
+    assert count == "0"  # then bash does what `-o default` says
+    assert "-o default" in how
+
+
 def test_an_unfinished_request_says_what_it_needs(command):
     done = command("--tyro-write-completion", "powershell", "x")
     assert (done.code, done.err.count("\n"), "zsh" in done.err) == (2, 1, True)

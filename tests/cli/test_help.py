@@ -160,3 +160,25 @@ def test_modules_and_scripts_are_one_program_and_help_loads_no_torch():
     lines = done.stdout.splitlines()
     assert lines[0] == f"dse-monitor {__version__}"
     assert lines[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("watch", "", "--images", "i"), ("scenes", ""), ("watch", "run", "--images", "")]
+)
+def test_an_empty_argument_is_refused_since_it_would_be_the_current_folder(command, arguments):
+    done = command(*arguments)
+    assert done.code == 2
+    assert "was a variable of the shell not set?" in done.err
+
+
+@pytest.mark.parametrize("command_line", ["dse_monitor --help", "dse_monitor train --help"])
+def test_a_reader_that_leaves_is_not_an_error(command_line):
+    shell = f"{sys.executable} -m {command_line} | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_method_comes_before_its_flags(command):
+    done = command("train", "--data", "scenes", "simsiam")
+    assert done.code == 2
+    assert "the method comes first" in done.err

@@ -1,6 +1,8 @@
 """best, status and export: what a watched run has come to."""
 
 import json
+import os
+import threading
 
 import pytest
 
@@ -44,3 +46,27 @@ def test_a_run_that_was_not_watched_is_one_line_and_code_2(command, tmp_path, na
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"dse-monitor: {tmp_path} was not watched")
     assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("count", ["0", "-1"])
+def test_best_of_none_is_refused(command, old_run, count):
+    done = command("best", old_run, "--top", count)
+    assert (done.code, done.err) == (2, f"dse-monitor: --top must be at least 1, got {count}\n")
+
+
+def test_a_table_goes_through_links_and_into_pipes_and_replaces_neither(command, old_run, tmp_path):
+    """Whoever is root would otherwise turn a device into a file."""
+    expected = command("export", old_run).out
+    (tmp_path / "real.csv").write_text("")
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    command("export", old_run, "--csv", tmp_path / "link.csv")
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "real.csv").read_text() == expected
+    os.mkfifo(tmp_path / "pipe")
+    heard = []
+    reader = threading.Thread(target=lambda: heard.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    command("export", old_run, "--csv", tmp_path / "pipe")
+    reader.join(timeout=30)
+    assert heard == [expected]
+    assert (tmp_path / "pipe").is_fifo()

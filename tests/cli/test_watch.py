@@ -46,7 +46,7 @@ def test_a_test_alert_tries_every_sink_and_says_how_it_went(command, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["run", "--every", "0"], "every must be at least 1, got 0"),
+        (["run", "--every", "0"], "--every must be at least 1, got 0"),
         ([], "no run to watch"),
         (["run", "--num-images", "1"], "num_images must be at least 8, got 1"),
         (["run", "--alert", "pigeon"], "there is no alert sink 'pigeon'"),

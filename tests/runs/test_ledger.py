@@ -14,7 +14,7 @@ import pytest
 from dse_monitor.errors import OutputError, RunError
 from dse_monitor.runs import ledger as module
 from dse_monitor.runs.ledger import Ledger, next_sequence, read
-from dse_monitor.runs.record import Alert
+from dse_monitor.runs.record import Alert, to_json
 
 pytestmark = pytest.mark.fast
 
@@ -41,7 +41,7 @@ def test_what_is_appended_is_read_back(tmp_path, evaluation):
     ledger.append_alert(alert)
     ledger.close()
     view = read(tmp_path / "dse")
-    assert view.evaluations[0].components == scored.components
+    assert to_json(view.evaluations[0].components) == to_json(scored.components)  # NaN equals nothing
     assert view.evaluations[0].source.aliases == ("last.pth",)
     assert view.evaluations[1] == failed
     assert view.alerts[0].key == "k"
@@ -215,3 +215,24 @@ def test_sequence_numbers_grow_when_the_clock_goes_back():
     first = next_sequence(0, now=2000.0)
     assert first == 2_000_000_000
     assert next_sequence(first, now=1000.0) == first + 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record["components"].update(m_dim="a"),
+        lambda record: record["source"].update(epoch="7"),
+    ],
+)
+def test_a_record_whose_numbers_are_none_is_skipped_with_a_warning(tmp_path, evaluation, change):
+    ledger = Ledger.open(tmp_path / "dse")
+    ledger.append_evaluation(evaluation("a.pth", seq=7), {"key": KEY})
+    ledger.append_evaluation(evaluation("b.pth", seq=8), {"key": KEY})
+    ledger.close()
+    first, second = (tmp_path / "dse" / "records.jsonl").read_text().splitlines()
+    data = json.loads(first)
+    change(data["evaluation"])
+    (tmp_path / "dse" / "records.jsonl").write_text(f"{json.dumps(data)}\n{'[' * 100_000}\n{second}\n")
+    view = read(tmp_path / "dse")
+    assert [record.seq for record in view.evaluations] == [8]
+    assert len(view.warnings) == 2

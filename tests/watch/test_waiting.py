@@ -146,7 +146,21 @@ def test_since_takes_counts_dates_and_spans(text, facts, mtime, passes):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"runs": ()}, {"since": "soon"}, {"every": 0}, {"devices": ()}, {"min_interval": -1.0}],
+    [
+        {"runs": ()},
+        {"since": "soon"},
+        {"every": 0},
+        {"devices": ()},
+        {"min_interval": -1.0},
+        {"poll_seconds": float("nan")},
+        {"settle_seconds": -1.0},
+        {"keep_best": -1},
+        {"copy_aside": -1},
+        {"until_epoch": -1.0},
+        {"gpu_share": 0.0},
+        {"gpu_share": float("nan")},
+        {"threads": 0},
+    ],
 )
 def test_options_that_make_no_sense_are_refused(changes):
     with pytest.raises(ValueError, match=r"\w+"):
