@@ -99,8 +99,8 @@ class TrainOptions:
     `dse-train` and `dse-monitor train` are the same. `METHOD --help` lists every number of the method's
     recipe beside the flags below. Several GPUs: torchrun --nproc-per-node N -m dse_monitor train METHOD ...
 
-    Exit codes: 0 trained to the end, 1 an error, 2 flags that cannot be read, 143 stopped by SIGTERM and 130 by Ctrl-C,
-    both after saving: the same command with --resume goes on from there.
+    Exit codes: 0 trained to the end, 1 an error, 2 flags that cannot be read, 143 stopped by SIGTERM and 130
+    by Ctrl-C, both after saving: the same command with --resume goes on from there.
 
     Examples:
         dse-train dino --data ~/data/images --out runs/exp1
