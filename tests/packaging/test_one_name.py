@@ -28,7 +28,8 @@ for name, module in list(sys.modules.items()):
     path = getattr(module, "__file__", None)
     if path and os.path.isfile(path) and name != "__main__":
         names.setdefault(os.path.realpath(path), []).append(name)
-ours = {path: found for path, found in names.items() if path.startswith(os.getcwd() + os.sep)}
+places = tuple(os.path.join(os.getcwd(), name, "") for name in ("dse_monitor", "trainers", "tb_plugin"))
+ours = {path: found for path, found in names.items() if path.startswith(places)}
 print(json.dumps({"twice": [found for found in ours.values() if len(found) > 1], "modules": len(ours),
     "strange": [found[0] for found in ours.values() if not found[0].startswith("dse_monitor")]}))
 """
