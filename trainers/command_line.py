@@ -73,7 +73,7 @@ def _check_method(name: str) -> None:
 
 def completion_tree() -> dict[str, type]:
     """What a shell can complete: the methods, each with the flags of a run (recipes would load torch)."""
-    return dict.fromkeys(REGISTRY.names(), Settings)
+    return dict.fromkeys(REGISTRY.names(), TrainOptions)
 
 
 def _first_page(prog: str) -> str:

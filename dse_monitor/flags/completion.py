@@ -68,6 +68,7 @@ def _union(commands: Tree) -> Any:
         if isinstance(inside, Mapping):
             kind, about = make_dataclass("Commands", [("command", _union(inside))]), ""
         else:
-            kind, about = flat(options(inside)), described(inside)[0][0]
+            table = [option for option in options(inside) if not option.how.positional]  # shells do paths
+            kind, about = flat(table), described(inside)[0][0]
         made.append(Annotated[(kind, tyro.conf.subcommand(name, description=about))])
     return Union[tuple(made)]  # noqa: UP007

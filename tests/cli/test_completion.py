@@ -25,7 +25,12 @@ def test_bash_accepts_the_script(command, tmp_path, program):
 
 @pytest.mark.parametrize(
     ("typed", "offered"),
-    [("wa", {"watch"}), ("watch run --im", {"--images", "--image-size"}), ("train dino --re", {"--resume"})],
+    [
+        ("wa", {"watch"}),
+        ("watch run --im", {"--images", "--image-size"}),
+        ("train dino --re", {"--resume"}),
+        ("train dino --pre", {"--precision", "--preset"}),
+    ],
 )
 def test_bash_offers_what_begins_so(command, tmp_path, typed, offered):
     script = tmp_path / "completion"
