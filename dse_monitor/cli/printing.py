@@ -28,7 +28,10 @@ def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    if not console.is_terminal:  # older versions of rich would end even an unseen bar with an empty line
+        yield lambda stage, done, total: None
+        return
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(title)
 
         def report(stage: str, done: int, total: int) -> None:
