@@ -24,9 +24,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LOADERS = ("fast", "python")
-PATIENCE = (
-    600.0  # seconds to wait for a server; more than the limit of pytest, which decides on a busy machine
-)
+PATIENCE = 600.0  # s to wait for a server: beyond the limit of pytest, which decides
 
 # Browsers ask for an icon by themselves; TensorBoard's own style sheet asks for fonts outside a path prefix.
 NOT_OURS = re.compile(r"/(favicon\.ico|font-roboto/.*)$")
