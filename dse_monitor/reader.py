@@ -165,9 +165,8 @@ def output_folder(run: Path) -> Path:
     Raises:
         RunError: neither holds a ledger.
     """
-    for folder in (run, run / OUTPUT_FOLDER):
-        if (folder / ledger.NAME).is_file():
-            return folder
+    if folder := ledger.find(run):
+        return folder
     raise RunError(
         f"{run} was not watched: no {ledger.NAME} in it or in {run / OUTPUT_FOLDER}; start dse-monitor watch"
     )

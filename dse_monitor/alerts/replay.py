@@ -109,8 +109,7 @@ def replay(path: Path, rules: Rules | None = None) -> ReplayResult:
 
 def _from_ledger(folder: Path) -> tuple[list[Evaluation], list[str]]:
     """The measured checkpoints of a watched run in training order, numbered anew as if they came so."""
-    home = folder if (folder / ledger.NAME).exists() else folder / OUTPUT_FOLDER
-    view = ledger.read(home)
+    view = ledger.read(ledger.find(folder) or folder / OUTPUT_FOLDER)
     line, axis = lineage(view.evaluations)
     bad = [e for e in view.evaluations if e.status == "invalid"]
     merged = [(position(e, axis, e.seq), e) for e in line]

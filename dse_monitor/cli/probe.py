@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from dse_monitor.cli.printing import FAILED, print_json, progress
 from dse_monitor.errors import CheckpointError, FeatureError, NonFiniteFeatures, RunError
 from dse_monitor.flags import Flag
 from dse_monitor.probe.options import ProbeConfig
-from dse_monitor.reader import output_folder
+from dse_monitor.runs import ledger
 
 if TYPE_CHECKING:
     from dse_monitor.probe.prober import ProbeResult
@@ -45,7 +44,7 @@ def probe(options: ProbeOptions) -> int:
     """Probe what is named and print a line for each checkpoint."""
     if not options.checkpoints:
         raise RunError("nothing to probe: name checkpoints, or one watched run")
-    homes = [home for path in options.checkpoints if (home := _output_if_watched(path))]
+    homes = [home for path in options.checkpoints if (home := ledger.find(path))]
     if homes and len(options.checkpoints) > 1:
         raise RunError(f"{homes[0]} belongs to a watched run: probe it alone, or name checkpoints")
     if homes:
@@ -69,16 +68,9 @@ def probe(options: ProbeOptions) -> int:
     return FAILED if failed else 0
 
 
-def _output_if_watched(path: Path) -> Path | None:
-    with contextlib.suppress(RunError):
-        return output_folder(path)
-    return None
-
-
 def _probe_run(output: Path, options: ProbeOptions) -> int:
     """Probe a watched run and say what its labels think of its DSE."""
     from dse_monitor.probe import run as probed
-    from dse_monitor.runs import ledger
     from dse_monitor.runs.series import Series
 
     failed = False

@@ -37,7 +37,15 @@ from typing import Any
 from dse_monitor.errors import OutputError, RunError
 from dse_monitor.metric.components import Components
 from dse_monitor.runs.identity import Stamp
-from dse_monitor.runs.record import SCHEMA, Alert, Evaluation, alert_from_json, evaluation_from_json, to_json
+from dse_monitor.runs.record import (
+    OUTPUT_FOLDER,
+    SCHEMA,
+    Alert,
+    Evaluation,
+    alert_from_json,
+    evaluation_from_json,
+    to_json,
+)
 
 NAME = "records.jsonl"
 EVALUATIONS = ("scored", "failed", "invalid")  # kinds that hold an evaluation
@@ -237,6 +245,11 @@ class Ledger:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, size)
             raise
+
+
+def find(run: Path) -> Path | None:
+    """The folder that holds a run's ledger: the one given, or ``dse`` below it; None if neither does."""
+    return next((folder for folder in (run, run / OUTPUT_FOLDER) if (folder / NAME).is_file()), None)
 
 
 def read(folder: Path) -> LedgerView:

@@ -42,7 +42,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from dse_monitor.errors import DeviceError, DSEError
+from dse_monitor.errors import DeviceError, DSEError, one_line
 from dse_monitor.evaluation.config import EvaluationConfig, Placement
 from dse_monitor.runs.identity import Stamp, look
 from dse_monitor.runs.record import Evaluation, to_json
@@ -256,7 +256,7 @@ def _answer(
     except NoRoom as error:
         return {"busy": str(error)}
     except DSEError as error:
-        return {"error": type(error).__name__, "reason": " ".join(str(error).split())}
+        return {"error": type(error).__name__, "reason": one_line(error)}
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
             return {"gone": True}
