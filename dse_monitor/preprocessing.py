@@ -1,0 +1,102 @@
+"""What happens to an image before a network sees it, as its maker does it. No torch, and nothing else of ours.
+
+Shapes: C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")  # as Pillow calls them
+CROP_MODES = ("center", "squash")
+
+_CROP_SHARE = 256 / 224  # resized for cropped side: what torchvision's and the authors' recipes take
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How a picture becomes what a network sees.
+
+    Attributes:
+        channels: C, colours or bands.
+        image_size: height and width of what the network sees, px.
+        resize: height and width that the picture is made to cover before its centre is cut out, px; with
+            None 256/224 of `image_size`. Of no meaning with "squash".
+        crop_mode: "center": the picture keeps its ratio, and its centre is cut out; "squash": it is resized to
+            `image_size` whatever its ratio, and nothing is cut off.
+        interpolation: Pillow's name of the filter that resizes.
+        mean: one per channel, subtracted from values scaled to [0, 1].
+        std: one per channel, by which they are divided then.
+
+    Raises:
+        ValueError: a field has no meaning; names it, what it holds and what is expected.
+    """
+
+    channels: int = 3
+    image_size: tuple[int, int] = (224, 224)
+    resize: tuple[int, int] | None = None
+    crop_mode: str = "center"
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not _is_count(self.channels):
+            raise ValueError(f"channels is {self.channels!r}, expected a whole number from 1")
+        _check_pair("image_size", self.image_size)
+        if self.resize is not None:
+            _check_pair("resize", self.resize)
+        _check_word("crop_mode", self.crop_mode, CROP_MODES)
+        _check_word("interpolation", self.interpolation, INTERPOLATIONS)
+        for name in ("mean", "std"):
+            self._check_numbers(name, getattr(self, name))
+        if min(self.std) <= 0:
+            raise ValueError(f"std is {self.std}, expected numbers above 0, since values are divided by them")
+        if self.crop_mode == "center" and any(
+            inner > outer for inner, outer in zip(self.image_size, self.covered, strict=True)
+        ):
+            raise ValueError(
+                f"resize is {self.resize}, expected at least the image_size {self.image_size} (height, width), "
+                "which is cut out of it"
+            )
+
+    @property
+    def covered(self) -> tuple[int, int]:
+        """Height and width that the picture is made to cover, px; `image_size` itself with "squash"."""
+        if self.crop_mode == "squash":
+            return self.image_size
+        return self.resize or default_resize(self.image_size)
+
+    def _check_numbers(self, name: str, values: Sequence[float]) -> None:
+        whole = isinstance(values, tuple) and all(_is_number(value) for value in values)
+        if not whole or len(values) != self.channels:
+            raise ValueError(
+                f"{name} is {values!r}, expected {self.channels} finite number{'s' * (self.channels != 1)}, "
+                "one for each channel"
+            )
+
+
+def default_resize(image_size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width, px, before a centre crop to `image_size`: 256 for 224, as in torchvision's recipes."""
+    height, width = image_size
+    return round(height * _CROP_SHARE), round(width * _CROP_SHARE)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_pair(name: str, value: object) -> None:
+    if not (isinstance(value, tuple) and len(value) == 2 and all(_is_count(side) for side in value)):
+        raise ValueError(f"{name} is {value!r}, expected (height, width) in whole pixels from 1")
+
+
+def _check_word(name: str, value: object, words: tuple[str, ...]) -> None:
+    if value not in words:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(words)}")
