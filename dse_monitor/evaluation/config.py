@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from dse_monitor.checkpoints.options import ReadingOptions
 from dse_monitor.flags import ADVANCED, Flag
 
 MINIMUM_IMAGES = 8  # one group of the metric's clustering; fewer say nothing about a network
@@ -32,27 +33,23 @@ _HOW_FAST = ("micro_batch",)  # fields that change no number
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class HeldOutImages:
+    """Which images are measured."""
+
+    images: Annotated[Path, Flag(metavar="DIR")]
+    """Folder of held-out images, searched recursively; no labels are used."""
+    num_images: int = 2048
+    """Images measured: a seeded sample that stays the same for the life of a run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(ReadingOptions, HeldOutImages):
     """What is measured, on what, and how a checkpoint is recognised.
 
     Raises:
         ValueError: a number out of range, or an unknown precision.
     """
 
-    images: Annotated[Path, Flag(metavar="DIR")]
-    """Folder of held-out images, searched recursively; no labels are used."""
-    num_images: int = 2048
-    """Images measured: a seeded sample that stays the same for the life of a run."""
-    image_size: Annotated[int | None, Flag(metavar="PIXELS", default="the network's own")] = None
-    """Side of the centre crop in pixels."""
-    layout: Annotated[str | None, Flag(metavar="NAME", default="recognised")] = None
-    """Layout of the checkpoints; `dse-monitor layouts` lists them."""
-    encoder: Annotated[str | None, Flag(metavar="NAME", default="the layout's")] = None
-    """Which network of the file, where there are several (student, teacher, ...)."""
-    arch: Annotated[str | None, Flag(metavar="MODEL", default="read from tensor shapes")] = None
-    """timm model to build."""
-    num_heads: Annotated[int | None, Flag(default="recognised")] = None
-    """Attention heads, where shapes leave them open."""
     seed: Annotated[int, ADVANCED] = 0
     """Seed of the sample, of the clustering and of the permutation of positions."""
     batch: Annotated[int, ADVANCED] = 1024
@@ -71,6 +68,7 @@ class EvaluationConfig:
     """Images per forward pass; halved by itself when memory runs out. Does not change the numbers."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "images", Path(self.images).expanduser().absolute())
         for name, bound in _LEAST.items():
             value = getattr(self, name)
@@ -87,7 +85,7 @@ class EvaluationConfig:
         asked = {
             name: value
             for name, value in self.to_json().items()
-            if name not in _HOW_FAST and value is not None
+            if name not in _HOW_FAST and value not in (None, (), []) and (name, value) != ("layer", "last")
         }
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
 

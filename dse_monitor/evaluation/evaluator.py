@@ -156,7 +156,8 @@ class Evaluator:
             if encoder.non_finite:
                 raise _Invalid(_weights_reason(encoder), "NonFiniteWeights")
             with stopwatch("images"):
-                held_out = self.image_set(self.config.image_size or encoder.image_size, progress)
+                size = self.config.image_size or encoder.image_size[0]
+                held_out = self.image_set(size, progress)
             settings = self._settings(encoder, held_out)
             measured = self._measure(encoder, held_out, settings, stopwatch, progress)
         except _Invalid as error:
@@ -189,10 +190,7 @@ class Evaluator:
 
         if progress:
             progress("read", 0, 1)
-        config = self.config
-        encoder = load_encoder(
-            path, layout=config.layout, encoder=config.encoder, arch=config.arch, num_heads=config.num_heads
-        )
+        encoder = load_encoder(path, self.config)
         if progress:
             progress("read", 1, 1)
         return encoder
@@ -204,8 +202,8 @@ class Evaluator:
             num_images=len(held_out),
             resize=held_out.resize,
             crop=held_out.size,
-            mean=encoder.mean,
-            std=encoder.std,
+            mean=encoder.preprocessing.mean,
+            std=encoder.preprocessing.std,
             batch=config.batch,
             group=config.group,
             local_clusters=config.local_clusters,

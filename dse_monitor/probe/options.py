@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from dse_monitor.checkpoints.options import ReadingOptions
 from dse_monitor.flags import ADVANCED, Flag
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig:
-    """Labelled images, how they are used, and how a checkpoint is recognised."""
+class LabelledImages:
+    """Labelled images."""
 
     images: Annotated[Path, Flag(name="labelled", metavar="DIR", aliases=("--images",))]
     """Folder of labelled images."""
@@ -19,22 +20,16 @@ class ProbeConfig:
     """Folder of masks under the same names (any suffix): one channel, the pixel's value is its class."""
     num_images: int = 1000
     """Pairs used: a seeded sample."""
-    image_size: Annotated[
-        int | None, Flag(metavar="PIXELS", default="DSE's in a watched run, else the network's own")
-    ] = None
-    """Side of the centre crop in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(ReadingOptions, LabelledImages):
+    """Labelled images, how they are used, and how a checkpoint is recognised."""
+
     ignore: int = 255
     """Mask value that is not a class."""
     device: Annotated[str, Flag(metavar="DEVICE")] = "auto"
     """Where to compute: auto, cpu, cuda, cuda:INDEX or mps."""
-    layout: Annotated[str | None, Flag(metavar="NAME", default="recognised")] = None
-    """Layout of the checkpoints; `dse-monitor layouts` lists them."""
-    encoder: Annotated[str | None, Flag(metavar="NAME", default="the layout's")] = None
-    """Which network of the file, where there are several (student, teacher, ...)."""
-    arch: Annotated[str | None, Flag(metavar="MODEL", default="read from tensor shapes")] = None
-    """timm model to build."""
-    num_heads: Annotated[int | None, Flag(default="recognised")] = None
-    """Attention heads, where shapes leave them open."""
     seed: Annotated[int, ADVANCED] = 0
     """Seed of the sample and of the splits."""
     splits: Annotated[int, ADVANCED] = 3

@@ -155,16 +155,10 @@ class Prober:
             DeviceError: the device is full.
         """
         labelled = self.labelled
-        encoder = load_encoder(
-            Path(path),
-            layout=labelled.layout,
-            encoder=labelled.encoder,
-            arch=labelled.arch,
-            num_heads=labelled.num_heads,
-        )
+        encoder = load_encoder(Path(path), labelled)
         if encoder.non_finite:
             raise NonFiniteFeatures(f"{path}: NaN or infinite weights in {len(encoder.non_finite)} tensors")
-        size = labelled.image_size or encoder.image_size
+        size = labelled.image_size or encoder.image_size[0]
         pixels, masks = self._read(size, progress)
         tokens = self._encode(encoder, pixels, progress)
         key = (size, tokens.shape[1])

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from dse_monitor.facts import Fact
 from dse_monitor.metric.components import Components
 
 SCHEMA = 1  # raised when a field changes its meaning; a reader refuses a larger one
@@ -122,6 +123,8 @@ class Source:
         layout: name of the training code's layout.
         encoder: which network of the file was evaluated, in words ("teacher", "online backbone").
         arch: the network built, in words ("vit 384x12, 6 heads, patch 16").
+        facts: what changes its tokens and is not to be seen in the weights, and what each rests on; empty in
+            records of earlier versions.
     """
 
     path: str
@@ -136,6 +139,7 @@ class Source:
     layout: str = ""
     encoder: str = ""
     arch: str = ""
+    facts: tuple[Fact, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,13 +226,18 @@ class Alert:
 
 def to_json(record: Evaluation | Alert | Settings | Source | Components) -> dict[str, Any]:
     """A record as plain JSON types; NaN and infinities become None, so the text is valid JSON everywhere."""
-    return finite(dataclasses.asdict(record))
+    data = finite(dataclasses.asdict(record))
+    if isinstance(record, Evaluation) and not record.source.facts:
+        del data["source"]["facts"]  # a record of an earlier version stays as it was written
+    return data
 
 
 def evaluation_from_json(data: dict[str, Any]) -> Evaluation:
     """The inverse of :func:`to_json` for an Evaluation; fields of a newer minor version are ignored."""
     fields = _known(Evaluation, data)
-    fields["source"] = Source(**_tuples(_known(Source, data["source"])))
+    source = _tuples(_known(Source, data["source"]))
+    source["facts"] = tuple(Fact(**_known(Fact, fact)) for fact in source.get("facts", ()))
+    fields["source"] = Source(**source)
     if data.get("settings") is not None:
         fields["settings"] = _settings(json.dumps(data["settings"], sort_keys=True))
     if data.get("components") is not None:
