@@ -74,7 +74,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "facts": (),
     "tokens": (),
     "preprocessing": (),
-    "preprocessing": (),
     "metric.components": (),
     "metric": ("metric.components",),
     "errors": ("metric.components",),
@@ -91,7 +90,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "checkpoints.archive": ("checkpoints.formats", "checkpoints.reading", "errors"),
     # A network's description lies below the dialects, which lie below the families, as these may bring some.
     "checkpoints.families.statedicts": ("checkpoints.archive", "checkpoints.reading"),
-    "checkpoints.families.network": ("checkpoints.families.statedicts", "facts", "tokens"),
+    "checkpoints.families.network": ("checkpoints.families.statedicts", "errors", "facts", "tokens"),
     "checkpoints.recognition.translations": (
         "checkpoints.families.network",
         "checkpoints.families.statedicts",
@@ -107,6 +106,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "checkpoints.families.statedicts",
         "checkpoints.recognition.dialects",
         "errors",
+        "facts",
         "plugins",
         "tokens",
     ),

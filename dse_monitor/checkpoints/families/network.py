@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints.families.statedicts import Shape
+from dse_monitor.errors import AmbiguousArchitecture
 from dse_monitor.facts import Fact
 
 if TYPE_CHECKING:
@@ -36,10 +37,41 @@ class Heads:
 
 @dataclass(frozen=True)
 class Stated:
-    """A value that the file, a file beside it, or an option gives, and where it stands."""
+    """A value that the file, a file beside it, or an option gives, and where it stands.
+
+    Attributes:
+        value: as `recognition.statements` gives values of that name.
+        source: where it stands, in words.
+        rival: what a place of the same standing says instead, and which place; empty if none does.
+        read_before: earlier versions of this package read it there too.
+    """
 
     value: Any
     source: str
+    rival: str = ""
+    read_before: bool = False
+
+
+# The option that settles what is stated twice; --arch does for the rest.
+_SETTLED_BY = {
+    "mean": "--mean", "std": "--std", "interpolation": "--interpolation", "num_heads": "--num-heads",
+    "image_size": "--image-size",
+}  # fmt: skip
+
+
+def say(stated: Mapping[str, Stated], name: str) -> Stated | None:
+    """What is stated under a name; None if nothing is.
+
+    Raises:
+        AmbiguousArchitecture: two places of the same standing disagree.
+    """
+    found = stated.get(name)
+    if found is not None and found.rival:
+        raise AmbiguousArchitecture(
+            f"two places disagree about {name}: {found.source} says {found.value}, {found.rival}. "
+            f"Settle it with {_SETTLED_BY.get(name, '--arch')}"
+        )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +83,13 @@ class Hints:
         recorded_heads: read from a configuration in or beside the file.
         heads_by_width: heads of the models the training code defines, by embedding width.
         heads_origin: whose models those are, in words.
-        norm_eps: epsilon of the LayerNorms; None means the family's usual one.
+        norm_eps: epsilon of the LayerNorms in the library that names tensors so; None means the family's
+            usual one. One that is stated comes before it.
         image_size: height and width of the images the network was made for, pixels; None if unknown.
         stated: what else the file, a file beside it, or an option says, by the names that
             recognition/statements gives.
+        code: whose networks these are, in words, where the training code defines them, so that what tensors do
+            not show is known from it; else empty.
         details: further values of a configuration that a family understands, by its own names.
     """
 
@@ -65,7 +100,20 @@ class Hints:
     norm_eps: float | None = None
     image_size: tuple[int, int] | None = None
     stated: Mapping[str, Stated] = field(default_factory=dict)
+    code: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    def say(self, name: str) -> Stated | None:
+        """What is stated under a name; None if nothing is.
+
+        Raises:
+            AmbiguousArchitecture: two places of the same standing disagree.
+        """
+        return say(self.stated, name)
+
+    def fact(self, name: str, value: str, evidence: str) -> Fact:
+        """A property that nobody states: known from the training code, or assumed on some evidence."""
+        return Fact(name, value, self.code or evidence, assumed=not self.code)
 
 
 @dataclass(frozen=True)
@@ -139,16 +187,6 @@ class Network:
     def parameters(self) -> int:
         """Numbers it holds, without buffers."""
         return sum(math.prod(shape) for name, shape in self.tensors.items() if name not in self.buffers)
-
-
-def check_activation(hints: Hints, usual: str) -> None:
-    """Refuse a recorded activation that is not the one the network is built with.
-
-    Activations have no tensors: another one would load silently and yield wrong features.
-    """
-    found = hints.details.get("hidden_act", usual)
-    if found != usual:
-        raise NotThisNetwork(f"its configuration asks for hidden_act {found!r} where {usual!r} is built")
 
 
 def count_blocks(shapes: Mapping[str, Shape], prefix: str) -> int:

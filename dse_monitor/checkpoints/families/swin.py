@@ -10,18 +10,18 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dse_monitor.checkpoints.families import Family
+from dse_monitor.checkpoints.families import Family, unseen
 from dse_monitor.checkpoints.families.layers import convolution, linear, norm
 from dse_monitor.checkpoints.families.network import (
     IMAGE_SIZE,
     Hints,
     Network,
     NotThisNetwork,
-    check_activation,
     count_blocks,
 )
 from dse_monitor.checkpoints.families.outputs import timm_tokens
 from dse_monitor.checkpoints.families.statedicts import Shape
+from dse_monitor.facts import Fact
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,11 +43,12 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
             "it is a Swin transformer version 2, whose window the tensors do not show; use --arch"
         )
     width, channels, patch, across = _embedding(shapes)
-    if channels != 3 or patch != across:
+    if patch != across:
         raise NotThisNetwork(
-            f"its patches are {patch}x{across} pixels of {channels} channels; square RGB was expected"
+            f"its patches are {patch} x {across} pixels; patches that are not square are not built"
         )
-    check_activation(hints, "gelu")
+    act = unseen.activation(hints, "gelu", "every published Swin", built=("gelu",))
+    eps = unseen.norm_epsilon(hints, NORM_EPS, "the authors', timm's and torchvision's Swin")
     if "absolute_pos_embed" in shapes:
         raise NotThisNetwork("it adds absolute positions (absolute_pos_embed), which timm's Swin has not")
     stages = count_blocks(shapes, "layers.")
@@ -58,9 +59,13 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         if found != width * 2**stage:
             raise NotThisNetwork(f"stage {stage} is {found} wide; {width * 2**stage} was expected")
     hidden = shapes.get("layers.0.blocks.0.mlp.fc1.weight", (0,))[0]
-    known_size = hints.image_size[0] if hints.image_size else None
+    stated = hints.say("image_size")
+    asked = stated is not None and stated.source == "--image-size"  # of the images, not of the network's own
+    known_size = hints.image_size[0] if hints.image_size and not asked else None
     grid, plan = _grid_and_plan(patch, windows, known_size)
-    size, side = grid * patch, _rounded_up(grid, stages - 1)
+    size = grid * patch
+    shown = hints.image_size if hints.image_size and (asked or hints.image_size[0] == size) else (size, size)
+    rows, columns = (_rounded_up(-(-side // patch), stages - 1) for side in shown)
     pad_first = bool(hints.details.get("pad_first"))
     known = (1, _ANY_SIDE)  # patches per side for which the shifts were chosen, from and to
     if hints.details.get("shift_as_built"):  # equal windows only say that the last stage was no smaller
@@ -71,6 +76,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     options: dict[str, Any] = dict(
         img_size=size,
         patch_size=patch,
+        in_chans=channels,
         embed_dim=width,
         depths=depths,
         num_heads=heads,
@@ -85,29 +91,49 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         description=(
             f"swin {width}, blocks {'-'.join(map(str, depths))}, heads {'-'.join(map(str, heads))}, "
             f"window {window_words}, patch {patch}"
+            + ("" if channels == 3 else f", {channels} channel{'s' * (channels > 1)}")
         ),
         build=partial(
             _build,
             options,
-            hints.norm_eps or NORM_EPS,
+            eps.value,
             pad_first=pad_first,
             patch_norm=patch_norm,
         ),
         tensors=_tensors(options, windows, patch_norm=patch_norm),
         tokens=partial(_tokens, plan, *known),
-        grid=(side, side),
+        grid=(rows, columns),
         width=width * 2 ** (stages - 1),
-        image_size=(size, size),
+        channels=channels,
+        image_size=shown,
         layers=stages,
         any_size=True,
         heads=f"{'-'.join(map(str, heads))} (relative position bias tables)",
+        facts=(
+            act.fact,
+            eps.fact,
+            hints.fact("windows", f"shifted by half, {_padded(pad_first)}", "as the names of its tensors say"),
+            _size_fact(shown, hints),
+        ),
     )
+
+
+def _padded(first: bool) -> str:
+    return f"grids filled up {'before' if first else 'after'} they are shifted"
+
+
+def _size_fact(size: tuple[int, int], hints: Hints) -> Fact:
+    stated = hints.say("image_size")
+    value = f"{size[0]} x {size[1]} px"
+    if stated is not None and stated.value == size:
+        return Fact("image size", value, stated.source)
+    return Fact("image size", value, "it takes any; one that its windows fit", assumed=True)
 
 
 def _embedding(shapes: Mapping[str, Shape]) -> Shape:
     weight = shapes.get("patch_embed.proj.weight", ())
     if len(weight) != 4:
-        raise NotThisNetwork(f"patch_embed.proj.weight is {list(weight)}, not [D, 3, p, p]")
+        raise NotThisNetwork(f"patch_embed.proj.weight is {list(weight)}, not [D, C, p, p]")
     return weight
 
 
@@ -159,7 +185,9 @@ def _grid_and_plan(
 def _tensors(options: dict[str, Any], windows: tuple[int, ...], *, patch_norm: bool) -> dict[str, Shape]:
     """The state dict of what `_build` makes of the same arguments."""
     width = options["embed_dim"]
-    tensors = convolution("patch_embed.proj", width, 3, options["patch_size"], bias=True)
+    tensors = convolution(
+        "patch_embed.proj", width, options["in_chans"], options["patch_size"], bias=True
+    )
     if patch_norm:
         tensors |= norm("patch_embed.norm", width)
     for stage, depth in enumerate(options["depths"]):

@@ -22,7 +22,7 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-SIDECARS = ("config.json", "trainer_state.json", "preprocessor_config.json")
+SIDECARS = ("config.json", "trainer_state.json", "preprocessor_config.json", "open_clip_config.json")
 MAX_SHARDS = 4096
 
 

@@ -124,6 +124,9 @@ def check(name: str, layout: Any) -> None:
     for field in ("needs", "lacks", "dialects", "drop", "traps"):
         if not _are(str, getattr(layout, field)):
             raise TypeError(f"{field} must be a tuple of str, found {getattr(layout, field)!r}")
+    for field in ("mean", "std"):
+        if not _are(float, getattr(layout, field)):
+            raise TypeError(f"{field} must be a tuple of float, found {getattr(layout, field)!r}")
     if not layout.needs:
         raise ValueError(
             "needs is empty, so the Layout would take every file; name marks only its files have"

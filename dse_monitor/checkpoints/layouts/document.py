@@ -52,6 +52,9 @@ def _section(layout: Layout) -> list[str]:
     if layout.heads_by_width:
         heads = ", ".join(f"{width}: {count}" for width, count in layout.heads_by_width.items())
         lines.append(f"- attention heads by width: {heads}")
+    if layout.mean:
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (layout.mean, layout.std))
+        lines.append(f"- images are normalised with mean {mean} and std {std}")
     if layout.norm_eps:
         lines.append(f"- epsilon of its LayerNorms: {layout.norm_eps:g}")
     counted = "counts from zero, one more is finished" if layout.epochs_from_field else "counts finished ones"

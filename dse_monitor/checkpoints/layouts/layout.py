@@ -56,7 +56,12 @@ class Layout:
         drop: prefixes below the encoder's own that belong to heads or decoders.
         epochs_from_field: added to the stored epoch to get finished epochs.
         steps_from_field: added to the stored step to get finished steps.
-        heads_by_width: attention heads of the models this code defines, by embedding width.
+        heads_by_width: attention heads of the models this code defines, by embedding width; of other widths
+            nothing is known.
+        defines: whether its networks are its own code's, so that what tensors do not show of them (activation,
+            epsilon, positions, strides) is known.
+        mean: per channel, what all its recipes normalise images with; empty if they differ.
+        std: likewise.
         norm_eps: epsilon of its LayerNorms where it differs from the family's usual one.
         details: values of a configuration that an architecture family understands.
         traps: what goes wrong silently when the file is read as something else.
@@ -78,6 +83,9 @@ class Layout:
     epochs_from_field: int = 0
     steps_from_field: int = 0
     heads_by_width: Mapping[int, int] = field(default_factory=dict)
+    defines: bool = False
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     norm_eps: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     traps: tuple[str, ...] = ()

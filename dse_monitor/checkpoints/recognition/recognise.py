@@ -112,7 +112,7 @@ def recognise(
         _check_model_type(file, choice.found, archive.config.get("model_type"))
     try:
         network, pieces = fitted(choice.found, entry, hints, options.arch)
-        preprocessing, prepared = preparation.preprocessing(network, stated)
+        preprocessing, prepared = preparation.preprocessing(network, hints.stated)
     except NotThisNetwork as error:
         raise UnknownLayout(_cannot_be_built(file, entry, choice.found, error)) from error
     except AmbiguousArchitecture as error:
