@@ -113,7 +113,8 @@ def test_small_image_stem_keeps_the_resolution_and_says_so(reloaded, randomised)
     encoder = reloaded(randomised(model).state_dict())
     assert torch.allclose(encoder.dense_tokens(images()), torchvision_map(model), atol=1e-5)
     assert (encoder.image_size, encoder.num_tokens) == ((32, 32), 16)
-    assert any("3x3 stem" in note for note in encoder.notes)
+    stem = next(fact for fact in encoder.facts if fact.name == "stem")
+    assert (stem.value, stem.assumed) == ("stride 1, no max pooling", True)
 
 
 def test_solo_learn_pads_its_small_stem_by_two(saved, randomised):

@@ -68,6 +68,7 @@ def read(tree: Any) -> Iterator[Statement]:
         return
     yield from _timm(tree)
     yield from _solo_learn(attributes(tree.get("hyper_parameters")))
+    yield from _mae(attributes(tree.get("args")))
     yield from _lightly_train(attributes(tree.get("lightly_train")))
     for place, standing, group in _groups(tree):
         yield from _group(place, standing, group)
@@ -163,6 +164,13 @@ def _solo_learn(settings: Mapping[str, Any]) -> Iterator[Statement]:
     if known is not None:
         for part, found in zip(("mean", "std"), known, strict=True):
             yield Statement(part, found, f"dataset {dataset!r} in hyper_parameters")
+
+
+def _mae(args: Mapping[str, Any]) -> Iterator[Statement]:
+    """The small model, which the code of arXiv 2510.17299 adds to MAE's own (models/mae/models_mae.py)."""
+    if args.get("model") == "mae_vit_small_patch16":
+        source = "args.model 'mae_vit_small_patch16' in the file, as the code of the DSE paper defines it"
+        yield Statement("heads_by_width", {384: 6}, source)
 
 
 def _lightly_train(settings: Mapping[str, Any]) -> Iterator[Statement]:
