@@ -42,7 +42,6 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         NotThisNetwork: no residual network that can be built.
     """
     act = unseen.activation(hints, "relu", "nearly every published residual network")
-    strides = _strides(hints)
     for key in ("downsample_in_first_stage", "downsample_in_bottleneck"):
         if hints.details.get(key):
             raise NotThisNetwork(f"its configuration sets {key}, which moves strides to where timm has none")
@@ -62,6 +61,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         channels=channels, cardinality=cardinality, base_width=base_width, **_shortcut(shapes, stages)
     )
     attention = _squeeze(shapes)
+    strides = _strides(stem, hints)
     stride = stem.stride * 2 ** (stages - 1)
     usual = SMALL_IMAGE if stem.small else IMAGE_SIZE
     size = unseen.free_size(hints, usual)
@@ -91,13 +91,14 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     )
 
 
-def _strides(hints: Hints) -> Fact:
+def _strides(stem: _Stem, hints: Hints) -> Fact:
     """Where the map is halved: nothing of it is in the tensors.
 
     Raises:
         NotThisNetwork: the configuration states others than are built.
     """
-    value = "2 at the start of stages 2 to 4, none dilated, no anti-aliasing"
+    first = f"{stem.stride} by the stem" + ("" if stem.small else " with max pooling")
+    value = f"{first}, 2 at the start of stages 2 to 4, none dilated, no anti-aliasing"
     stated = hints.say("strides")
     if stated is None:
         return hints.fact("downsampling", value, "the published network of these shapes")
