@@ -178,7 +178,10 @@ def _not_in_the_weights(facts: tuple[Fact, ...]) -> list[str]:
     """What changes tokens and cannot be seen in tensors: first what is stated, then what was assumed."""
     lines: list[str] = []
     stated, assumed = ([fact for fact in facts if fact.assumed is kind] for kind in (False, True))
-    for heading, group in (("not in the weights, but known:", stated), ("not in the weights, ASSUMED:", assumed)):
+    for heading, group in (
+        ("not in the weights, but known:", stated),
+        ("not in the weights, ASSUMED:", assumed),
+    ):
         if group:
             lines.append(f"  {heading}")
             width = max(len(fact.name) for fact in facts) + 1

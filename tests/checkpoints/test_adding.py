@@ -253,7 +253,9 @@ def test_half_a_network_of_a_package_is_named(packages, saved):
 @pytest.mark.parametrize("prefix", ["", "teacher."])
 def test_dialect_of_a_package_takes_no_encoder_that_is_read_without_it(packages, saved, vit, prefix):
     install_family(packages, anchor="blocks.1.norm1.weight", needs="blocks.1.norm2.weight")
-    encoder = load_encoder(saved({"model": {f"{prefix}{name}": value for name, value in vit.items()}}), **HEADS)
+    encoder = load_encoder(
+        saved({"model": {f"{prefix}{name}": value for name, value in vit.items()}}), **HEADS
+    )
     assert encoder.arch.startswith("vit 192x2")
 
 

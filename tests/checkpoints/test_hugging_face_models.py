@@ -164,5 +164,7 @@ def test_an_unknown_activation_is_refused_and_named(tmp_path):
     save_file(state, tmp_path / "model.safetensors")
     settings = vectors["ViT/config"].replace('"hidden_act": "gelu"', '"hidden_act": "mish"')
     (tmp_path / "config.json").write_text(settings)
-    with pytest.raises(UnknownLayout, match=r"hidden_act in config\.json asks for the activation 'mish'.*--arch"):
+    with pytest.raises(
+        UnknownLayout, match=r"hidden_act in config\.json asks for the activation 'mish'.*--arch"
+    ):
         load_encoder(tmp_path)

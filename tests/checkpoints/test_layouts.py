@@ -354,7 +354,9 @@ def test_mmpretrain_transformers_are_recognised(saved, vit):
         name = name.replace(".norm1.", ".ln1.").replace(".norm2.", ".ln2.")
         name = name.replace(".mlp.fc1.", ".ffn.layers.0.0.").replace(".mlp.fc2.", ".ffn.layers.1.")
         state["backbone." + ("ln1" + name[4:] if name.startswith("norm.") else name)] = tensor
-    encoder = load_encoder(saved({"meta": {"epoch": 7, "iter": 700}, "state_dict": state}, "epoch_7.pth"), num_heads=3)
+    encoder = load_encoder(
+        saved({"meta": {"epoch": 7, "iter": 700}, "state_dict": state}, "epoch_7.pth"), num_heads=3
+    )
     assert (encoder.source.layout, encoder.epoch, encoder.step) == ("mmpretrain", 7, 700)
     images = torch.randn(1, 3, 32, 32)
     with torch.no_grad():

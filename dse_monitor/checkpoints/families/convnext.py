@@ -110,7 +110,9 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
 def _tensors(options: dict[str, Any]) -> dict[str, Shape]:
     """The state dict of what `_build` makes of the same options."""
     widths, patch, bias = options["dims"], options["patch_size"], options["conv_bias"]
-    tensors = convolution("stem.0", widths[0], options["in_chans"], patch, bias=bias) | norm("stem.1", widths[0])
+    tensors = convolution("stem.0", widths[0], options["in_chans"], patch, bias=bias) | norm(
+        "stem.1", widths[0]
+    )
     for stage, (depth, width, kernel) in enumerate(
         zip(options["depths"], widths, options["kernel_sizes"], strict=True)
     ):
@@ -138,9 +140,7 @@ def _build(options: dict[str, Any], activation: str, eps: float) -> nn.Module:
     from timm.models.convnext import ConvNeXt
     from torch import nn
 
-    model: Any = ConvNeXt(
-        **options, num_classes=0, norm_eps=eps, act_layer=unseen.layer(activation)
-    )
+    model: Any = ConvNeXt(**options, num_classes=0, norm_eps=eps, act_layer=unseen.layer(activation))
     model.head = nn.Identity()  # its norm stands after pooling and takes no part in the map
     return model
 

@@ -137,9 +137,7 @@ def _tensors(
     tensors: dict[str, Shape] = {"cls_token": (1, 1, width)}
     if registers:
         tensors["reg_token"] = (1, registers, width)
-    tensors |= convolution(
-        "patch_embed.proj", width, options["in_chans"], options["patch_size"], bias=True
-    )
+    tensors |= convolution("patch_embed.proj", width, options["in_chans"], options["patch_size"], bias=True)
     if periods_stored:
         tensors["rope.periods"] = (width // options["num_heads"] // 4,)
     for block in (f"blocks.{index}" for index in range(options["depth"])):

@@ -69,7 +69,9 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     tensors = _tensors(bottleneck, blocks, options, stem, attention)
     return Network(
         family="resnet",
-        description=_words(bottleneck, blocks, channels, cardinality, base_width, stem, bool(attention), act.value),
+        description=_words(
+            bottleneck, blocks, channels, cardinality, base_width, stem, bool(attention), act.value
+        ),
         build=partial(_build, bottleneck, blocks, options, stem, attention, act.value),
         tensors=tensors,
         buffers=frozenset(name for name in tensors if name.endswith(BUFFERS)),
@@ -103,7 +105,9 @@ def _strides(stem: _Stem, hints: Hints) -> Fact:
     if stated is None:
         return hints.fact("downsampling", value, "the published network of these shapes")
     if stated.value:
-        raise NotThisNetwork(f"{stated.source} sets {stated.value}, which cannot be built here; name it with --arch")
+        raise NotThisNetwork(
+            f"{stated.source} sets {stated.value}, which cannot be built here; name it with --arch"
+        )
     return Fact("downsampling", value, stated.source)
 
 
@@ -261,7 +265,9 @@ def _stem_tensors(stem: _Stem) -> tuple[int, dict[str, Shape]]:
     """Channels that enter the first stage as timm builds it, and the tensors before it."""
     if not stem.deep:
         kernel = 3 if stem.small else 7
-        return stem.width, convolution("conv1", stem.width, stem.channels, kernel) | batch_norm("bn1", stem.width)
+        return stem.width, convolution("conv1", stem.width, stem.channels, kernel) | batch_norm(
+            "bn1", stem.width
+        )
     second = stem.deep[1]
     first = 3 * (second // 4) if stem.deep[0] != second else second
     tensors: dict[str, Shape] = {}

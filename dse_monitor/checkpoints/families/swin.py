@@ -112,7 +112,9 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         facts=(
             act.fact,
             eps.fact,
-            hints.fact("windows", f"shifted by half, {_padded(pad_first)}", "as the names of its tensors say"),
+            hints.fact(
+                "windows", f"shifted by half, {_padded(pad_first)}", "as the names of its tensors say"
+            ),
             _size_fact(shown, hints),
         ),
     )
@@ -185,9 +187,7 @@ def _grid_and_plan(
 def _tensors(options: dict[str, Any], windows: tuple[int, ...], *, patch_norm: bool) -> dict[str, Shape]:
     """The state dict of what `_build` makes of the same arguments."""
     width = options["embed_dim"]
-    tensors = convolution(
-        "patch_embed.proj", width, options["in_chans"], options["patch_size"], bias=True
-    )
+    tensors = convolution("patch_embed.proj", width, options["in_chans"], options["patch_size"], bias=True)
     if patch_norm:
         tensors |= norm("patch_embed.norm", width)
     for stage, depth in enumerate(options["depths"]):

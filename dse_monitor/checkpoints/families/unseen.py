@@ -70,9 +70,7 @@ def norm_epsilon(hints: Hints, usual: float, evidence: str) -> Unseen:
     stated = hints.say("norm_eps")
     if stated is not None:
         alike = stated.read_before or stated.value == (hints.norm_eps or usual)
-        return Unseen(
-            stated.value, Fact("norm epsilon", f"{stated.value:g}", stated.source, usual=alike)
-        )
+        return Unseen(stated.value, Fact("norm epsilon", f"{stated.value:g}", stated.source, usual=alike))
     if hints.norm_eps:
         evidence = "the default of the library that names its tensors so"
     value = hints.norm_eps or usual
@@ -85,7 +83,9 @@ def free_size(hints: Hints, usual: int = IMAGE_SIZE) -> Unseen:
     if stated is not None:
         return Unseen(stated.value, Fact("image size", _pixels(stated.value), stated.source))
     if hints.image_size is not None:
-        return Unseen(hints.image_size, Fact("image size", _pixels(hints.image_size), hints.code or "the file"))
+        return Unseen(
+            hints.image_size, Fact("image size", _pixels(hints.image_size), hints.code or "the file")
+        )
     size = (usual, usual)
     return Unseen(
         size, Fact("image size", _pixels(size), "it takes any; as ImageNet recipes evaluate", assumed=True)

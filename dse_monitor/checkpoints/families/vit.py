@@ -93,7 +93,9 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         "" if class_token else "no class token",
         "" if act.value in ("gelu", "silu") else unseen.ACTIVATIONS[act.value],
     ]
-    missing_norm = "There is no norm after the last block (it stands after pooling): tokens are read without it."
+    missing_norm = (
+        "There is no norm after the last block (it stands after pooling): tokens are read without it."
+    )
     return Network(
         family="vit",
         description=", ".join(word for word in words if word),
@@ -111,7 +113,9 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
             heads_fact(heads, width, hints),
             act.fact,
             eps.fact,
-            hints.fact("positions", "absolute, none rotary", "pos_embed is there, and few networks have both"),
+            hints.fact(
+                "positions", "absolute, none rotary", "pos_embed is there, and few networks have both"
+            ),
             hints.fact("attention scale", "1 over the root of a head's width", "every published network"),
             shape,
         ),
@@ -127,7 +131,9 @@ def _activation(shapes: Mapping[str, Shape], mlp: FeedForward, hints: Hints) -> 
         AmbiguousArchitecture: nothing says which of two that are both common.
     """
     if mlp.kind != "mlp":  # configurations often go on naming GELU, which such networks do not use
-        return unseen.Unseen("silu", Fact("activation", "SiLU", "the gate of SwiGLU, which is in the tensors"))
+        return unseen.Unseen(
+            "silu", Fact("activation", "SiLU", "the gate of SwiGLU, which is in the tensors")
+        )
     if "norm_pre.weight" in shapes and hints.say("activation") is None:
         raise AmbiguousArchitecture(
             "it has a norm before its first block, as CLIP's networks and their descendants have, of which some "

@@ -40,7 +40,9 @@ def _transformers(config: Mapping[str, Any]) -> Iterator[Statement]:
     inner = config.get("rope_parameters")
     theta = values.number(inner.get("rope_theta") if isinstance(inner, dict) else config.get("rope_theta"))
     yield from field("rope_theta", "rope_theta", theta if theta is not None and 1 < theta < 1e9 else None)
-    yield from field("in_chans", "num_channels", values.count(config.get("num_channels"), values.MAX_CHANNELS))
+    yield from field(
+        "in_chans", "num_channels", values.count(config.get("num_channels"), values.MAX_CHANNELS)
+    )
 
 
 def _timm(config: Mapping[str, Any]) -> Iterator[Statement]:
@@ -124,7 +126,9 @@ def _geometry(config: Mapping[str, Any]) -> Iterator[Statement]:
     elif kept is not None:
         yield Statement("image_size", kept, f"size in {PREPROCESSOR}")
         square = not isinstance(wanted, int)  # a plain number meant height and width in old processors of ViT
-        yield Statement("crop_mode", "squash", f"size in {PREPROCESSOR}{'' if square else ', a plain number'}")
+        yield Statement(
+            "crop_mode", "squash", f"size in {PREPROCESSOR}{'' if square else ', a plain number'}"
+        )
     elif shortest is not None:
         yield Statement("image_size", (shortest, shortest), f"size in {PREPROCESSOR}")
         yield Statement("resize", (shortest, shortest), f"size in {PREPROCESSOR}")
@@ -132,10 +136,16 @@ def _geometry(config: Mapping[str, Any]) -> Iterator[Statement]:
 
 def _open_clip(config: Mapping[str, Any]) -> Iterator[Statement]:
     """open_clip's description of a whole model, of which the image tower matters."""
-    images, model = (part if isinstance(part := config.get(key), dict) else {} for key in ("preprocess_cfg", "model_cfg"))
-    yield from normalisation(images.get("mean"), images.get("std"), "mean", "std", f"preprocess_cfg in {OPEN_CLIP}")
+    images, model = (
+        part if isinstance(part := config.get(key), dict) else {} for key in ("preprocess_cfg", "model_cfg")
+    )
+    yield from normalisation(
+        images.get("mean"), images.get("std"), "mean", "std", f"preprocess_cfg in {OPEN_CLIP}"
+    )
     place = f"preprocess_cfg in {OPEN_CLIP}"
-    yield from stated("interpolation", values.interpolation(images.get("interpolation")), f"interpolation of {place}")
+    yield from stated(
+        "interpolation", values.interpolation(images.get("interpolation")), f"interpolation of {place}"
+    )
     yield from stated("image_size", values.size(images.get("size")), f"size of {place}")
     mode = images.get("resize_mode")
     if mode == "squash":

@@ -155,7 +155,9 @@ def _images(config: Mapping[str, Any], place: str) -> Iterator[Statement]:
     ):
         group = attributes(holder)
         found = list(
-            hugging_face.normalisation(group.get("mean"), group.get("std"), "mean", "std", f"{name} of {place}")
+            hugging_face.normalisation(
+                group.get("mean"), group.get("std"), "mean", "std", f"{name} of {place}"
+            )
         )
         yield from found
         rgb = group.get("to_rgb") is True or group.get("bgr_to_rgb") is True

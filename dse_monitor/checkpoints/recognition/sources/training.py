@@ -91,9 +91,7 @@ def _group(place: str, standing: str, group: Mapping[str, Any]) -> Iterator[Stat
     """One group's fields that are called the same in many codes."""
     for field in HEAD_FIELDS:
         found = values.count(group.get(field))
-        yield from stated(
-            "num_heads", found, f"{place}.{field} in the file", standing, read_before=True
-        )
+        yield from stated("num_heads", found, f"{place}.{field} in the file", standing, read_before=True)
     for mean, std in _STATISTICS:
         yield from hugging_face.normalisation(
             group.get(mean), group.get(std), mean, std, f"{place} in the file", standing
@@ -112,7 +110,7 @@ def _group(place: str, standing: str, group: Mapping[str, Any]) -> Iterator[Stat
 
 
 def _timm(tree: Mapping[str, Any]) -> Iterator[Statement]:
-    """timm's train.py: the model's name, and what its images were like.
+    """Timm's train.py: the model's name, and what its images were like.
 
     Where the arguments leave it open, timm takes what the model's pretrained configuration says.
     """
@@ -152,7 +150,11 @@ def _solo_learn(settings: Mapping[str, Any]) -> Iterator[Statement]:
     if method is None:
         return
     inner = attributes(settings.get("backbone"))
-    name = values.word(inner.get("name")) or values.word(settings.get("backbone")) or values.word(settings.get("encoder"))
+    name = (
+        values.word(inner.get("name"))
+        or values.word(settings.get("backbone"))
+        or values.word(settings.get("encoder"))
+    )
     width = _SOLO_WIDTHS.get(name or "")
     table = _SOLO_OWN_HEADS if method.lower() in _SOLO_OWN else _SOLO_HEADS
     if width in table:

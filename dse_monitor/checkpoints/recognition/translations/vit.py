@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from dse_monitor.checkpoints.families.network import NotThisNetwork
 from dse_monitor.checkpoints.recognition.translations.pieces import Pieces, joined_qkv, renamed, stacked
 
@@ -13,12 +15,24 @@ def _gated(pieces: Pieces) -> bool:
     return packed or "blocks.0.mlp.fc1_g.weight" in pieces
 
 
+def _positions_of_patches_alone(pieces: Pieces) -> bool:
+    """Whether there is a class token whose position is not in the table of positions."""
+    position = pieces.get("pos_embed")
+    length = position.shape[1] if position is not None and len(position.shape) == 3 else 0
+    return "cls_token" in pieces and length > 0 and math.isqrt(length) ** 2 == length
+
+
 def timm(pieces: Pieces) -> Pieces:
     """Plain ViT, DeiT, DINOv2 and their like: registers, layer scale and gates under one set of names."""
     if "blocks.0.attn.q_bias" in pieces and _gated(pieces):
         raise NotThisNetwork("it may be EVA-02, which adds rotary positions that its tensors do not show")
     if "blocks.0.gamma_1" in pieces and "norm_pre.weight" in pieces:
         raise NotThisNetwork("it may be a Perception Encoder, whose rotary positions its tensors do not show")
+    if "blocks.0.gamma_1" in pieces and _positions_of_patches_alone(pieces):
+        raise NotThisNetwork(
+            "it may be one of timm's vision transformers with rotary positions beside the absolute ones "
+            "(vit_..._rope_ape_...), which its tensors do not show"
+        )
     pieces = renamed(
         pieces,
         [
