@@ -272,7 +272,8 @@ def test_mmpretrains_small_transformer_has_eight_heads_at_the_width_of_the_base(
 
 
 def test_activation_and_strides_of_a_configuration_are_read():
-    text = "model = {'backbone': dict(type='VisionTransformer', layer_cfgs=dict(act_cfg=dict(type='mmpretrain.QuickGELU')))}"
+    layers = "layer_cfgs=dict(act_cfg=dict(type='mmpretrain.QuickGELU'))"
+    text = f"model = {{'backbone': dict(type='VisionTransformer', {layers})}}"
     assert read({"meta": {"cfg": text}})["activation"].value == "quick_gelu"
     text = (
         "model = dict(backbone=dict(type='ResNet', depth=50, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)))"

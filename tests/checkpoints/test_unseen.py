@@ -180,7 +180,7 @@ def test_an_image_size_that_learned_positions_do_not_have_is_refused(saved):
 
 def test_positions_that_form_no_square_need_a_stated_size(saved):
     model = shaken(vit(img_size=(16, 40)))
-    with pytest.raises(UnknownLayout, match="no square grid.*nothing in or beside the file says how high"):
+    with pytest.raises(UnknownLayout, match=r"no square grid.*nothing in or beside the file says how high"):
         load_encoder(saved(model.state_dict()), **HEADS)
     encoder = load_encoder(saved({"model": model.state_dict(), "args": {"img_size": (16, 40)}}), **HEADS)
     batch = images(encoder)

@@ -84,8 +84,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         description=(
             f"convnext{' v2' if second else ''} {'-'.join(map(str, widths))}, "
             f"blocks {'-'.join(map(str, depths))}, patch {patch}"
-            + ("" if stem[1] == 3 else f", {stem[1]} channel{'s' * (stem[1] > 1)}")
-            + ("" if act.value == "gelu" else f", {unseen.ACTIVATIONS[act.value]}")
+            f"{unseen.bands(stem[1])}" + ("" if act.value == "gelu" else f", {unseen.ACTIVATIONS[act.value]}")
         ),
         build=partial(_build, options, act.value, eps.value),
         tensors=_tensors(options),

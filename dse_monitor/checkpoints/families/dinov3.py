@@ -77,8 +77,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     words = [
         f"vit {width}x{depth}",
         f"{heads.count} heads",
-        f"patch {patch}",
-        "" if channels == 3 else f"{channels} channel{'s' * (channels > 1)}",
+        f"patch {patch}{unseen.bands(channels)}",
         mlp_words,
         f"{registers} registers" if registers else "",
         "rotary positions",

@@ -88,8 +88,8 @@ class Hints:
         image_size: height and width of the images the network was made for, pixels; None if unknown.
         stated: what else the file, a file beside it, or an option says, by the names that
             recognition/statements gives.
-        code: whose networks these are, in words, where the training code defines them, so that what tensors do
-            not show is known from it; else empty.
+        code: whose networks these are, in words, where the training code defines them, so that what tensors
+            do not show is known from it; else empty.
         details: further values of a configuration that a family understands, by its own names.
     """
 

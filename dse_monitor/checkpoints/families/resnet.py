@@ -226,11 +226,9 @@ def _words(
         words.append("3x3 stem")
     if stem.deep:
         words.append("deep stem")
-    if stem.channels != 3:
-        words.append(f"{stem.channels} channel{'s' * (stem.channels > 1)}")
     if activation != "relu":
         words.append(unseen.ACTIVATIONS[activation])
-    return ", ".join(words)
+    return ", ".join(words) + unseen.bands(stem.channels)
 
 
 def _tensors(

@@ -54,18 +54,11 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     stages = count_blocks(shapes, "layers.")
     depths = tuple(count_blocks(shapes, f"layers.{stage}.blocks.") for stage in range(stages))
     windows, heads = zip(*(_window(shapes, stage) for stage in range(stages)), strict=True)
-    for stage in range(stages):
-        found = shapes.get(f"layers.{stage}.blocks.0.norm1.weight", (0,))[0]
-        if found != width * 2**stage:
-            raise NotThisNetwork(f"stage {stage} is {found} wide; {width * 2**stage} was expected")
+    _check_widths(shapes, width, stages)
     hidden = shapes.get("layers.0.blocks.0.mlp.fc1.weight", (0,))[0]
-    stated = hints.say("image_size")
-    asked = stated is not None and stated.source == "--image-size"  # of the images, not of the network's own
-    known_size = hints.image_size[0] if hints.image_size and not asked else None
-    grid, plan = _grid_and_plan(patch, windows, known_size)
-    size = grid * patch
-    shown = hints.image_size if hints.image_size and (asked or hints.image_size[0] == size) else (size, size)
-    rows, columns = (_rounded_up(-(-side // patch), stages - 1) for side in shown)
+    grid, plan = _grid_and_plan(patch, windows, _own_size(hints))
+    size = _image_size(grid * patch, hints)
+    rows, columns = (_rounded_up(-(-side // patch), stages - 1) for side in size.value)
     pad_first = bool(hints.details.get("pad_first"))
     known = (1, _ANY_SIDE)  # patches per side for which the shifts were chosen, from and to
     if hints.details.get("shift_as_built"):  # equal windows only say that the last stage was no smaller
@@ -74,7 +67,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     elif pad_first:
         plan = _rounded_up
     options: dict[str, Any] = dict(
-        img_size=size,
+        img_size=grid * patch,
         patch_size=patch,
         in_chans=channels,
         embed_dim=width,
@@ -91,7 +84,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         description=(
             f"swin {width}, blocks {'-'.join(map(str, depths))}, heads {'-'.join(map(str, heads))}, "
             f"window {window_words}, patch {patch}"
-            + ("" if channels == 3 else f", {channels} channel{'s' * (channels > 1)}")
+            f"{unseen.bands(channels)}"
         ),
         build=partial(
             _build,
@@ -105,7 +98,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         grid=(rows, columns),
         width=width * 2 ** (stages - 1),
         channels=channels,
-        image_size=shown,
+        image_size=size.value,
         layers=stages,
         any_size=True,
         heads=f"{'-'.join(map(str, heads))} (relative position bias tables)",
@@ -115,7 +108,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
             hints.fact(
                 "windows", f"shifted by half, {_padded(pad_first)}", "as the names of its tensors say"
             ),
-            _size_fact(shown, hints),
+            size.fact,
         ),
     )
 
@@ -124,12 +117,29 @@ def _padded(first: bool) -> str:
     return f"grids filled up {'before' if first else 'after'} they are shifted"
 
 
-def _size_fact(size: tuple[int, int], hints: Hints) -> Fact:
+def _check_widths(shapes: Mapping[str, Shape], width: int, stages: int) -> None:
+    for stage in range(stages):
+        found = shapes.get(f"layers.{stage}.blocks.0.norm1.weight", (0,))[0]
+        if found != width * 2**stage:
+            raise NotThisNetwork(f"stage {stage} is {found} wide; {width * 2**stage} was expected")
+
+
+def _own_size(hints: Hints) -> int | None:
+    """Side of the images it was built for, where a configuration says it; shifts were chosen for these."""
     stated = hints.say("image_size")
-    value = f"{size[0]} x {size[1]} px"
-    if stated is not None and stated.value == size:
-        return Fact("image size", value, stated.source)
-    return Fact("image size", value, "it takes any; one that its windows fit", assumed=True)
+    return None if stated is None or stated.source == "--image-size" else stated.value[0]
+
+
+def _image_size(built_for: int, hints: Hints) -> unseen.Unseen:
+    """Height and width of the images it is given: those the user wants, or it was built for."""
+    stated = hints.say("image_size")
+    if stated is not None and (stated.source == "--image-size" or stated.value[0] == built_for):
+        return unseen.free_size(hints)
+    size = (built_for, built_for)
+    value = f"{built_for} x {built_for} px"
+    return unseen.Unseen(
+        size, Fact("image size", value, "it takes any; one that its windows fit", assumed=True)
+    )
 
 
 def _embedding(shapes: Mapping[str, Shape]) -> Shape:

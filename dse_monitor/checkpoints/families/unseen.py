@@ -1,4 +1,4 @@
-"""What every family says of properties that tensors do not show: activation, epsilon, image size. No torch."""
+"""What families say alike of properties that tensors do not show: activation, epsilon, image size."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def activation(
 
 def layer(name: str) -> Any:
     """The module class of an activation."""
-    from timm.layers import get_act_layer
+    from timm.layers.create_act import get_act_layer
 
     return get_act_layer(name)
 
@@ -82,14 +82,15 @@ def free_size(hints: Hints, usual: int = IMAGE_SIZE) -> Unseen:
     stated = hints.say("image_size")
     if stated is not None:
         return Unseen(stated.value, Fact("image size", _pixels(stated.value), stated.source))
-    if hints.image_size is not None:
-        return Unseen(
-            hints.image_size, Fact("image size", _pixels(hints.image_size), hints.code or "the file")
-        )
     size = (usual, usual)
     return Unseen(
         size, Fact("image size", _pixels(size), "it takes any; as ImageNet recipes evaluate", assumed=True)
     )
+
+
+def bands(channels: int) -> str:
+    """Channels as the end of a network's description; nothing for three."""
+    return "" if channels == 3 else f", {channels} channel{'s' * (channels > 1)}"
 
 
 def _pixels(size: tuple[int, int]) -> str:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 NORM_EPS = 1e-6  # LayerNorm epsilon of timm, torchvision, DINO, MAE, MoCo v3 and I-JEPA vision transformers
 
 # Heads of nearly every published vision transformer of these widths, timm 1.0's 259 models among them. Others
-# exist (solo-learn's and MoCo v3's of width 384 have 12, mmpretrain's "small" of 768 has 8), so this only puts
-# the likeliest first where somebody has to choose.
+# exist (MoCo v3's and solo-learn's of width 384 have 12, mmpretrain's "small" of 768 has 8), so this only
+# puts the likeliest first where somebody has to choose.
 USUAL_HEADS = {
     192: 3, 256: 4, 320: 5, 384: 6, 512: 8, 640: 10, 768: 12, 832: 13, 896: 14, 1024: 16, 1152: 16, 1280: 16,
     1408: 16, 1536: 24, 1664: 16
@@ -85,8 +85,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     words = [
         f"vit {width}x{depth}",
         f"{heads.count} heads",
-        f"patch {patch}",
-        "" if channels == 3 else f"{channels} channel{'s' * (channels > 1)}",
+        f"patch {patch}{unseen.bands(channels)}",
         "convolutional stem" if CONV_STEM in shapes else "",
         mlp_words,
         f"{registers} registers" if registers else "",
@@ -136,10 +135,10 @@ def _activation(shapes: Mapping[str, Shape], mlp: FeedForward, hints: Hints) -> 
         )
     if "norm_pre.weight" in shapes and hints.say("activation") is None:
         raise AmbiguousArchitecture(
-            "it has a norm before its first block, as CLIP's networks and their descendants have, of which some "
-            "use quick-GELU and some rotary positions, neither to be seen in the tensors; nothing in or beside "
-            "the file says which. Name the timm model, such as --arch vit_base_patch16_clip_quickgelu_224 "
-            "(OpenAI's weights) or vit_base_patch16_clip_224"
+            "it has a norm before its first block, as CLIP's networks and their descendants have, of which "
+            "some use quick-GELU and some rotary positions, neither to be seen in the tensors; nothing in or "
+            "beside the file says which. Name the timm model, such as "
+            "--arch vit_base_patch16_clip_quickgelu_224 (OpenAI's weights) or vit_base_patch16_clip_224"
         )
     return unseen.activation(hints, "gelu", "nearly every published vision transformer")
 
@@ -195,9 +194,10 @@ def number_of_heads(shapes: Mapping[str, Shape], width: int, hints: Hints) -> He
     known = ", ".join(f"{w}: {h}" for w, h in hints.heads_by_width.items())
     expected = f"{hints.heads_origin} define {known}" if known else "nothing in or beside the file says it"
     raise AmbiguousArchitecture(
-        f"a vision transformer of width {width} does not show its number of heads in its tensors, and a wrong "
-        f"one loads without complaint; {expected}. Candidates, the likeliest first: {_listed(candidates)}. "
-        f"Pass --num-heads {candidates[0]} if that is yours, or --layout NAME of the code that wrote the file"
+        f"a vision transformer of width {width} does not show its number of heads in its tensors, and a "
+        f"wrong one loads without complaint; {expected}. Candidates, the likeliest first: "
+        f"{_listed(candidates)}. Pass --num-heads {candidates[0]} if that is yours, or --layout NAME of the "
+        "code that wrote the file"
     )
 
 
@@ -284,8 +284,8 @@ def _grid(
             fits.append((extra, (side, side), hints.fact("image shape", value, evidence)))
     if not fits:
         raise NotThisNetwork(
-            f"pos_embed has {length} positions, which leave no square grid beside {prefix} prefix tokens, and "
-            "nothing in or beside the file says how high and wide its images are"
+            f"pos_embed has {length} positions, which leave no square grid beside {prefix} prefix tokens, "
+            "and nothing in or beside the file says how high and wide its images are"
         )
     extra, grid, fact = fits[0]
     if class_token and registers and extra == 1:

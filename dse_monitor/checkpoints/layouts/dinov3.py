@@ -28,7 +28,8 @@ LAYOUT = Layout(
         "Keys have no bias: a third of every qkv.bias is masked",
         "LayerNorms use epsilon 1e-5 as in the released models (layernormbf16); the file does not tell "
         "whether training was set to layernorm, which uses 1e-6",
-        "Images are normalised with ImageNet's statistics unless crops.rgb_mean was set, as for satellite images",
+        "Images are normalised with ImageNet's statistics unless crops.rgb_mean was set, as it was for "
+        "satellite images",
         "Rotary positions are computed in float32 as in the released models; training rounds them to "
         "bfloat16",
     ),

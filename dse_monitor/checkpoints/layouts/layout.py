@@ -58,8 +58,8 @@ class Layout:
         steps_from_field: added to the stored step to get finished steps.
         heads_by_width: attention heads of the models this code defines, by embedding width; of other widths
             nothing is known.
-        defines: whether its networks are its own code's, so that what tensors do not show of them (activation,
-            epsilon, positions, strides) is known.
+        defines: whether its networks are its own code's, so that what tensors do not show of them
+            (activation, epsilon, positions, strides) is known.
         mean: per channel, what all its recipes normalise images with; empty if they differ.
         std: likewise.
         norm_eps: epsilon of its LayerNorms where it differs from the family's usual one.

@@ -33,7 +33,7 @@ class Report:
     def __init__(self, console: Console, run: str):
         self._console, self._run = console, run
         self._said: dict[str, None] = {}
-        self._settings: Settings | None = None  # of the newest number that belongs to what is asked for now
+        self._settings: list[Settings] = []  # of numbers that belong to what is asked for now, newest last
         self.last_problem = ""
 
     def header(
@@ -48,7 +48,7 @@ class Report:
         if other_settings:
             self._header("settings", "others than before: what is there is measured again, on its own line")
         else:
-            self._settings = _newest_settings(history)
+            self._settings = history.settings
         if len(history):
             self.encoder(history[-1])
         self._header("output", str(out), f"tensorboard --logdir {folder.parent}")
@@ -116,14 +116,16 @@ class Report:
 
         The file says otherwise how it is to be read, or a newer version of this package reads it otherwise.
         """
-        before, now = self._settings, evaluation.settings
-        if before is not None and now is not None and before != now:
+        now = evaluation.settings
+        if now is None or now in self._settings:
+            return
+        if self._settings:
             self.notice(
                 f"{evaluation.source.path} was measured otherwise than what is on record "
-                f"({_differences(before, now)}), so its number starts a line of its own. Earlier numbers are "
+                f"({_differences(self._settings[-1], now)}), so its number starts a line of its own. Earlier numbers are "
                 "kept; to measure those checkpoints again in the same way, watch once with a new --out"
             )
-        self._settings = now or before
+        self._settings.append(now)
 
     def alerts(self, alerts: Sequence[Alert]) -> None:
         """Alerts that do not stand on a checkpoint's line."""
@@ -158,12 +160,6 @@ class Report:
 
     def _header(self, label: str, text: str, aside: str = "") -> None:
         self._console.header(Header(label=label, text=text, aside=aside, run=self._run))
-
-
-def _newest_settings(history: History) -> Settings | None:
-    """The settings of the newest number."""
-    places = range(len(history) - 1, -1, -1)
-    return next((history[place].settings for place in places if history[place].settings is not None), None)
 
 
 def _differences(before: Settings, now: Settings) -> str:

@@ -1,4 +1,4 @@
-"""JSON beside the weights: transformers' config.json and preprocessor_config.json, timm's, and open_clip's."""
+"""JSON beside the weights: config.json and preprocessor_config.json of transformers, timm's, open_clip's."""
 
 from __future__ import annotations
 

@@ -69,6 +69,7 @@ def read(tree: Any) -> Iterator[Statement]:
     yield from _timm(tree)
     yield from _solo_learn(attributes(tree.get("hyper_parameters")))
     yield from _mae(attributes(tree.get("args")))
+    yield from _dse_train(tree)
     yield from _lightly_train(attributes(tree.get("lightly_train")))
     for place, standing, group in _groups(tree):
         yield from _group(place, standing, group)
@@ -173,6 +174,14 @@ def _mae(args: Mapping[str, Any]) -> Iterator[Statement]:
     if args.get("model") == "mae_vit_small_patch16":
         source = "args.model 'mae_vit_small_patch16' in the file, as the code of the DSE paper defines it"
         yield Statement("heads_by_width", {384: 6}, source)
+
+
+def _dse_train(tree: Mapping[str, Any]) -> Iterator[Statement]:
+    if tree.get("format") == "dse-train":
+        images = attributes(tree.get("images"))
+        yield from hugging_face.normalisation(
+            images.get("mean"), images.get("std"), "mean", "std", "field 'images' of the file"
+        )
 
 
 def _lightly_train(settings: Mapping[str, Any]) -> Iterator[Statement]:

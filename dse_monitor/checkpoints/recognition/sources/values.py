@@ -120,7 +120,8 @@ def interpolation(value: Any) -> str | None:
     """A filter by Pillow's number or anybody's name for it."""
     if isinstance(value, int) and not isinstance(value, bool):
         return _FILTERS[value] if 0 <= value < len(_FILTERS) else None
-    return _FILTER_NAMES.get(value.lower().removeprefix("interpolationmode.")) if _is_word(value) else None
+    name = word(value)
+    return None if name is None else _FILTER_NAMES.get(name.lower().removeprefix("interpolationmode."))
 
 
 def activation(value: Any) -> str | None:
