@@ -48,7 +48,7 @@ class Report:
         if other_settings:
             self._header("settings", "others than before: what is there is measured again, on its own line")
         else:
-            self._settings = history.settings
+            self._settings = history.settings()
         if len(history):
             self.encoder(history[-1])
         self._header("output", str(out), f"tensorboard --logdir {folder.parent}")
@@ -122,8 +122,9 @@ class Report:
         if self._settings:
             self.notice(
                 f"{evaluation.source.path} was measured otherwise than what is on record "
-                f"({_differences(self._settings[-1], now)}), so its number starts a line of its own. Earlier numbers are "
-                "kept; to measure those checkpoints again in the same way, watch once with a new --out"
+                f"({_differences(self._settings[-1], now)}), so its number starts a line of its own. Earlier "
+                "numbers are kept; to measure those checkpoints again in the same way, watch once with a new "
+                "--out"
             )
         self._settings.append(now)
 
