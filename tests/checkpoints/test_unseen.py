@@ -239,6 +239,22 @@ def test_solo_learns_moco_v3_has_twelve_heads_at_every_width(saved):
         load_encoder(saved(content, "bare.ckpt"))
 
 
+@pytest.mark.parametrize(("arch", "heads"), [("mocov3-small", 12), ("deit-small", 6)])
+def test_mmpretrains_heads_go_by_the_name_in_its_configuration(saved, arch, heads):
+    model = shaken(vit(embed_dim=384, num_heads=heads, depth=1))
+    text = (
+        f"model = dict(type='X', backbone=dict(type='MoCoV3ViT', arch={arch!r}, img_size=32, patch_size=8))"
+    )
+    state = {f"backbone.{name}": value for name, value in model.state_dict().items()}
+    encoder = load_encoder(saved({"meta": {"cfg": text, "epoch": 3}, "state_dict": state}, "epoch_3.pth"))
+    assert encoder.source.layout == "mmpretrain"
+    batch = images(encoder)
+    assert torch.allclose(encoder.dense_tokens(batch), tokens(model, batch), atol=1e-5)
+    other = text.replace(arch, "base")  # whose width is another: its heads say nothing
+    with pytest.raises(AmbiguousArchitecture, match="--num-heads"):
+        load_encoder(saved({"meta": {"cfg": other, "epoch": 3}, "state_dict": state}, "other.pth"))
+
+
 # Any number of channels -------------------------------------------------------------------------------------
 
 CHANNELS = {
