@@ -1,7 +1,7 @@
 """Networks of other makers as their files are tested: weights that hide nothing, and what is compared.
 
-A freshly built network hides mistakes: norms that do nothing, biases and layer scales of zero, attention that is
-nearly uniform whatever the number of heads. `disturb` takes all of that away before a file is written.
+A freshly built network hides mistakes: norms that do nothing, biases and layer scales of zero, attention that
+is nearly uniform whatever the number of heads. `disturb` takes all of that away before a file is written.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-# Greatest difference from the maker's own tokens, in their standard deviations: float32 through some dozen layers,
-# in which the same sums may be taken in another order.
+# Greatest difference from the maker's own tokens, in their standard deviations: float32 through some dozen
+# layers, in which the same sums may be taken in another order.
 TOLERANCE = 1e-4
 
 _ATTENTION = re.compile(
@@ -45,8 +45,8 @@ def disturb(network: Any, seed: int = 0, run: Callable[[Any], object] | None = N
     Args:
         network: the maker's, freshly built.
         seed: of the values.
-        run: one forward pass. With it batch norms get the statistics of that pass, as a training would have left
-            them, and not those of no data, with which signals of deep networks vanish.
+        run: one forward pass. With it batch norms get the statistics of that pass, as a training would have
+            left them, and not those of no data, with which signals of deep networks vanish.
     """
     generator = torch.Generator().manual_seed(seed)
 

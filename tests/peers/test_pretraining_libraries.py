@@ -16,8 +16,8 @@ IMAGES = images((64, 64))
 
 
 def solo_vit(width, **others):
-    """What solo-learn builds for MoCo v3: timm's class, and 12 heads at any width (solo/backbones/vit/vit_mocov3.py of
-    vturrisi/solo-learn at 9187ee3). Two blocks of its twelve.
+    """What solo-learn builds for MoCo v3: timm's class, and 12 heads at any width
+    (solo/backbones/vit/vit_mocov3.py of vturrisi/solo-learn at 9187ee3). Two blocks of its twelve.
     """
     from timm.models.vision_transformer import VisionTransformer
 
@@ -27,7 +27,7 @@ def solo_vit(width, **others):
 
 
 def lightning_file(path, hyper_parameters, **networks):
-    """What `trainer.save_checkpoint` writes after one epoch of a module with these networks, as solo-learn does."""
+    """What `trainer.save_checkpoint` writes after one epoch of a module with these networks."""
     lightning = pytest.importorskip("lightning.pytorch")
 
     class Method(lightning.LightningModule):
@@ -74,7 +74,7 @@ WIDTHS = {"vit_tiny": 192, "vit_small": 384, "vit_base": 768}
 
 @pytest.mark.parametrize("name", WIDTHS)
 def test_solo_learns_mocov3_as_its_checkpointer_leaves_it(name, tmp_path, record_property):
-    """Lightning's file holds no hyper-parameters, since solo-learn does not save any; args.json lies beside it."""
+    """Its file holds no hyper-parameters, since solo-learn does not save any; args.json lies beside it."""
     vit = solo_vit(WIDTHS[name])
     path = lightning_file(
         tmp_path / "mocov3-vit-offline-a1b2-ep=0.ckpt", None, backbone=vit, momentum_backbone=vit
@@ -156,7 +156,7 @@ MM_ARCHS = {"mocov3-s": (384, 12), "deit-small": (384, 6), "deit-tiny": (192, 3)
 
 @pytest.mark.parametrize("arch", MM_ARCHS)
 def test_mmpretrains_mocov3_as_mmengine_saves_it(arch, tmp_path, record_property):
-    """The Runner's save_checkpoint keeps the whole configuration as text in meta.cfg (mmengine/runner/runner.py)."""
+    """Its Runner keeps the whole configuration as text in meta.cfg (mmengine/runner/runner.py)."""
     width, heads = MM_ARCHS[arch]
     vit = solo_vit(width, num_heads=heads)
     backbone = {"backbone." + name: value for name, value in mm_state(vit).items()}
@@ -194,7 +194,7 @@ def test_lightlys_own_resnet(tmp_path, record_property):
 
 @torch.no_grad()
 def test_lightlys_own_resnet_as_a_sequence_lacks_an_activation(tmp_path, record_property):
-    """Its tutorials take the children in a row, and lose the ReLU after the stem, which is a function there."""
+    """Its tutorials take the children in a row and lose the ReLU after the stem, a function there."""
     from lightly.models.utils import deactivate_requires_grad
 
     backbone = torch.nn.Sequential(*list(lightly_resnet().children())[:-1], torch.nn.AdaptiveAvgPool2d(1))

@@ -1,4 +1,4 @@
-"""Vision networks of transformers, written by save_pretrained and read back: tokens equal its last hidden state."""
+"""Vision networks of transformers, written by save_pretrained: tokens equal its last hidden state."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -122,7 +122,7 @@ CASES = [
     Case(
         "EfficientNetModel",
         {"image_size": 64, "hidden_dim": 320, "width_coefficient": 0.25, "depth_coefficient": 0.25},
-    ),  # fmt: skip
+    ),
     Case("PvtV2Model", {**SEGFORMER, "mlp_ratios": [2, 2, 2, 2]}),
     Case("PvtModel", {**SEGFORMER, "image_size": 64, "mlp_ratios": [2, 2, 2, 2]}, prefix=1),
     Case("SegformerModel", {**SEGFORMER, "decoder_hidden_size": 16, "mlp_ratios": [2, 2, 2, 2]}),
@@ -140,7 +140,7 @@ CASES = [
             "key_dim": [16, 16, 16],
         },
         size=(128, 128),
-    ),  # fmt: skip
+    ),
     Case("SwiftFormerModel", {"image_size": 64, "depths": [1, 1, 1, 1], "embed_dims": [16, 24, 32, 48]}),
     Case("Dinov2Backbone", vit(mlp_ratio=2), features=last_map),
     Case("SwinBackbone", {**STAGES, "window_size": 4}, features=last_map),

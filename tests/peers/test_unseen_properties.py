@@ -1,8 +1,8 @@
-"""What no tensor shows: another activation, other heads, another stride. Each is stated, refused or said to be assumed.
+"""What no tensor shows: another activation, other heads, another stride.
 
-A number that is wrong without a word is the one thing that must not happen. Where timm's file states the property,
-the tokens are timm's own or the file is refused; where nothing states it, an assumed fact about that very property may
-stand in `inspect` instead.
+A number that is wrong without a word is the one thing that must not happen. Where timm's file states the
+property, the tokens are timm's own or the file is refused; where nothing states it, an assumed fact about that
+very property may stand in `inspect` instead.
 """
 
 import re
@@ -91,6 +91,7 @@ def layer_scale_left_out(network):
 
 TWO = {"depth": 2}
 STAGES = {"depths": (1, 1, 2, 1)}
+ROTARY = "position|rope|rotary"
 STATISTICS = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.3, 0.2]}
 VIT, RESNET, SWIN, CONVNEXT = (
     "vit_tiny_patch16_224",
@@ -106,17 +107,18 @@ DEVIATIONS = [
         for name in ("relu", "gelu_tanh", "quick_gelu", "silu")
     ),
     Deviation("vit", "eps", VIT, "eps", base=TWO, change=norms_with(1e-3)),
-    Deviation("vit", "rope", "vit_small_patch16_rope_ape_224", "position|rope|rotary", base=TWO,
+    Deviation("vit", "rope", "vit_small_patch16_rope_ape_224", ROTARY, base=TWO,
               usual="vit_small_patch16_224"),
-    Deviation("vit", "rope without absolute positions", "vit_small_patch16_rope_224", "position|rope|rotary", base=TWO,
+    Deviation("vit", "rope, no absolute positions", "vit_small_patch16_rope_224", ROTARY, base=TWO,
               usual="vit_small_patch16_224"),
-    Deviation("vit", "rope of a perception encoder", "vit_pe_core_tiny_patch16_384", "position|rope|rotary", base=TWO,
+    Deviation("vit", "rope of a perception encoder", "vit_pe_core_tiny_patch16_384", ROTARY, base=TWO,
               usual=VIT),
     Deviation("vit", "image shape", VIT, "shape|size", {"img_size": (32, 128), "patch_size": 8},
               {"input_size": [3, 32, 128]}, base=TWO),
     Deviation("vit", "layer scale", VIT, "scale", {"init_values": 1e-5}, base=TWO),
     Deviation("vit", "pooling by the mean", VIT, "pool|norm", {"global_pool": "avg"}, base=TWO),
-    Deviation("vit", "pooling by attention", VIT, "pool|norm", {"global_pool": "map", "class_token": False}, base=TWO),
+    Deviation("vit", "pooling by attention", VIT, "pool|norm", {"global_pool": "map", "class_token": False},
+              base=TWO),
     Deviation("resnet", "activation silu", RESNET, "activation", {"act_layer": "silu"}),
     Deviation("resnet", "activation leaky_relu", RESNET, "activation", {"act_layer": "leaky_relu"}),
     Deviation("resnet", "eps", RESNET, "eps", change=norms_with(1e-1)),

@@ -59,8 +59,8 @@ USER_FILES = {
         class Encoder(nn.Module):
             def __init__(self):
                 super().__init__()
-                self.vit = ViT(in_channels=1, img_size=(64, 64), patch_size=(8, 8), hidden_size=48, mlp_dim=96,
-                               num_layers=2, num_heads=4, spatial_dims=2, proj_type="conv")
+                self.vit = ViT(in_channels=1, img_size=(64, 64), patch_size=(8, 8), hidden_size=48,
+                               mlp_dim=96, num_layers=2, num_heads=4, spatial_dims=2, proj_type="conv")
 
             def load_state_dict(self, state, *args, **kwargs):
                 return self.vit.load_state_dict(state, *args, **kwargs)
@@ -86,7 +86,8 @@ USER_FILES = {
                 return self.swinViT(images, self.normalize)[-1]
 
         def build():
-            return Encoder(in_channels=1, out_channels=2, feature_size=12, spatial_dims=2, depths=(1, 1, 1, 1))
+            return Encoder(in_channels=1, out_channels=2, feature_size=12, spatial_dims=2,
+                           depths=(1, 1, 1, 1))
         """,
         lambda network, pixels: rows(network.swinViT(pixels, network.normalize)[-1]),
     ),

@@ -129,7 +129,8 @@ def test_a_reparametrised_weight_is_folded(wrap, tmp_path, record_property):
     for block in vit.blocks:
         wrap(block.mlp.fc1)
         wrap(block.attn.proj)
-    vit(IMAGES)  # spectral norms begin with an estimate that a first pass changes
+    vit.train()
+    vit(IMAGES)  # a spectral norm improves its estimate with every pass of a training
     vit.eval()
     read(
         {"model": vit.state_dict()}, tmp_path / "checkpoint_3.pth", timm_tokens(vit, IMAGES), record_property
@@ -196,7 +197,7 @@ def test_a_compressed_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("spelled", ["in LOCAL_STATE_DICT", "inside"])
 def test_flat_parameters_of_fsdp_are_named(spelled, tmp_path):
-    """The first of two processes of FSDP 1: half of a unit's numbers in one row, as DINOv2's rank files hold them."""
+    """The first of two processes of FSDP 1: half of a unit's numbers in one row, as in DINOv2's rank files."""
     import torch.distributed as dist
     from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.fsdp.wrap import ModuleWrapPolicy
