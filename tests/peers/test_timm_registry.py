@@ -65,7 +65,8 @@ def outcome(name, folder):
 
 DOZEN = (
     "lcnet_050", "tinynet_e", "repghostnet_050", "rexnet_100", "selecsls42", "hardcorenas_a",
-    "cs3darknet_focus_s", "skresnet18", "dla46_c", "shvit_s1", "swiftformer_xs", "fasternet_t0", "test_byobnet",
+    "cs3darknet_focus_s", "skresnet18", "dla46_c", "shvit_s1", "swiftformer_xs", "fasternet_t0",
+    "test_byobnet",
 )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """What no tensor shows: another activation, other heads, another stride.
 
 A number that is wrong without a word is the one thing that must not happen. Where timm's file states the
-property, the tokens are timm's own or the file is refused; where nothing states it, an assumed fact about that
-very property may stand in `inspect` instead.
+property, the tokens are timm's own or the file is refused; where nothing states it, an assumed fact about
+that very property may stand in `inspect` instead.
 """
 
 import re

@@ -197,7 +197,7 @@ def test_a_compressed_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("spelled", ["in LOCAL_STATE_DICT", "inside"])
 def test_flat_parameters_of_fsdp_are_named(spelled, tmp_path):
-    """The first of two processes of FSDP 1: half of a unit's numbers in one row, as in DINOv2's rank files."""
+    """The first of two processes of FSDP 1: half of a unit's numbers in a row, as in DINOv2's rank files."""
     import torch.distributed as dist
     from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.fsdp.wrap import ModuleWrapPolicy
