@@ -124,15 +124,13 @@ def assert_same_tokens(found: torch.Tensor, expected: torch.Tensor, what: str, r
 
 
 def refusal(path: Path, *fragments: str, **options: Any) -> str:
-    """The text with which a file is refused: one line that names the file and holds all fragments (regular
-    expressions).
-    """
+    """The text with which a file is refused: one line that holds all fragments, which are regular expressions."""
     from dse_monitor.checkpoints import load_encoder
-    from dse_monitor.errors import CheckpointError, PluginError
+    from dse_monitor.errors import DSEError
 
     try:
         encoder = load_encoder(path, **options)
-    except (CheckpointError, PluginError) as error:
+    except DSEError as error:
         text = str(error)
     else:
         raise AssertionError(f"read as {encoder.arch} and not refused; expected {fragments}")

@@ -48,80 +48,69 @@ def lucidrains_simple_vit():
     )
 
 
-# What a user writes: a function without arguments that builds the module, whose output is tokens or a map.
+# What a user writes: a function that builds the network as it was trained (docs/own_networks.md).
 USER_FILES = {
     "MONAI ViT": (
         "monai", monai_vit, 1,
         """
+        from dse_monitor import OwnNetwork
         from monai.networks.nets import ViT
-        from torch import nn
-
-        class Encoder(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.vit = ViT(in_channels=1, img_size=(64, 64), patch_size=(8, 8), hidden_size=48,
-                               mlp_dim=96, num_layers=2, num_heads=4, spatial_dims=2, proj_type="conv")
-
-            def load_state_dict(self, state, *args, **kwargs):
-                return self.vit.load_state_dict(state, *args, **kwargs)
-
-            def state_dict(self, *args, **kwargs):
-                return self.vit.state_dict(*args, **kwargs)
-
-            def forward(self, images):
-                return self.vit(images)[0]
 
         def build():
-            return Encoder()
+            net = ViT(in_channels=1, img_size=(64, 64), patch_size=(8, 8), hidden_size=48, mlp_dim=96,
+                      num_layers=2, num_heads=4, spatial_dims=2, proj_type="conv")
+            return OwnNetwork(module=net, tokens=lambda net, images: net(images)[0], image_size=64)
         """,
         lambda network, pixels: network(pixels)[0],
     ),
     "MONAI SwinUNETR": (
         "monai", monai_swin_unetr, 1,
         """
+        from dse_monitor import OwnNetwork
         from monai.networks.nets import SwinUNETR
 
-        class Encoder(SwinUNETR):
-            def forward(self, images):
-                return self.swinViT(images, self.normalize)[-1]
+        def last_map(net, images):
+            return net.swinViT(images, net.normalize)[-1]
 
         def build():
-            return Encoder(in_channels=1, out_channels=2, feature_size=12, spatial_dims=2,
-                           depths=(1, 1, 1, 1))
+            net = SwinUNETR(in_channels=1, out_channels=2, feature_size=12, spatial_dims=2, depths=(1, 1, 1, 1))
+            return OwnNetwork(module=net, tokens=last_map, image_size=64)
         """,
         lambda network, pixels: rows(network.swinViT(pixels, network.normalize)[-1]),
     ),
     "vit-pytorch ViT": (
         "vit_pytorch", lucidrains_vit, 4,
         """
+        import torch
+        from dse_monitor import OwnNetwork
         from vit_pytorch import ViT
 
-        class Encoder(ViT):
-            def forward(self, images):
-                tokens = self.to_patch_embedding(images)
-                first = self.cls_token.expand(len(tokens), -1, -1)
-                tokens = __import__("torch").cat((first, tokens), 1) + self.pos_embedding
-                return self.transformer(tokens)[:, 1:]
+        def patch_tokens(net, images):
+            tokens = net.to_patch_embedding(images)
+            first = net.cls_token.expand(len(tokens), -1, -1)
+            return net.transformer(torch.cat((first, tokens), 1) + net.pos_embedding)[:, 1:]
 
         def build():
-            return Encoder(image_size=64, patch_size=8, num_classes=10, dim=48, depth=2, heads=3, dim_head=16,
-                           mlp_dim=96, channels=4)
+            net = ViT(image_size=64, patch_size=8, num_classes=10, dim=48, depth=2, heads=3, dim_head=16,
+                      mlp_dim=96, channels=4)
+            return OwnNetwork(module=net, tokens=patch_tokens, channels=4, image_size=64)
         """,
         None,
     ),
     "vit-pytorch SimpleViT": (
         "vit_pytorch", lucidrains_simple_vit, 3,
         """
+        from dse_monitor import OwnNetwork
         from vit_pytorch.simple_vit import SimpleViT
 
-        class Encoder(SimpleViT):
-            def forward(self, images):
-                tokens = self.to_patch_embedding(images)
-                return self.transformer(tokens + self.pos_embedding.to(tokens))
+        def patch_tokens(net, images):
+            tokens = net.to_patch_embedding(images)
+            return net.transformer(tokens + net.pos_embedding.to(tokens))
 
         def build():
-            return Encoder(image_size=64, patch_size=8, num_classes=10, dim=48, depth=2, heads=3, dim_head=16,
-                           mlp_dim=96)
+            net = SimpleViT(image_size=64, patch_size=8, num_classes=10, dim=48, depth=2, heads=3, dim_head=16,
+                            mlp_dim=96)
+            return OwnNetwork(module=net, tokens=patch_tokens, channels=3, image_size=64)
         """,
         None,
     ),
@@ -170,7 +159,6 @@ def test_with_the_users_file_tokens_are_the_makers(case, record_property):
         network=f"{folder / 'mine.py'}:build",
         mean=(0.5,) * channels,
         std=(0.25,) * channels,
-        image_size=(64, 64),
     )
     assert_same_tokens(encoder.dense_tokens(pixels), expected, name, record_property)
     assert encoder.preprocessing.channels == channels
