@@ -124,7 +124,7 @@ def assert_same_tokens(found: torch.Tensor, expected: torch.Tensor, what: str, r
 
 
 def refusal(path: Path, *fragments: str, **options: Any) -> str:
-    """The text with which a file is refused: one line that holds all fragments, which are regular expressions."""
+    """The text with which a file is refused: one line that holds all fragments, as regular expressions."""
     from dse_monitor.checkpoints import load_encoder
     from dse_monitor.errors import DSEError
 

@@ -73,7 +73,8 @@ USER_FILES = {
             return net.swinViT(images, net.normalize)[-1]
 
         def build():
-            net = SwinUNETR(in_channels=1, out_channels=2, feature_size=12, spatial_dims=2, depths=(1, 1, 1, 1))
+            net = SwinUNETR(in_channels=1, out_channels=2, feature_size=12, spatial_dims=2,
+                            depths=(1, 1, 1, 1))
             return OwnNetwork(module=net, tokens=last_map, image_size=64)
         """,
         lambda network, pixels: rows(network.swinViT(pixels, network.normalize)[-1]),
@@ -108,8 +109,8 @@ USER_FILES = {
             return net.transformer(tokens + net.pos_embedding.to(tokens))
 
         def build():
-            net = SimpleViT(image_size=64, patch_size=8, num_classes=10, dim=48, depth=2, heads=3, dim_head=16,
-                            mlp_dim=96)
+            net = SimpleViT(image_size=64, patch_size=8, num_classes=10, dim=48, depth=2, heads=3,
+                            dim_head=16, mlp_dim=96)
             return OwnNetwork(module=net, tokens=patch_tokens, channels=3, image_size=64)
         """,
         None,
