@@ -20,6 +20,7 @@ from dse_monitor.checkpoints.families.network import (
     check_activation,
     count_blocks,
 )
+from dse_monitor.checkpoints.families.refusals import plausible
 from dse_monitor.checkpoints.families.statedicts import Shape
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     Raises:
         NotThisNetwork: no residual network that can be built.
     """
+    plausible(shapes)
     check_activation(hints, "relu")
     for key in ("downsample_in_first_stage", "downsample_in_bottleneck"):
         if hints.details.get(key):

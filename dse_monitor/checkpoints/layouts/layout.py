@@ -112,7 +112,7 @@ def marks(tree: Any, states: Iterable[StateDict]) -> frozenset[str]:
         found.update(f"{key}:{name}" for key, value in tree.items() for name in attributes(value))
     for state in states:
         path = ".".join(state.path)
-        for name in state.tensors:
+        for name in state.weights:
             location = f"{path}/{name}"
             found.add(location)
             found.update(f"{path}/{name[: dot.end()]}" for dot in re.finditer(r"\.", name))

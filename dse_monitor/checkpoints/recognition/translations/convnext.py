@@ -30,7 +30,7 @@ def original(pieces: Pieces) -> Pieces:
         ],
     )
     return {
-        name: reshaped(piece, (piece.shape[-1],)) if ".grn." in name else piece
+        name: reshaped(piece, piece.shape[-1:]) if ".grn." in name else piece
         for name, piece in pieces.items()
     }
 
@@ -89,6 +89,6 @@ def torchvision(pieces: Pieces) -> Pieces:
 
     out = {re.sub(r"^features\.(\d+)\.(.+)$", stage, name): piece for name, piece in pieces.items()}
     return {
-        name: reshaped(piece, (piece.shape[0],)) if name.endswith(".gamma") else piece
+        name: reshaped(piece, piece.shape[:1]) if name.endswith(".gamma") else piece
         for name, piece in out.items()
     }
