@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -91,16 +91,6 @@ def scaling(config: Any) -> Scaling | Refusal:
             MERGE_ONLY,
         )
     return Scaling(rank, alpha, patterns[0], patterns[1], config.get("use_rslora") is True)
-
-
-def changes_its_base(config: Mapping[str, Any]) -> str:
-    """The initialisation that rewrites the base weights, so that an adapter does not fit the original ones.
-
-    Empty for those that leave them alone (peft 0.21, ``LoraConfig.init_lora_weights``).
-    """
-    init = config.get("init_lora_weights", True)
-    harmless = init in (True, False, None) or init in ("gaussian", "orthogonal", "eva")
-    return "" if harmless else str(init)[:40]
 
 
 def folded(view: View, config: Any) -> View:
@@ -267,8 +257,3 @@ def _by_pattern(values: Mapping[str, float], module: str, usual: float) -> float
         if re.fullmatch(rf"(?:.*\.)?(?:{name})", module):
             return value
     return usual
-
-
-def names_of(tensors: Sequence[str]) -> tuple[str, ...]:
-    """The modules that an adapter's own file adapts, by peft's names (``base_model.model.x.lora_A.weight``)."""
-    return tuple(dict.fromkeys(m[1] for name in tensors if (m := re.fullmatch(r"(.+)\.lora_A\.weight", name))))
