@@ -31,13 +31,14 @@ _FORMS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         ),
         (r"(.+)\._?(?:weight)?_?(?:qdata|weight_scale_and_zero)", r"\1.weight", "torchao"),
         (r"(.+)\.weight:\w+", r"\1.weight", "torchao"),
-        (r"(.+)\._packed_params\..+", r"\1.weight", "torch.ao.quantization"),
+        (r"(.+)\.(?:_packed_params\..+|zero_point)", r"\1.weight", "torch.ao.quantization"),
         (r"(.+)\.weight_fake_quant\..+", r"\1.weight", "torch.ao.quantization (quantisation-aware training)"),
     )
 )
 _WORDS = (
     ".absmax", "quant_", ".SCB", ".weight_format", ".qweight", ".qzeros", ".g_idx", ".weight_packed",
-    ".weight_scale", ".weight_zero_point", "qdata", ".weight:", "._packed_params.", ".weight_fake_quant.",
+    ".weight_scale", ".weight_zero_point", "qdata", ".weight:", "._packed_params.", ".zero_point",
+    ".weight_fake_quant.",
 )  # fmt: skip
 
 
