@@ -9,7 +9,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from dse_monitor.checkpoints.families.network import NotThisNetwork
 from dse_monitor.checkpoints.families.statedicts import state_dicts
 from dse_monitor.checkpoints.recognition import architecture
 from dse_monitor.checkpoints.recognition.dialects import WrappedWeights
@@ -187,10 +186,14 @@ def test_head_in_an_unknown_form_is_no_obstacle():
     vit = network()
     vit.head = nn.Linear(192, 10)
     orthogonal(vit.head)
+    vit.decoder_embed = nn.Linear(192, 10)
+    orthogonal(vit.decoder_embed)
     (found,) = architecture.encoders(state_dicts(described(vit.state_dict())))
-    with pytest.raises(NotThisNetwork):
+    with pytest.raises(WrappedWeights, match=r"decoder_embed\.weight"):
         found.pieces()
-    assert not [name for name in found.pieces(heads={"head"}) if name.startswith("head.weight")]
+    pieces = found.pieces(drop=("decoder_",))
+    assert not {"head.weight", "decoder_embed.weight"} & pieces.keys()
+    assert "blocks.1.mlp.fc2.weight" in pieces
 
 
 @pytest.mark.parametrize("length", [(192, 1, 1), (1, 1, 1, 1), (8,), (192, 3, 1, 1)])

@@ -7,7 +7,7 @@ No torch is imported here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,18 @@ from dse_monitor.checkpoints.recognition.translations.pieces import Pieces
 
 if TYPE_CHECKING:
     from dse_monitor.checkpoints.reading.contents import TensorRef
+
+
+# Modules that sit on an encoder, or feed it during training, and take no part in its dense tokens.
+HEADS = frozenset(
+    (
+        "head", "head_dist", "heads", "fc", "fc_norm", "classifier", "last_linear", "pre_logits",
+        "attn_pool", "pooler", "projector", "projection", "projection_head", "proj_head", "predictor",
+        "prediction_head", "prototypes", "linear", "decoder", "mask_token", "masked_embed",
+        "relation_blocks", "queue", "queue_ptr", "lm_head", "dino_head", "ibot_head", "head_dense",
+        "n_averaged", "local_cls_norm", "cls_norm",
+    )
+)  # fmt: skip
 
 
 class WrappedWeights(NotThisNetwork):
@@ -90,12 +102,12 @@ class Found:
         cut = len(self.prefix)
         return {n[cut:]: ref for n, ref in self.state.tensors.items() if n.startswith(self.prefix)}
 
-    def untranslated(self, heads: Collection[str] = ()) -> Pieces:
+    def untranslated(self, drop: tuple[str, ...] = ()) -> Pieces:
         """The tensors below the prefix under the file's own names, those among them that are computed too.
 
         Args:
-            heads: first parts of names that do not matter: a weight below them that cannot be computed is
-                left out.
+            drop: beginnings of names that do not matter, besides HEADS: a weight below them that cannot be
+                computed is left out.
 
         Raises:
             WrappedWeights: any other cannot be.
@@ -108,21 +120,21 @@ class Found:
                 pieces[name] = Piece((name,), shape)
             elif made.refusal is None:
                 pieces[name] = Piece(tuple(source[cut:] for source in made.sources), shape, made.make)
-            elif name.split(".", 1)[0] not in heads:
+            elif name.split(".", 1)[0] not in HEADS and not (drop and name.startswith(drop)):
                 raise WrappedWeights(made.refusal.problem, made.refusal.advice)
         return pieces
 
-    def pieces(self, heads: Collection[str] = ()) -> Pieces:
+    def pieces(self, drop: tuple[str, ...] = ()) -> Pieces:
         """The tensors below the prefix under timm's names.
 
         Args:
-            heads: as in `untranslated`.
+            drop: as in `untranslated`.
 
         Raises:
             NotThisNetwork: they are no network of this dialect, or are stored in a form that is not known
                 (then it is a `WrappedWeights`).
         """
-        return self.dialect.translate(self.untranslated(heads))
+        return self.dialect.translate(self.untranslated(drop))
 
     def computed(self) -> tuple[str, ...]:
         """How weights below the prefix are computed, with their number: ``("weight norm (24)",)``."""

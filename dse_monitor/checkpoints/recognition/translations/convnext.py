@@ -84,7 +84,7 @@ def torchvision(pieces: Pieces) -> Pieces:
         if number % 2 == 0:
             return f"stages.{number // 2}.downsample.{rest}"
         names = {"block.0": "conv_dw", "block.2": "norm", "block.3": "mlp.fc1", "block.5": "mlp.fc2"}
-        rest = re.sub(r"block\.\d", lambda m: names[m[0]], rest).replace("layer_scale", "gamma")
+        rest = re.sub(r"block\.\d", lambda m: names.get(m[0], m[0]), rest).replace("layer_scale", "gamma")
         return f"stages.{number // 2}.blocks.{rest}"
 
     out = {re.sub(r"^features\.(\d+)\.(.+)$", stage, name): piece for name, piece in pieces.items()}
