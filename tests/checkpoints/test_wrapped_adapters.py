@@ -1,4 +1,4 @@
-"""LoRA as peft writes it: added as peft adds it where adapter_config.json says how, refused by name elsewhere."""
+"""LoRA as peft writes it: added as peft adds it where adapter_config.json says how, else refused by name."""
 
 import json
 import math
@@ -15,13 +15,21 @@ from dse_monitor.checkpoints.recognition.dialects import WrappedWeights
 from dse_monitor.errors import CheckpointError
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "use_rslora": False, "base_model_name_or_path": "base"}
+CONFIG = {
+    "peft_type": "LORA",
+    "r": 4,
+    "lora_alpha": 6,
+    "use_rslora": False,
+    "base_model_name_or_path": "base",
+}
 ADAPTED = ("attn.qkv", "mlp.fc2")
 
 
 def network():
     torch.manual_seed(0)
-    vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=192, depth=2, num_heads=3, num_classes=0).eval()
+    vit = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=192, depth=2, num_heads=3, num_classes=0
+    ).eval()
     for parameter in vit.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape)
     return vit
@@ -41,7 +49,9 @@ def in_memory(vit, made, adapter="default"):
     state = {}
     for name, tensor in vit.state_dict().items():
         module, _, rest = name.rpartition(".")
-        state[f"base_model.model.{module}.base_layer.{rest}" if module in made else f"base_model.model.{name}"] = tensor
+        state[
+            f"base_model.model.{module}.base_layer.{rest}" if module in made else f"base_model.model.{name}"
+        ] = tensor
     for module, (down, up) in made.items():
         state[f"base_model.model.{module}.lora_A.{adapter}.weight"] = down
         state[f"base_model.model.{module}.lora_B.{adapter}.weight"] = up
@@ -59,7 +69,9 @@ def read(path):
         name: torch.frombuffer(blob, dtype=torch.float32).view(refs[name].shape)
         for name, blob in zip(names, blobs, strict=True)
     }
-    return found, {name: piece.make([stored[each] for each in piece.sources]) for name, piece in pieces.items()}
+    return found, {
+        name: piece.make([stored[each] for each in piece.sources]) for name, piece in pieces.items()
+    }
 
 
 def beside(path, **changes):
@@ -107,7 +119,7 @@ def test_alpha_of_one_module_is_its_own(saved):
 
 def test_without_configuration_it_is_refused(saved):
     vit = network()
-    with pytest.raises(WrappedWeights, match="scaling .* a state dict does not hold") as caught:
+    with pytest.raises(WrappedWeights, match=r"scaling .* a state dict does not hold") as caught:
         read(saved(in_memory(vit, factors(vit))))
     assert "merge_and_unload" in caught.value.advice
 
@@ -159,7 +171,9 @@ def test_what_else_lies_in_an_adapted_module_is_refused(saved, rest, shape, said
         read(beside(saved(state)))
 
 
-@pytest.mark.parametrize(("down", "up"), [((4, 5), (576, 4)), ((4, 192), (4, 576)), ((4,), (576, 4)), ((), ())])
+@pytest.mark.parametrize(
+    ("down", "up"), [((4, 5), (576, 4)), ((4, 192), (4, 576)), ((4,), (576, 4)), ((), ())]
+)
 def test_factors_that_do_not_fit_are_refused(saved, down, up):
     state = in_memory(network(), {"blocks.0.attn.qkv": (torch.zeros(down), torch.zeros(up))})
     with pytest.raises(WrappedWeights, match="do not fit"):
@@ -170,7 +184,9 @@ def test_convolution_is_added_to_as_a_convolution(saved):
     vit = network()
     down, up = torch.randn(4, 3, 8, 8), torch.randn(192, 4, 1, 1)
     _, tensors = read(beside(saved(in_memory(vit, {"patch_embed.proj": (down, up)}))))
-    added = torch.nn.functional.conv2d(down.transpose(0, 1), up).transpose(0, 1)  # one after the other, as peft does
+    added = torch.nn.functional.conv2d(down.transpose(0, 1), up).transpose(
+        0, 1
+    )  # one after the other, as peft does
     wanted = vit.patch_embed.proj.weight + added * 1.5
     assert torch.allclose(tensors["patch_embed.proj.weight"], wanted, rtol=1e-5, atol=1e-5)
 
@@ -199,10 +215,15 @@ def adapter_folder(tmp_path, vit, made, base_names=lambda name: name, **changes)
     base, folder = tmp_path / "base", tmp_path / "adapter" / "checkpoint-7"
     base.mkdir()
     folder.mkdir(parents=True)
-    save_file({base_names(name): tensor for name, tensor in vit.state_dict().items()}, base / "model.safetensors")
+    save_file(
+        {base_names(name): tensor for name, tensor in vit.state_dict().items()}, base / "model.safetensors"
+    )
     state = {}
     for module, (down, up) in made.items():
-        state[f"base_model.model.{module}.lora_A.weight"], state[f"base_model.model.{module}.lora_B.weight"] = down, up
+        (
+            state[f"base_model.model.{module}.lora_A.weight"],
+            state[f"base_model.model.{module}.lora_B.weight"],
+        ) = down, up
     save_file(state, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(
         json.dumps(CONFIG | {"base_model_name_or_path": str(base)} | changes)
@@ -210,7 +231,9 @@ def adapter_folder(tmp_path, vit, made, base_names=lambda name: name, **changes)
     return folder
 
 
-@pytest.mark.parametrize("base_names", [str, "vit.{}".format], ids=["same names", "one more name in the file"])
+@pytest.mark.parametrize(
+    "base_names", [str, "vit.{}".format], ids=["same names", "one more name in the file"]
+)
 @pytest.mark.parametrize("given", ["", "adapter_model.safetensors"])
 def test_adapter_is_joined_with_its_network(tmp_path, base_names, given):
     vit = network()
@@ -234,7 +257,10 @@ def test_network_may_lie_beside_the_adapter(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"base_model_name_or_path": "facebook/dinov2-base"}, "'facebook/dinov2-base', is no folder .*merge_and_unload"),
+        (
+            {"base_model_name_or_path": "facebook/dinov2-base"},
+            "'facebook/dinov2-base', is no folder .*merge_and_unload",
+        ),
         ({"base_model_name_or_path": None}, "names no network"),
         ({"base_model_name_or_path": "../checkpoint-7"}, "is no folder"),  # the adapter's own
         ({"base_model_name_or_path": "a\0b"}, "names no network"),

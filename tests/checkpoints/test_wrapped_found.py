@@ -1,4 +1,4 @@
-"""What lies in a file beside plain weights: averaged copies, targets, other libraries' nets, or no encoder at all."""
+"""What a file holds beside plain weights: averaged copies, targets, other libraries' nets, or no encoder."""
 
 import copy
 import gzip
@@ -71,7 +71,11 @@ def test_averaged_copy_inside_a_lightning_module_is_taken(saved):
     state = {f"ema.{name}": tensor for name, tensor in averaged().items()} | under("model", network(2))
     content = {"state_dict": state, "pytorch-lightning_version": "2.4", "epoch": 3, "global_step": 40}
     encoder = load_encoder(saved(content))
-    assert (encoder.source.layout, encoder.source.encoder, encoder.source.epoch) == ("lightning", "ema_model", 4)
+    assert (encoder.source.layout, encoder.source.encoder, encoder.source.epoch) == (
+        "lightning",
+        "ema_model",
+        4,
+    )
     assert agrees(encoder, network(1))
 
 
@@ -85,7 +89,9 @@ def test_ema_pytorch_itself_writes_what_is_read(saved):
     ema.update()
     assert agrees(load_encoder(saved(ema.state_dict())), ema.ema_model)
     without = library.EMA(vit, include_online_model=False)
-    assert agrees(load_encoder(saved({"model": vit.state_dict(), "ema": without.state_dict()})), without.ema_model)
+    assert agrees(
+        load_encoder(saved({"model": vit.state_dict(), "ema": without.state_dict()})), without.ema_model
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,12 +111,16 @@ def test_which_network_is_taken_and_why(saved, names, taken, because, nested):
     nets = {name: network(seed) for seed, name in enumerate(names)}
     content = {name: vit.state_dict() for name, vit in nets.items()}
     if nested:
-        content = {"model": {key: value for name, vit in nets.items() for key, value in under(name, vit).items()}}
+        content = {
+            "model": {key: value for name, vit in nets.items() for key, value in under(name, vit).items()}
+        }
     content["note"] = 1
     path = saved(content)
     encoder = load_encoder(path)
     assert encoder.source.encoder == taken
-    assert agrees(encoder, next(vit for name, vit in nets.items() if taken.split("_")[0] in name or len(nets) == 1))
+    assert agrees(
+        encoder, next(vit for name, vit in nets.items() if taken.split("_")[0] in name or len(nets) == 1)
+    )
     archive = open_archive(path)
     states = state_dicts(archive.tree)
     (layout,) = matching(marks(archive.tree, states))[-1:]
@@ -135,7 +145,10 @@ def mae_pytorch(vit):
     for name, tensor in vit.state_dict().items():
         if name.endswith("attn.qkv.bias"):
             block, width = name.removesuffix("qkv.bias"), len(tensor) // 3
-            state[f"encoder.{block}q_bias"], state[f"encoder.{block}v_bias"] = tensor[:width], tensor[2 * width :]
+            state[f"encoder.{block}q_bias"], state[f"encoder.{block}v_bias"] = (
+                tensor[:width],
+                tensor[2 * width :],
+            )
         elif name != "pos_embed":
             state[f"encoder.{name}"] = tensor
     state |= {"encoder_to_decoder.weight": torch.zeros(96, 192), "mask_token": torch.zeros(1, 1, 96)}
@@ -157,11 +170,15 @@ def test_table_of_sinusoids_is_the_one_of_the_formula():
 
 
 def test_positions_of_mae_pytorch_are_made_anew(saved):
-    vit = network(img_size=224, patch_size=16, embed_dim=384, num_heads=6, class_token=False, global_pool="avg")
+    vit = network(
+        img_size=224, patch_size=16, embed_dim=384, num_heads=6, class_token=False, global_pool="avg"
+    )
     vit.pos_embed.data = formula(196, 384)
     for block in vit.blocks:
         block.attn.qkv.bias.data[384:768] = 0
-    encoder = load_encoder(saved({"model": mae_pytorch(vit), "optimizer": {}, "epoch": 4, "scaler": {}, "args": None}))
+    encoder = load_encoder(
+        saved({"model": mae_pytorch(vit), "optimizer": {}, "epoch": 4, "scaler": {}, "args": None})
+    )
     assert (encoder.source.layout, encoder.source.epoch, encoder.num_tokens) == ("mae-pytorch", 5, 196)
     assert any("sinusoids" in note for note in encoder.notes)
     images = torch.randn(1, 3, 224, 224)
@@ -170,7 +187,9 @@ def test_positions_of_mae_pytorch_are_made_anew(saved):
 
 
 def test_other_missing_positions_are_refused_for_what_they_are():
-    shapes = {name: tuple(tensor.shape) for name, tensor in network().state_dict().items() if name != "pos_embed"}
+    shapes = {
+        name: tuple(tensor.shape) for name, tensor in network().state_dict().items() if name != "pos_embed"
+    }
     with pytest.raises(NotThisNetwork, match="no pos_embed: its positions are rotary, or a table"):
         architecture.recognise("vit", shapes, Hints())
     made = architecture.recognise("vit", shapes, Hints(details={"positions": SINUSOID}, image_size=64))
@@ -183,7 +202,10 @@ def test_other_missing_positions_are_refused_for_what_they_are():
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        ({"blocks.0.attn.rel_pos_h": (15, 16), "blocks.0.attn.rel_pos_w": (15, 16)}, "rel_pos_h.*SAM, ViTDet"),
+        (
+            {"blocks.0.attn.rel_pos_h": (15, 16), "blocks.0.attn.rel_pos_w": (15, 16)},
+            "rel_pos_h.*SAM, ViTDet",
+        ),
         ({"blocks.0.attn.relative_position_bias_table": (732, 3)}, "relative position biases, as in BEiT"),
         ({"blocks.1.attn.qkv.lora_up": (4, 4)}, r"blocks\.1\.attn\.qkv\.lora_up.*LoRA"),
         ({"blocks.1.norm1.weight": (200,)}, "100, 200 wide: stages of growing width, as in Hiera"),
@@ -208,23 +230,39 @@ def cause(tmp_path, tree, name="model.pth"):
 
 ZEROS = torch.zeros(3)
 CAUSES = {
-    "FSDP1": ({"model": {"_fsdp_wrapped_module._flat_param": ZEROS}}, "flat parameters of FSDP", "FULL_STATE_DICT"),
+    "FSDP1": (
+        {"model": {"_fsdp_wrapped_module._flat_param": ZEROS}},
+        "flat parameters of FSDP",
+        "FULL_STATE_DICT",
+    ),
     "FSDP1 of blocks": ({"blocks.0.flat_param_0": ZEROS}, r"flat_param_0", "FullStateDictConfig"),
     "ZeRO optimiser": (
         {"optimizer_state_dict": {"a": ZEROS}, "ds_version": "0.9"},
         "optimiser's part of one DeepSpeed rank",
         "zero_to_fp32",
     ),
-    "ZeRO 3": ({"module": {"a": torch.zeros(0)}, "ds_version": "0.9"}, "1 of its tensors are empty", "zero_to_fp32"),
+    "ZeRO 3": (
+        {"module": {"a": torch.zeros(0)}, "ds_version": "0.9"},
+        "1 of its tensors are empty",
+        "zero_to_fp32",
+    ),
     "optimiser": (
         {"state": {0: {"exp_avg": ZEROS}}, "param_groups": [{"lr": 1}]},
         "state of an optimiser and holds no network",
         "model's weights",
     ),
-    "optimiser below a key": ({"optimizer": {"state": {0: {"exp_avg": ZEROS}}}}, "under 'optimizer'", "weights"),
+    "optimiser below a key": (
+        {"optimizer": {"state": {0: {"exp_avg": ZEROS}}}},
+        "under 'optimizer'",
+        "weights",
+    ),
     "CLIP": ({"visual.transformer.resblocks.0.ln_1.weight": ZEROS}, "CLIP's own vision tower", "--network"),
     "vit-pytorch": ({"to_patch_embedding.1.weight": ZEROS}, "vit-pytorch", "--network"),
-    "GPTQ": ({"layers.0.q.qweight": ZEROS, "layers.0.q.scales": ZEROS}, "quantised by GPTQ or AWQ", "[Dd]equantise"),
+    "GPTQ": (
+        {"layers.0.q.qweight": ZEROS, "layers.0.q.scales": ZEROS},
+        "quantised by GPTQ or AWQ",
+        "[Dd]equantise",
+    ),
     "adapters": ({"base_model.model.x.lora_A.weight": ZEROS}, "low-rank factors", "merge_and_unload"),
     "Flax": ({f"params/{n}.kernel": ZEROS for n in range(9)}, "called kernel", "Convert"),
     "a head": ({"linear.weight": ZEROS}, r"only 1 tensors \(linear\.weight\)", "whole network"),
@@ -277,7 +315,9 @@ def test_tensors_of_a_class_that_is_not_torchs_are_named(saved):
         state["blocks.0.attn.qkv.weight"] = torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)
         path = saved(state)
     (found,) = architecture.encoders(state_dicts(open_archive(path).tree))
-    with pytest.raises(NotThisNetwork, match=r"blocks\.0\.attn\.qkv\.weight could not be read: a quantised tensor"):
+    with pytest.raises(
+        NotThisNetwork, match=r"blocks\.0\.attn\.qkv\.weight could not be read: a quantised tensor"
+    ):
         found.pieces()
 
 
@@ -310,7 +350,10 @@ FILES = {
         "Git LFS pointer.*git lfs pull",
     ),
     "log.pth": (lambda: b"epoch,loss\n" * 20, "is text .*epoch,loss.*Give the file with the weights"),
-    "a.json": (lambda: b'{"image_size": 224, "hidden_size": 384, "num_attention_heads": 6, "x": 1}', "JSON text"),
+    "a.json": (
+        lambda: b'{"image_size": 224, "hidden_size": 384, "num_attention_heads": 6, "x": 1}',
+        "JSON text",
+    ),
     "arrays.pkl": (lambda: pickle.dumps({"w": np.ones(40)}), "pickle of NumPy arrays"),
     "forest.joblib": (lambda: pickle.dumps(["sklearn.ensemble"] * 9) + bytes(64), "scikit-learn"),
     "flax.msgpack": (lambda: b"\x82\xa6params\x83\xa7encoder" + bytes(100), "msgpack.*Flax"),

@@ -1,4 +1,4 @@
-"""Weights kept as something else are what torch's own modules compute of them: equal tokens, equal tensors."""
+"""Weights kept as something else are what torch's own modules compute of them, in tensors and tokens."""
 
 import copy
 import warnings
@@ -45,7 +45,10 @@ FORMS = {
     "old weight norm": (weight_norm_of_old, "weight norm"),
     "weight norm": (parametrizations.weight_norm, "weight norm"),
     "weight norm along columns": (lambda module: parametrizations.weight_norm(module, dim=1), "weight norm"),
-    "weight norm of the whole": (lambda module: parametrizations.weight_norm(module, dim=None), "weight norm"),
+    "weight norm of the whole": (
+        lambda module: parametrizations.weight_norm(module, dim=None),
+        "weight norm",
+    ),
     "old spectral norm": (spectral_norm_of_old, "spectral norm"),
     "spectral norm": (parametrizations.spectral_norm, "spectral norm"),
     "pruned": (lambda module: prune.random_unstructured(module, "weight", 0.4), "pruning mask"),
@@ -73,7 +76,8 @@ def read(state, tree=None):
     pieces = found.pieces()
     stored = {name: tensor.detach().float() for name, tensor in state.items()}
     return found, {
-        name: piece.make([stored[found.prefix + source] for source in piece.sources]) for name, piece in pieces.items()
+        name: piece.make([stored[found.prefix + source] for source in piece.sources])
+        for name, piece in pieces.items()
     }
 
 
@@ -114,9 +118,12 @@ def test_file_is_read_with_the_tokens_of_the_module(form, saved):
 
 
 def test_prefix_and_wrappers_survive_the_computation():
-    state = {f"module.backbone.{name}": tensor for name, tensor in wrapped("weight norm").state_dict().items()}
+    state = {
+        f"module.backbone.{name}": tensor for name, tensor in wrapped("weight norm").state_dict().items()
+    }
     found, tensors = read(
-        {name.removeprefix("module."): tensor for name, tensor in state.items()}, {"student": described(state)}
+        {name.removeprefix("module."): tensor for name, tensor in state.items()},
+        {"student": described(state)},
     )
     assert (found.location, found.spelled) == ("student/backbone.", "student/module.backbone.")
     assert found.shapes()["patch_embed.proj.weight"] == (192, 3, 8, 8)
@@ -127,7 +134,8 @@ def test_prefix_and_wrappers_survive_the_computation():
 def test_plain_state_dict_is_left_alone():
     (state,) = state_dicts(described(network().state_dict()))
     assert state.weights is state.tensors
-    assert not state.folding.folded and not state.folding.consumed
+    assert not state.folding.folded
+    assert not state.folding.consumed
 
 
 def orthogonal(module):
@@ -209,6 +217,12 @@ def test_length_that_fits_no_direction_is_refused(length):
 def test_names_that_happen_to_end_alike_stay():
     state = described(network().state_dict())
     other = Reference(torch.zeros(3))
-    state |= {"extra_g": other, "extra_v": other, "lone_orig": other, "a.weight_u": other, "a.weight_g": other}
+    state |= {
+        "extra_g": other,
+        "extra_v": other,
+        "lone_orig": other,
+        "a.weight_u": other,
+        "a.weight_g": other,
+    }
     (found,) = state_dicts(state)
     assert found.weights.keys() == state.keys()

@@ -24,8 +24,8 @@ def not_stored(width: int, patch: int, hints: Hints) -> Piece:
     """
     if hints.details.get("positions") != SINUSOID:
         raise NotThisNetwork(
-            "there is no pos_embed: its positions are rotary, or a table that its code makes anew (sinusoids), and "
-            "neither can be read off the tensors"
+            "there is no pos_embed: its positions are rotary, or a table that its code makes anew; "
+            " neither can be read off the tensors"
         )
     side = (hints.image_size or IMAGE_SIZE) // patch
     if not side or width % 2:

@@ -1,4 +1,4 @@
-"""What no network here has, found before anything is asked or computed: impossible shapes, other networks' parts.
+"""What no network here has, refused before anything is asked: impossible shapes, other networks' parts.
 
 Names are those of the network that is built. Shapes come from anybody's file.
 """
@@ -13,7 +13,9 @@ from dse_monitor.checkpoints.families.statedicts import Shape
 
 MAX_SIDE = 1 << 22  # size of one axis; ours: thirty times the widest layer of any published encoder
 MAX_NUMBER = 4  # digits of a block's number
-_SINGLE = re.compile(r"(?:.*[._])?(?:weight|bias|gamma|gamma_\d|token|embed|periods|table|running_mean|running_var)")
+_SINGLE = re.compile(
+    r"(?:.*[._])?(?:weight|bias|gamma|gamma_\d|token|embed|periods|table|running_mean|running_var)"
+)
 _MATRIX = re.compile(r"(?:.*\.)?(?:qkv|fc1|fc2|fc1_g|fc1_x|reduction)\.weight")
 _TOKENS = re.compile(r"(?:cls|reg)_token")
 _COUNTED = re.compile(rf"(?:^|\.)\d{{{MAX_NUMBER + 1},}}(?:\.|$)")
@@ -63,10 +65,10 @@ def plain_blocks(shapes: Mapping[str, Shape], width: int) -> None:
     if any(found != width for found in widths):
         found = ", ".join(map(str, dict.fromkeys([width, *widths])))
         raise NotThisNetwork(
-            f"its blocks are {found} wide: stages of growing width, as in Hiera and MViT, not one width throughout"
+            f"its blocks are {found} wide: stages of growing width, as in Hiera and MViT, not one width "
+            "throughout"
         )
     if others:
         shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        raise NotThisNetwork(
-            f"its blocks hold {shown}, which a plain vision transformer does not have{f' ({known})' if known else ''}"
-        )
+        words = f" ({known})" if known else ""
+        raise NotThisNetwork(f"its blocks hold {shown}, which no plain vision transformer has{words}")

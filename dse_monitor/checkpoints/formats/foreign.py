@@ -46,7 +46,7 @@ ADVICE = {
     "Load it where you trust it, and save the weights with torch.save",
     "7z": f"is a 7-Zip archive; {_EXPECTED}. Unpack it: 7z x FILE",
     "RAR": f"is a RAR archive; {_EXPECTED}. Unpack it: unrar x FILE",
-    "HTML": f"is an HTML page and no checkpoint: the download brought a web page (a login, a licence or an error) "
+    "HTML": "is an HTML page and no checkpoint: the download brought a web page (login, licence, error) "
     f"instead of the file; {_EXPECTED}. Download it again",
     "Git LFS pointer": f"is a Git LFS pointer, a short text in the place of the file; {_EXPECTED}. "
     "Fetch the file itself: git lfs pull",
@@ -79,7 +79,11 @@ def foreign_file(source: ByteSource, head: bytes) -> str:
         return "HTML"
     for magic, kind in _COMPRESSED.items():
         if head.startswith(magic):
-            return "compressed tar" if _TAR_NAMES.fullmatch(source.path.name) and kind not in ("7z", "RAR") else kind
+            return (
+                "compressed tar"
+                if _TAR_NAMES.fullmatch(source.path.name) and kind not in ("7z", "RAR")
+                else kind
+            )
     if _TENSORFLOW_DATA.fullmatch(source.path.name):
         return "TensorFlow"
     if source.path.name == "saved_model.pb":
@@ -102,10 +106,10 @@ def foreign_file(source: ByteSource, head: bytes) -> str:
 
 
 def _is_onnx(head: bytes) -> bool:
-    """Whether it begins as ONNX's ModelProto does: field 1 is the version, a small number, field 2 a producer."""
+    """Whether it begins as ONNX's ModelProto does: a small version, then a producer."""
     if len(head) < 64 or head[0] != 0x08 or not 0 < head[1] < 64 or head[2] not in (0x12, 0x3A):
         return False
-    return head[2] == 0x3A or head[4 : 4 + min(head[3], 12)].isascii() and head[4:5].isalpha()
+    return head[2] == 0x3A or (head[4 : 4 + min(head[3], 12)].isascii() and head[4:5].isalpha())
 
 
 def _is_msgpack(head: bytes) -> bool:
@@ -191,7 +195,9 @@ def _is_tar(block: bytes) -> bool:
 def unknown_file(source: ByteSource, head: bytes) -> CheckpointError:
     """The error for a file nothing was recognised in, to be raised."""
     if not source.size:
-        return IncompleteCheckpoint(f"{source.path} is empty; nothing has been written into it yet, or all was lost")
+        return IncompleteCheckpoint(
+            f"{source.path} is empty; nothing has been written into it yet, or all was lost"
+        )
     if not any(head):
         with source.open() as descriptor:
             start = read_at(descriptor, source, 0, min(4096, source.size))

@@ -30,13 +30,14 @@ def base_folder(weights: Path, config: Any) -> Path:
     """
     if not isinstance(config, Mapping):
         raise CheckpointError(
-            f"{weights} holds adapters only (peft) and no readable adapter_config.json lies beside it; {_MERGE}"
+            f"{weights} holds adapters only (peft) and no readable adapter_config.json lies beside it; "
+            f"{_MERGE}"
         )
     name, init = config.get("base_model_name_or_path"), config.get("init_lora_weights", True)
     if init not in _HARMLESS:
         raise CheckpointError(
-            f"{weights} holds adapters only (peft), whose initialisation ({shown(init, 40)}) changed the network "
-            f"they were trained on; {_MERGE}"
+            f"{weights} holds adapters only (peft), whose initialisation ({shown(init, 40)}) changed the "
+            f"network they were trained on; {_MERGE}"
         )
     if not isinstance(name, str) or not name or len(name) > 1024 or "\0" in name:
         raise CheckpointError(
@@ -47,8 +48,8 @@ def base_folder(weights: Path, config: Any) -> Path:
         if folder.is_dir() and folder.resolve() != here.resolve():
             return folder
     raise CheckpointError(
-        f"{weights} holds adapters only (peft); the network they belong to, {shown(name)}, is no folder on this "
-        f"machine; {_MERGE}, or put it there"
+        f"{weights} holds adapters only (peft); the network they belong to, {shown(name)}, is no folder on "
+        f"this machine; {_MERGE}, or put it there"
     )
 
 
@@ -68,20 +69,25 @@ def joined(weights: Path, adapter: Any, network: Any) -> dict[str, Any]:
     own = {name.removeprefix(PEFT): value for name, value in adapter.items() if isinstance(name, str)}
     factors = {name: match for name in own if (match := _FACTOR.fullmatch(name))}
     modules = {match[1] for match in factors.values()}
-    base = {name: value for name, value in network.items() if isinstance(value, TensorRef) and isinstance(name, str)}
+    base = {
+        name: value
+        for name, value in network.items()
+        if isinstance(value, TensorRef) and isinstance(name, str)
+    }
     rename = next(
         (
             change
             for change in _renamings(base, modules)
-            if modules <= {name.removesuffix(".weight") for name in map(change, base) if name.endswith(".weight")}
+            if modules
+            <= {name.removesuffix(".weight") for name in map(change, base) if name.endswith(".weight")}
         ),
         None,
     )
     if rename is None or not modules:
         first = next(iter(sorted(modules)), "none")
         raise CheckpointError(
-            f"{weights} holds adapters only (peft), for modules ({shown(first)}, ...) that the network beside it "
-            f"does not name so; {_MERGE}"
+            f"{weights} holds adapters only (peft), for modules ({shown(first)}, ...) that the network "
+            f"beside it does not name so; {_MERGE}"
         )
     tree: dict[str, Any] = {}
     for name, value in base.items():

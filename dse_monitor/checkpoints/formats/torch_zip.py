@@ -116,8 +116,8 @@ def foreign_zip(source: ByteSource, names: list[str], roots: list[str]) -> Check
         )
     if any(name.startswith(("data/", "archive/data/")) or name.endswith(".pth") for name in names):
         return CheckpointError(
-            f"{source.path} is a zip of files ({first}) and not what torch.save writes; unpack it (unzip FILE) and "
-            "give the checkpoint in it"
+            f"{source.path} is a zip of files ({first}) and not what torch.save writes; unpack it (unzip "
+            "FILE) and give the checkpoint in it"
         )
     if len(roots) > 1:
         return CorruptCheckpoint(

@@ -46,7 +46,8 @@ def _section(layout: Layout) -> list[str]:
     if layout.dialects:
         lines.append(f"- names of its tensors: {', '.join(layout.dialects)}")
     networks = [
-        f"`{network.name}` at `{network.location}`" + (f" beside `{network.beside.removesuffix(' anywhere')}`" if network.beside else "")
+        f"`{network.name}` at `{network.location}`"
+        + (f" beside `{network.beside.removesuffix(' anywhere')}`" if network.beside else "")
         for network in layout.networks
     ]
     lines.append(f"- evaluated: {networks[0]} ({layout.evaluated})")

@@ -28,7 +28,7 @@ class NetworkAt:
         location: ``path/prefix`` as the file spells it; ``*`` stands for anything.
         unless: parts of a location that rule it out.
         beside: a mark (see :func:`marks`) the file must have for this entry to count; empty if none.
-        because: why it comes before those after it, as a clause; empty where the layout's `evaluated` says it.
+        because: why it comes before those after it, a clause; empty where the layout's `evaluated` says it.
     """
 
     name: str
@@ -113,8 +113,12 @@ def why_taken(entry: NetworkAt | None, others: Sequence[tuple[str, str]]) -> str
     """
     if entry is None or not entry.because or not others:
         return None
-    names = ", ".join(f"{name} at {place!r}" for name, place in others[:3]) + (", ..." if len(others) > 3 else "")
-    return f"The file also holds {names}; {entry.name} is taken because {entry.because}. Choose with --encoder."
+    names = ", ".join(f"{name} at {place!r}" for name, place in others[:3]) + (
+        ", ..." if len(others) > 3 else ""
+    )
+    return (
+        f"The file also holds {names}; {entry.name} is taken because {entry.because}. Choose with --encoder."
+    )
 
 
 def unwrapped_location(location: str) -> str:
@@ -127,8 +131,8 @@ def marks(tree: Any, states: Iterable[StateDict]) -> frozenset[str]:
     """What layouts are recognised by.
 
     ``key`` for every top-level key, ``key:name`` for the settings below it, and for every tensor its location
-    and every dotted beginning of it (``teacher/backbone.``). Every part of these names, and its first word, is
-    a mark of its own: ``context_encoder anywhere`` and ``context anywhere``.
+    and every dotted beginning of it (``teacher/backbone.``). Every part of these names, and its first word,
+    is a mark of its own: ``context_encoder anywhere`` and ``context anywhere``.
     """
     found: set[str] = set()
     if isinstance(tree, dict):

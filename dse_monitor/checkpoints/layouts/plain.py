@@ -17,11 +17,13 @@ _COPIES = (
     "key_backbone",
 )
 
-# Where the encoder is in a file of unknown origin. What methods themselves evaluate decides, where parts are named
-# as a method's paper names them; else averaged copies come first.
+# Where the encoder is in a file of unknown origin. Where parts are named as a method's paper names them, what
+# its authors evaluate decides; else averaged copies come first.
 ANYWHERE = (
     NetworkAt("teacher", "*teacher*", because="methods with a teacher evaluate it"),
-    NetworkAt("ema_model", "*ema_model.*", because="ema-pytorch calls the averaged copy so, which is what it is for"),
+    NetworkAt(
+        "ema_model", "*ema_model.*", because="ema-pytorch calls the averaged copy so, which is what it is for"
+    ),
     NetworkAt("ema", "*ema*", unless=("momentum",), because="an averaged copy is kept to be evaluated"),
     NetworkAt(
         "target_encoder",
@@ -49,6 +51,6 @@ LAYOUT = Layout(
     example="model.pth",
     needs=(),
     networks=ANYWHERE,
-    evaluated="a teacher or averaged copy where there is one, else what the method evaluates whose names these are",
+    evaluated="a teacher or averaged copy where there is one, else what a method with these names evaluates",
     traps=("Whether a stored epoch counts from zero is not known; it is taken as finished epochs",),
 )

@@ -16,13 +16,13 @@ from dse_monitor.checkpoints.families.statedicts import StateDict
 _OWN_CODE = "Build it with your own code: --network MODULE:FUNCTION"
 # Networks of other libraries, by how a tensor's name ends or what stands in it: pattern, words.
 _NETWORKS = (
-    (r"(?:^|.*\.)visual\.transformer\.resblocks\.\d+\..+", "CLIP's own vision tower (OpenAI's or open_clip's names)"),
+    (r"(?:^|.*\.)visual\.transformer\.resblocks\.\d+\..+", "CLIP's own vision tower (OpenAI, open_clip)"),
     (r"(?:^|.*\.)transformer\.resblocks\.\d+\..+", "CLIP's own tower (OpenAI's or open_clip's names)"),
     (r"(?:^|.*\.)vision_model\.encoder\.layers\.\d+\..+", "a CLIP or SigLIP vision model of transformers"),
     (r"(?:^|.*\.)patch_embedding\.patch_embeddings\..+", "a network of MONAI"),
     (r"(?:^|.*\.)to_patch_embedding\.\d+\..+", "a network of vit-pytorch"),
     (r"(?:^|.*\.)(?:down|inc|up)\d*\.(?:maxpool_)?(?:double_)?conv\..+", "a U-Net"),
-    (r"(?:^|.*\.)backbone\.conv_stem\.weight|(?:^|.*\.)conv_stem\.weight", "an EfficientNet or MobileNet of timm"),
+    (r"(?:^|.*\.)conv_stem\.weight", "an EfficientNet or MobileNet of timm"),
 )  # fmt: skip
 _FLAT = re.compile(r"(?:.*\.)?_?flat_param(?:_\d+)?")
 _OPTIMISER = ("optimizer", "optimiser", "optim", "optimizer_states", "optimizer_state_dict")
@@ -74,12 +74,16 @@ def _sharded(tree: Any, states: Sequence[StateDict]) -> Cause | None:
     if "module" in keys and keys & {"ds_version", "ds_config", "param_shapes"}:
         empty = sum(0 in ref.shape for state in states for ref in state.tensors.values())
         if empty:
-            return Cause(f"{empty} of its tensors are empty: one DeepSpeed rank's file under ZeRO stage 3", join)
+            return Cause(
+                f"{empty} of its tensors are empty: one DeepSpeed rank's file under ZeRO stage 3", join
+            )
     return None
 
 
 def _part_of_several(path: Path) -> Cause | None:
-    match = re.fullmatch(r"(consolidated|model|mp_rank)([._-])(\d\d)(\.pt|\.pth|_model_states\.pt)", path.name)
+    match = re.fullmatch(
+        r"(consolidated|model|mp_rank)([._-])(\d\d)(\.pt|\.pth|_model_states\.pt)", path.name
+    )
     if match is None or match[1] == "model":
         return None
     try:
@@ -89,18 +93,21 @@ def _part_of_several(path: Path) -> Cause | None:
     if len(others) < 2:
         return None
     return Cause(
-        f"it is one of {len(others)} files that a network was cut into by model parallelism ({others[0]}, ...)",
+        f"it is one of {len(others)} files that model parallelism cut a network into ({others[0]}, ...)",
         "Join them with the code that wrote them, and give the whole network",
     )
 
 
 def _optimiser_only(tree: Any, states: Sequence[StateDict]) -> Cause | None:
     if isinstance(tree, dict) and {"state", "param_groups"} <= set(map(str, tree)) and len(tree) <= 4:
-        return Cause("it is the state of an optimiser and holds no network", "Give the file with the model's weights")
+        return Cause(
+            "it is the state of an optimiser and holds no network", "Give the file with the model's weights"
+        )
     if states and all(any(part in _OPTIMISER for part in state.path) for state in states):
         place = ".".join(states[0].path[:1])
         return Cause(
-            f"its only tensors are those of an optimiser (under {place[:60]!r})", "Give the file with the model's weights"
+            f"its only tensors are those of an optimiser (under {place[:60]!r})",
+            "Give the file with the model's weights",
         )
     return None
 

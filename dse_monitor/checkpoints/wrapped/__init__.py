@@ -3,8 +3,9 @@
 torch and peft keep, in the place of a weight, what it is made of: a direction and a length (weight norm), a
 weight and its singular vectors (spectral norm), a weight and a mask (pruning), a weight and two thin factors
 (LoRA). Which of them follows from names alone, and so does the shape of the result; the arithmetic is done
-when the tensors are read. Where the file lacks what the arithmetic needs, or the form is not known, the weight
-is still listed under its name, and what to do is said as soon as anybody wants it. No torch is imported here.
+when the tensors are read. Where the file lacks what the arithmetic needs, or the form is not known, the
+weight is still listed under its name, and what to do is said as soon as anybody wants it. No torch is
+imported here.
 """
 
 from __future__ import annotations

@@ -25,10 +25,12 @@ MERGE_ONLY = "merge_and_unload() the model with peft before saving it"
 # Fields of adapter_config.json that change nothing of what a trained LoRA computes.
 _INERT = frozenset(
     (
-        "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying",
+        "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config",
+        "ensure_weight_tying",
         "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights",
         "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha", "lora_bias", "lora_dropout",
-        "lora_ga_config", "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size",
+        "lora_ga_config", "megatron_core", "modules_to_save", "peft_type", "peft_version",
+        "qalora_group_size",
         "r", "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_rslora",
     )
 )  # fmt: skip
@@ -134,7 +136,11 @@ def _owner(name: str, bases: set[str]) -> str | None:
 
 def _layer(base: str, parts: Mapping[str, Folded], said: Scaling | Refusal) -> View:
     """One adapted module: the tensors it has once its adapter is added."""
-    own = {rest.removeprefix("base_layer."): made for rest, made in parts.items() if rest.startswith("base_layer.")}
+    own = {
+        rest.removeprefix("base_layer."): made
+        for rest, made in parts.items()
+        if rest.startswith("base_layer.")
+    }
     added = {rest: made for rest, made in parts.items() if not rest.startswith("base_layer.")}
     problem = said if isinstance(said, Refusal) else None
     factors: dict[str, dict[str, Folded]] = {}
@@ -148,7 +154,9 @@ def _layer(base: str, parts: Mapping[str, Folded], said: Scaling | Refusal) -> V
         factors.setdefault(match[2], {})[f"{match[1]}.{match[3]}"] = made
     if problem is None and len(factors) != 1:
         found = listed(sorted(factors)) or "none of its factors"
-        problem = Refusal(f"{base} has {len(factors)} adapters ({found}); which is active is unknown", MERGE_ONLY)
+        problem = Refusal(
+            f"{base} has {len(factors)} adapters ({found}); which is active is unknown", MERGE_ONLY
+        )
     if problem is None and not isinstance(said, Refusal):
         problem, result = _added(base, own, next(iter(factors.values())), said)
         if problem is None:

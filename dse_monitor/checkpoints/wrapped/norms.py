@@ -1,10 +1,10 @@
 """Weight norm, spectral norm, pruning and other parametrizations of torch, computed as the modules do.
 
-Shapes: a weight is [C, ...]; its direction v has its shape, its length g [C, 1, ...]; the left singular vector u
-is [C], the right one v [numel / C]. Names come in two kinds. ``torch.nn.utils.weight_norm``, ``spectral_norm``
-and ``prune`` put a suffix to the weight's name (``weight_g``, ``weight_orig``, ``weight_mask``);
-``torch.nn.utils.parametrize`` keeps ``parametrizations.weight.original`` and what the parametrizations hold
-(``parametrizations.weight.0._u``).
+Shapes: a weight is [C, ...]; its direction v has its shape, its length g [C, 1, ...]; the left singular
+vector u is [C], the right one v [numel / C]. Names come in two kinds. ``torch.nn.utils.weight_norm``,
+``spectral_norm`` and ``prune`` put a suffix to the weight's name (``weight_g``, ``weight_orig``,
+``weight_mask``); ``torch.nn.utils.parametrize`` keeps ``parametrizations.weight.original`` and what the
+parametrizations hold (``parametrizations.weight.0._u``).
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def _with_suffix(target: str, parts: Mapping[str, Folded]) -> Folded | None:
             list(parts.values()),
             parts["orig"].shape,
             "weight in parts",
-            f"{target} is kept as {listed([f'{target}_{part}' for part in sorted(there)], 5)}, which no single "
-            "known form of torch has (pruning, spectral norm)",
+            f"{target} is kept as {listed([f'{target}_{part}' for part in sorted(there)], 5)}, which no "
+            "single known form of torch has (pruning, spectral norm)",
             "remove the pruning and norms (torch.nn.utils.prune.remove, remove_spectral_norm) and save again",
         )
     return None
@@ -93,9 +93,7 @@ def _parametrized(target: str, parts: Mapping[str, Folded]) -> Folded | None:
     else:
         kind = "a parametrization without tensors of its own (orthogonal, symmetric, ...), which is not known"
     shape = parts["original"].shape if "original" in parts else ()
-    return refused(
-        list(parts.values()), shape, "parametrization", f"{target} is computed by {kind}", _REMOVE
-    )
+    return refused(list(parts.values()), shape, "parametrization", f"{target} is computed by {kind}", _REMOVE)
 
 
 def _weight_norm(target: str, length: Folded, direction: Folded) -> Folded:
@@ -115,13 +113,13 @@ def _weight_norm(target: str, length: Folded, direction: Folded) -> Folded:
         import torch
 
         # torch's own kernel, which both of torch's weight norms call: the same numbers to the last bit
-        return torch._weight_norm(tensors[1].contiguous(), tensors[0].contiguous(), axis)
+        return torch.ops.aten._weight_norm(tensors[1].contiguous(), tensors[0].contiguous(), axis)
 
     return computed([length, direction], direction.shape, WEIGHT_NORM, make)
 
 
 def _axis_of_length(length: Shape, direction: Shape) -> int | None:
-    """torch's ``dim``; -1 where one length is for the whole weight (``dim=None``); None if neither fits."""
+    """Torch's ``dim``; -1 where one length is for the whole weight (``dim=None``); None if neither fits."""
     if not length:
         return -1 if direction else None
     if len(length) != len(direction):

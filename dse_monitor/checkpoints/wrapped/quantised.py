@@ -79,8 +79,8 @@ def unread(name: str, reason: str) -> Folded:
     advice = _DEQUANTISE
     if "torch.distributed" in reason:
         advice = (
-            "give a consolidated checkpoint (get_model_state_dict with full_state_dict=True) or the folder of "
-            "torch.distributed.checkpoint"
+            "give a consolidated checkpoint (get_model_state_dict with full_state_dict=True) or the folder "
+            "of torch.distributed.checkpoint"
         )
     elif "torchao" not in reason and "quantised" not in reason:
         advice = "save the plain state dict, its tensors as torch.Tensor"

@@ -63,7 +63,9 @@ def stacked(pieces: list[Piece | None], rows: int) -> Piece:
     given = [piece for piece in pieces if piece is not None]
     if not given or any(not piece.shape or piece.shape[1:] != given[0].shape[1:] for piece in given):
         shapes = ", ".join(f"{piece.sources[0]} {list(piece.shape)}" for piece in given if piece.sources)
-        raise NotThisNetwork(f"tensors that belong together do not fit one above the other: {shapes or 'none'}")
+        raise NotThisNetwork(
+            f"tensors that belong together do not fit one above the other: {shapes or 'none'}"
+        )
     width = given[0].shape[1:]
     counts = [len(piece.sources) if piece is not None else 0 for piece in pieces]
 

@@ -19,7 +19,7 @@ def sequential(pieces: Pieces) -> Pieces:
 
 
 def shortcuts(pieces: Pieces) -> Pieces:
-    """Lightly's ``ResNetGenerator`` and its relatives for small images: ``shortcut`` instead of ``downsample``.
+    """Lightly's ``ResNetGenerator`` and relatives for small images: ``shortcut`` instead of ``downsample``.
 
     Their stem is a 3x3 convolution of stride one with padding one, and no pooling follows. Lightly's split
     batch norm keeps statistics [S * C] of S parts of a batch; it evaluates with their mean.
