@@ -265,6 +265,12 @@ def _open_adapter(path: Path, weights: Path) -> Archive:
     beside = sidecars(weights.parent, notes)
     config = beside.get(ADAPTER_CONFIG)
     base = base_folder(weights, config)
+    inner = weights_of(base)
+    if inner is not None and inner.name in ADAPTER_FILES:  # they could name each other in a circle
+        raise CheckpointError(
+            f"{weights} holds adapters only (peft), and so does the folder it names, {base}; "
+            "merge_and_unload() the model with peft and give the whole network"
+        )
     adapter, network = _open_file(weights), _open_folder(base)
     tree = joined(weights, adapter.tree, network.tree)
     notes += [*adapter.notes, *network.notes, f"The adapters are added to the network in {base}"]

@@ -622,7 +622,9 @@ def run(root: Path) -> None:
     os.chdir(root)
     import concurrent.futures.thread  # noqa: F401 - ours, loaded when it is first needed
 
-    import dse_monitor.checkpoints.recognition.causes  # noqa: F401 - ours, and so is what it loads
+    import dse_monitor.checkpoints.layouts.layout
+    import dse_monitor.checkpoints.recognition.architecture
+    import dse_monitor.checkpoints.recognition.causes  # noqa: F401 - ours, and so is what they load
     from dse_monitor.checkpoints import families
     from dse_monitor.checkpoints.archive import TensorRef, check_complete, open_archive, walk
     from dse_monitor.errors import CheckpointError

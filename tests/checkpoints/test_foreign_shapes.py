@@ -217,3 +217,8 @@ def test_any_shapes_are_a_network_or_refused(by_dialect, name, examples):
 def test_single_numbers_everywhere_are_refused(by_dialect, name):
     for shape in ((), (0,), (0, 0), (1,), (1, 1), (1, 1, 1, 1), (5, 4, 3, 2, 1)):
         taken_or_refused(dict.fromkeys(by_dialect[name], shape), Hints())
+
+
+def test_bottleneck_that_gives_out_less_than_it_holds_is_refused(by_dialect):
+    shapes = by_dialect["ResNet"] | {"layer3.0.conv3.weight": (3, 8, 1, 1)}
+    taken_or_refused(shapes, Hints())
