@@ -1,4 +1,4 @@
-"""What happens to an image before a network sees it, as its maker does it. No torch, and nothing else of ours.
+"""What happens to an image before a network sees it, as its maker does it. No torch, nothing else of ours.
 
 Shapes: C channels.
 """
@@ -24,8 +24,8 @@ class Preprocessing:
         image_size: height and width of what the network sees, px.
         resize: height and width that the picture is made to cover before its centre is cut out, px; with
             None 256/224 of `image_size`. Of no meaning with "squash".
-        crop_mode: "center": the picture keeps its ratio, and its centre is cut out; "squash": it is resized to
-            `image_size` whatever its ratio, and nothing is cut off.
+        crop_mode: "center": the picture keeps its ratio, and its centre is cut out; "squash": it is resized
+            to `image_size` whatever its ratio, and nothing is cut off.
         interpolation: Pillow's name of the filter that resizes.
         mean: one per channel, subtracted from values scaled to [0, 1].
         std: one per channel, by which they are divided then.
@@ -58,8 +58,8 @@ class Preprocessing:
             inner > outer for inner, outer in zip(self.image_size, self.covered, strict=True)
         ):
             raise ValueError(
-                f"resize is {self.resize}, expected at least the image_size {self.image_size} (height, width), "
-                "which is cut out of it"
+                f"resize is {self.resize}, expected at least the image_size {self.image_size} "
+                "(height, width), which is cut out of it"
             )
 
     @property
@@ -79,7 +79,7 @@ class Preprocessing:
 
 
 def default_resize(image_size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width, px, before a centre crop to `image_size`: 256 for 224, as in torchvision's recipes."""
+    """Height and width before a centre crop to `image_size`, px: 256 for 224, as in torchvision's recipes."""
     height, width = image_size
     return round(height * _CROP_SHARE), round(width * _CROP_SHARE)
 
