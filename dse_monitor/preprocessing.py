@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")  # as Pillow calls them
 CROP_MODES = ("center", "squash")
@@ -69,6 +70,27 @@ class Preprocessing:
             return self.image_size
         return self.resize or default_resize(self.image_size)
 
+    def at(self, image_size: tuple[int, int] | None) -> Preprocessing:
+        """The same for another size, with as large a share cut off; itself for None or its own size."""
+        if image_size is None or image_size == self.image_size:
+            return self
+        resize = None
+        if self.resize is not None:
+            sides = zip(image_size, self.resize, self.image_size, strict=True)
+            resize = tuple(max(new, round(new * outer / inner)) for new, outer, inner in sides)
+        return replace(self, image_size=image_size, resize=resize)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as plain JSON types."""
+        return {name: _listed(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Preprocessing:
+        """The inverse of `to_json`."""
+        return cls(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+        )
+
     def _check_numbers(self, name: str, values: Sequence[float]) -> None:
         whole = isinstance(values, tuple) and all(_is_number(value) for value in values)
         if not whole or len(values) != self.channels:
@@ -82,6 +104,23 @@ def default_resize(image_size: tuple[int, int]) -> tuple[int, int]:
     """Height and width before a centre crop to `image_size`, px: 256 for 224, as in torchvision's recipes."""
     height, width = image_size
     return round(height * _CROP_SHARE), round(width * _CROP_SHARE)
+
+
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of a size that may be given as the side of a square."""
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width
+
+
+def side(size: tuple[int, int]) -> int | tuple[int, int]:
+    """The side of a square; height and width of anything else: how records and JSON keep a size."""
+    return size[0] if size[0] == size[1] else size
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _is_count(value: object) -> bool:

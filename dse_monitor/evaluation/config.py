@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dse_monitor.flags import ADVANCED, Flag
+from dse_monitor.preprocessing import pair, side
 
 MINIMUM_IMAGES = 8  # one group of the metric's clustering; fewer say nothing about a network
 MINIMUM_SIDE = 16  # px, shorter side; below it an image holds no detail to resize
@@ -25,10 +26,37 @@ _LEAST = {
     "global_clusters": 2,
     "micro_batch": 1,
     "num_heads": 1,
+    "bands": 1,
+    "preview_bands": 1,
 }
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
-_HOW_FAST = ("micro_batch",)  # fields that change no number
+_NO_NUMBER = ("micro_batch", "preview_bands")  # fields that change no number
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """Height and width of "224" or "32x128".
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not re.fullmatch(r"\d+(x\d+)?", text):
+        raise ValueError(
+            f"{text!r} is no size, expected a side in pixels, as 224, or height x width, as 32x128"
+        )
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
+
+
+def read_bands(text: str) -> tuple[int, ...]:
+    """The numbers of "4,3,2".
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise ValueError(f"{text!r} are no bands, expected their numbers with commas, as 4,3,2")
+    return tuple(map(int, text.split(",")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +71,21 @@ class EvaluationConfig:
     """Folder of held-out images, searched recursively; no labels are used."""
     num_images: int = 2048
     """Images measured: a seeded sample that stays the same for the life of a run."""
-    image_size: Annotated[int | None, Flag(metavar="PIXELS", default="the network's own")] = None
-    """Side of the centre crop in pixels."""
+    image_size: Annotated[
+        tuple[int, int] | None, Flag(metavar="PIXELS", default="the network's own", read=read_size)
+    ] = None
+    """Size of the images the network sees in pixels: a side, or height x width, as 32x128."""
+    bands: Annotated[
+        tuple[int, ...] | None, Flag(metavar="B,B,...", advanced=True, default="all", read=read_bands)
+    ] = None
+    """Which bands of a file are the network's channels, in their order and counted from 1: 4,3,2."""
+    scale: Annotated[float | None, Flag(advanced=True, default="the range of the files' type")] = None
+    """What the files' values are divided by; 10000 for reflectance in steps of 0.0001."""
+    preview_bands: Annotated[
+        tuple[int, ...] | None,
+        Flag(metavar="R,G,B", advanced=True, default="principal components", read=read_bands),
+    ] = None
+    """Channels shown as red, green and blue beside the feature maps, where there are more than three."""
     layout: Annotated[str | None, Flag(metavar="NAME", default="recognised")] = None
     """Layout of the checkpoints; `dse-monitor layouts` lists them."""
     encoder: Annotated[str | None, Flag(metavar="NAME", default="the layout's")] = None
@@ -72,10 +113,17 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", Path(self.images).expanduser().absolute())
+        for name, change in (("image_size", pair), ("bands", tuple), ("preview_bands", tuple)):
+            if (value := getattr(self, name)) is not None:  # JSON knows lists alone, and sides of squares
+                object.__setattr__(self, name, change(value))
         for name, bound in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < bound:
+            if value is not None and (min(value) if isinstance(value, tuple) else value) < bound:
                 raise ValueError(f"{name} must be at least {bound}, got {value}")
+        if self.preview_bands is not None and len(self.preview_bands) != 3:
+            raise ValueError(f"preview_bands must be three numbers, got {len(self.preview_bands)}")
+        if self.scale is not None and not 0 < self.scale < float("inf"):
+            raise ValueError(f"scale must be a number above 0, got {self.scale}")
         if self.seed > MOST_SEED:
             raise ValueError(f"seed must be at most {MOST_SEED}, got {self.seed}")
         if self.precision not in PRECISIONS:
@@ -87,13 +135,16 @@ class EvaluationConfig:
         asked = {
             name: value
             for name, value in self.to_json().items()
-            if name not in _HOW_FAST and value is not None
+            if name not in _NO_NUMBER and value is not None
         }
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as plain JSON types."""
-        return {**dataclasses.asdict(self), "images": str(self.images)}
+        """All fields as plain JSON types; a square image size is its side."""
+        values = {**dataclasses.asdict(self), "images": str(self.images)}
+        if self.image_size is not None:
+            values["image_size"] = side(self.image_size)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> EvaluationConfig:

@@ -70,8 +70,8 @@ class Settings:
     Attributes:
         images: fingerprint of the held-out images: their pixels, in order, and how files became pixels.
         num_images: how many of them were measured.
-        resize: shorter side after resizing, pixels.
-        crop: side of the centre crop the network saw, pixels.
+        resize: shorter side after resizing, pixels; height and width of what was covered if no square.
+        crop: side of the images the network saw, pixels; height and width if they are no squares.
         mean: per-channel mean subtracted from images in [0, 1].
         std: per-channel standard deviation divided by.
         batch: images per metric batch; M_dim depends on it.
@@ -82,14 +82,20 @@ class Settings:
         layer: which tokens were read.
         precision: arithmetic of the forward pass.
         seed: seed of clustering and permutation.
+        interpolation: filter that resized the images.
+        crop_mode: ``center``, or ``squash`` where their ratio was not kept.
+        channels: of the images.
+        bands: which bands of a file they are, counted from 1; empty for all in their order.
+        scaling: how values came to the unit of ``mean``, in words; empty for 8 bits by 255.
+        reading: digest of what was read or assumed about the network beside its tensors; empty if unknown.
     """
 
     images: str
     num_images: int
-    resize: int = 256
-    crop: int = 224
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    resize: int | tuple[int, int] = 256
+    crop: int | tuple[int, int] = 224
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     batch: int = 1024
     group: int = 8
     local_clusters: int = 3
@@ -98,11 +104,30 @@ class Settings:
     layer: str = "last"
     precision: str = "float32"
     seed: int = 0
+    interpolation: str = "bicubic"
+    crop_mode: str = "center"
+    channels: int = 3
+    bands: tuple[int, ...] = ()
+    scaling: str = ""
+    reading: str = ""
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that are equal exactly when all settings are."""
-        return hashlib.sha256(_canonical(dataclasses.asdict(self))).hexdigest()[:12]
+        values = dataclasses.asdict(self)
+        for name, default in _LATER_SETTINGS.items():
+            if values[name] == default:
+                del values[name]
+        return hashlib.sha256(_canonical(values)).hexdigest()[:12]
+
+
+# Newer than the first records: left out of the fingerprint where they say what was meant before, so that it
+# stays what it was.
+_LATER_SETTINGS: dict[str, Any] = {
+    field.name: field.default
+    for field in dataclasses.fields(Settings)
+    if field.name in ("interpolation", "crop_mode", "channels", "bands", "scaling", "reading")
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
