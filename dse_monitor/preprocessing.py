@@ -87,9 +87,8 @@ class Preprocessing:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Preprocessing:
         """The inverse of `to_json`."""
-        return cls(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
-        )
+        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in data.items()}
+        return cls(**values)
 
     def _check_numbers(self, name: str, values: Sequence[float]) -> None:
         whole = isinstance(values, tuple) and all(_is_number(value) for value in values)

@@ -176,7 +176,7 @@ def test_no_images_give_no_tokens(encoder):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (np.zeros((1, SIZE, SIZE, 3), np.float32), "uint8"),
+        (np.zeros((1, SIZE, SIZE, 3), np.float64), "uint8 or uint16 or float32"),
         (np.zeros((1, 3, SIZE, SIZE), np.uint8), r"\[n, H, W, 3\]"),
     ],
 )

@@ -68,7 +68,7 @@ class HeldOut:
     ):
         self._config, self._cache = config, cache
         self._transform, self._transform_id = transform, transform_id
-        self._image_sets: dict[Preprocessing, images.ImageSet] = {}
+        self._image_sets: dict[tuple[object, ...], images.ImageSet] = {}
 
     def at(self, preprocessing: Preprocessing, progress: Progress | None = None) -> images.ImageSet:
         """The images as a network sees them, at the size of the configuration where that names one.
@@ -78,8 +78,9 @@ class HeldOut:
         """
         config = self._config
         wanted = preprocessing.at(config.image_size)
-        if wanted not in self._image_sets:
-            self._image_sets[wanted] = images.prepare(
+        key = (wanted.channels, wanted.image_size, wanted.covered, wanted.crop_mode, wanted.interpolation)
+        if key not in self._image_sets:
+            self._image_sets[key] = images.prepare(
                 config.images,
                 wanted,
                 num_images=config.num_images,
@@ -91,7 +92,7 @@ class HeldOut:
                 transform_id=self._transform_id,
                 progress=_of_stage(progress, "images"),
             )
-        return self._image_sets[wanted]
+        return self._image_sets[key]
 
 
 class Evaluator:
@@ -222,8 +223,8 @@ class Evaluator:
             num_images=len(held_out),
             resize=side(held_out.size if transformed else how.covered),
             crop=side(held_out.size),
-            mean=(0.0,) * channels if transformed else how.mean,
-            std=(1.0,) * channels if transformed else how.std,
+            mean=(0.0,) * channels if transformed else encoder.preprocessing.mean,
+            std=(1.0,) * channels if transformed else encoder.preprocessing.std,
             batch=config.batch,
             group=config.group,
             local_clusters=config.local_clusters,

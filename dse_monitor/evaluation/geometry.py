@@ -5,6 +5,8 @@ Shapes: H, W of the file; h, w of what the network sees; C bands.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -39,7 +41,7 @@ def fit(picture: Image.Image, how: Preprocessing, resampling: Image.Resampling |
     return picture.resize((wide, high), resampling).crop((left, top, left + width, top + height))
 
 
-def fit_bands(values: NDArray[np.generic], how: Preprocessing) -> NDArray[np.generic]:
+def fit_bands(values: NDArray[Any], how: Preprocessing) -> NDArray[Any]:
     """Bands [H, W, C] at `image_size`, each by itself: uint8 stays uint8, everything else becomes float32.
 
     Integers stay within their type's range, as 8-bit pictures do, where a filter would overshoot.
@@ -50,12 +52,12 @@ def fit_bands(values: NDArray[np.generic], how: Preprocessing) -> NDArray[np.gen
         values = values[top:bottom, left:right]
     if values.dtype == np.uint8 and values.shape[2] == 3:
         return np.asarray(fit(Image.fromarray(np.ascontiguousarray(values)), how))
-    kind = np.uint8 if values.dtype == np.uint8 else np.float32
+    kind = np.dtype(np.uint8 if values.dtype == np.uint8 else np.float32)
     out = np.empty((*how.image_size, values.shape[2]), kind)
     for band in range(values.shape[2]):
         plane = np.ascontiguousarray(values[..., band], kind)
         out[..., band] = np.asarray(fit(Image.fromarray(plane), how))
-    if values.dtype.kind in "iu" and kind is np.float32:
+    if values.dtype.kind in "iu" and kind == np.float32:
         bounds = np.iinfo(values.dtype)
         np.clip(out, bounds.min, bounds.max, out=out)
     return out

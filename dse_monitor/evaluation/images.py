@@ -127,26 +127,7 @@ def prepare(
     )
     folder, cache = Path(folder).expanduser().resolve(), Path(cache).expanduser()
     work = _Work(folder, cache, recipe, num_images, seed, progress, workers)
-    sample = image_cache.read_sample(work.sample_file)
-    fingerprint = work.check(sample) if sample else ""
-    if sample is None or not fingerprint:
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            image_cache.remove_stale_parts(cache)
-            if sample is None:
-                sample = _draw(work)
-                image_cache.write_sample(work.sample_file, sample)
-            else:
-                _decode_again(work, sample)
-        except OSError as error:
-            raise OutputError(
-                f"{cache}: the image cache cannot be written ({error}); free space or rights?"
-            ) from error
-        fingerprint = work.check(sample)
-        if not fingerprint:
-            raise OutputError(
-                f"{work.pixel_file(sample)}: what was written reads back differently; check the disk"
-            )
+    sample, fingerprint = _cached(work)
     shape = (len(sample.names), *recipe.shape(sample.files))
     return ImageSet(
         pixels=np.memmap(work.pixel_file(sample), recipe.dtype(sample.files), "c", shape=shape),
@@ -202,6 +183,32 @@ class _Work:
 
     def write(self, sample: Sample, rows: Iterator[NDArray[Any]]) -> None:
         image_cache.write_pixels(self.pixel_file(sample), rows, self.recipe.words(sample.files))
+
+
+def _cached(work: _Work) -> tuple[Sample, str]:
+    """The sample and the fingerprint of its pixels, which lie in the cache then."""
+    sample = image_cache.read_sample(work.sample_file)
+    fingerprint = work.check(sample) if sample else ""
+    if sample is not None and fingerprint:
+        return sample, fingerprint
+    try:
+        work.cache.mkdir(parents=True, exist_ok=True)
+        image_cache.remove_stale_parts(work.cache)
+        if sample is None:
+            sample = _draw(work)
+            image_cache.write_sample(work.sample_file, sample)
+        else:
+            _decode_again(work, sample)
+    except OSError as error:
+        raise OutputError(
+            f"{work.cache}: the image cache cannot be written ({error}); free space or rights?"
+        ) from error
+    fingerprint = work.check(sample)
+    if not fingerprint:
+        raise OutputError(
+            f"{work.pixel_file(sample)}: what was written reads back differently; check the disk"
+        )
+    return sample, fingerprint
 
 
 def offered(folder: Path, transform: Transform | None = None) -> tuple[list[str], int]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from dse_monitor.errors import ImagesError
+from dse_monitor.errors import ImagesError, one_line
 
 MAXIMUM_PIXELS = 89_478_485  # per image as decoded; where Pillow begins to warn of decompression bombs
+_ORIENTATION, _TURNED = 0x0112, 5  # EXIF's tag; from this value on rows are columns
 _GREY = (128, 128, 128)
 # These only recognise a file, or hand it to another program (Ghostscript), to Windows or to a plugin nobody
 # registered.
@@ -30,6 +32,20 @@ def suffixes() -> frozenset[str]:
     """Suffixes of `formats`, in lower case and with the dot."""
     Image.init()
     return frozenset(s for s, name in Image.registered_extensions().items() if name in formats())
+
+
+def looked_at(path: Path) -> tuple[int, int]:
+    """Width and height of a picture as a viewer turns it.
+
+    Raises:
+        ImagesError: it cannot be opened; the text is the reason alone.
+    """
+    try:
+        with Image.open(path, formats=formats()) as picture:
+            turned = picture.getexif().get(_ORIENTATION, 1) >= _TURNED
+            return picture.size[::-1] if turned else picture.size
+    except Exception as error:  # decoders raise whatever they meet
+        raise ImagesError(f"cannot be opened ({type(error).__name__}: {one_line(error)})") from error
 
 
 def upright(image: Image.Image) -> Image.Image:

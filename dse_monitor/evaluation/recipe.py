@@ -178,6 +178,21 @@ class Recipe:
             return height, width, channels
         return (*self.preprocessing.image_size, self.preprocessing.channels)
 
+    def pixel_size(self, path: Path, files: Files) -> tuple[int, int]:
+        """Width and height of a file as it is looked at, before it is resized.
+
+        Raises:
+            ImagesError: it cannot be opened; the text is the reason alone.
+        """
+        if files.kind == BANDS:
+            opened = arrays.open_bands(path)
+            axis = files.axis if opened.axis is None else opened.axis
+            height, width = (
+                opened.shape[1:] if len(opened.shape) == 3 and axis == arrays.FIRST else opened.shape[:2]
+            )
+            return width, height
+        return pillow.looked_at(path)
+
     def dtype(self, files: Files) -> np.dtype[Any]:
         """Of what `read` gives: 8 bits where the files have no more, else float32."""
         eight = files.kind == PICTURE or (files.kind == BANDS and files.dtype == "uint8" and not self.scale)

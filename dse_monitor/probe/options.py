@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from dse_monitor.evaluation.config import read_bands, read_size
 from dse_monitor.flags import ADVANCED, Flag
+from dse_monitor.preprocessing import pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +22,10 @@ class ProbeConfig:
     num_images: int = 1000
     """Pairs used: a seeded sample."""
     image_size: Annotated[
-        int | None, Flag(metavar="PIXELS", default="DSE's in a watched run, else the network's own")
+        tuple[int, int] | None,
+        Flag(metavar="PIXELS", default="DSE's in a watched run, else the network's own", read=read_size),
     ] = None
-    """Side of the centre crop in pixels."""
+    """Size of the images the network sees in pixels: a side, or height x width, as 32x128."""
     ignore: int = 255
     """Mask value that is not a class."""
     device: Annotated[str, Flag(metavar="DEVICE")] = "auto"
@@ -45,3 +48,14 @@ class ProbeConfig:
     """Arithmetic of the forward pass."""
     micro_batch: Annotated[int | None, Flag(advanced=True, default="chosen by the device")] = None
     """Images per forward pass."""
+    bands: Annotated[
+        tuple[int, ...] | None, Flag(metavar="B,B,...", advanced=True, default="all", read=read_bands)
+    ] = None
+    """Which bands of a file are the network's channels, in their order and counted from 1: 4,3,2."""
+    scale: Annotated[float | None, Flag(advanced=True, default="the range of the files' type")] = None
+    """What the files' values are divided by; 10000 for reflectance in steps of 0.0001."""
+
+    def __post_init__(self) -> None:
+        for name, change in (("image_size", pair), ("bands", tuple)):
+            if (value := getattr(self, name)) is not None:  # of the watcher's JSON
+                object.__setattr__(self, name, change(value))

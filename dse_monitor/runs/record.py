@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dse_monitor.metric.components import Components
+from dse_monitor.preprocessing import Preprocessing, pair
 
 SCHEMA = 1  # raised when a field changes its meaning; a reader refuses a larger one
 
@@ -111,18 +112,27 @@ class Settings:
     scaling: str = ""
     reading: str = ""
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What was done to an image before the network saw it."""
+        return Preprocessing(
+            channels=self.channels,
+            image_size=pair(self.crop),
+            resize=pair(self.resize),
+            crop_mode=self.crop_mode,
+            interpolation=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+        )
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that are equal exactly when all settings are."""
-        values = dataclasses.asdict(self)
-        for name, default in _LATER_SETTINGS.items():
-            if values[name] == default:
-                del values[name]
-        return hashlib.sha256(_canonical(values)).hexdigest()[:12]
+        return hashlib.sha256(_canonical(_as_before(dataclasses.asdict(self)))).hexdigest()[:12]
 
 
-# Newer than the first records: left out of the fingerprint where they say what was meant before, so that it
-# stays what it was.
+# Newer than the first records: left out where they say what was meant before, so that fingerprints, tables and
+# event files of older runs stay what they were.
 _LATER_SETTINGS: dict[str, Any] = {
     field.name: field.default
     for field in dataclasses.fields(Settings)
@@ -247,7 +257,12 @@ class Alert:
 
 def to_json(record: Evaluation | Alert | Settings | Source | Components) -> dict[str, Any]:
     """A record as plain JSON types; NaN and infinities become None, so the text is valid JSON everywhere."""
-    return finite(dataclasses.asdict(record))
+    data = dataclasses.asdict(record)
+    if isinstance(record, Settings):
+        data = _as_before(data)
+    elif isinstance(record, Evaluation) and data["settings"] is not None:
+        data["settings"] = _as_before(data["settings"])
+    return finite(data)
 
 
 def evaluation_from_json(data: dict[str, Any]) -> Evaluation:
@@ -270,6 +285,15 @@ def _settings(text: str) -> Settings:
 def alert_from_json(data: dict[str, Any]) -> Alert:
     """The inverse of :func:`to_json` for an Alert."""
     return Alert(**_floats(Alert, _known(Alert, data)))
+
+
+def _as_before(settings: dict[str, Any]) -> dict[str, Any]:
+    """The fields of Settings without the newer ones that are at their defaults."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in _LATER_SETTINGS or value != _LATER_SETTINGS[name]
+    }
 
 
 def _canonical(data: dict[str, Any]) -> bytes:

@@ -4,6 +4,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from preprocessings import rgb
 from torchvision.transforms import v2
 
 from dse_monitor import scenes
@@ -13,7 +14,7 @@ from dse_monitor.evaluation import decoding
 
 def save_and_read(tmp_path, picture, name, **options):
     picture.save(tmp_path / name, **options)
-    return decoding.read_image(tmp_path / name, 32, 32)
+    return decoding.read_picture(tmp_path / name, rgb(32, 32))
 
 
 GREY_RAMP = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))
@@ -87,7 +88,7 @@ def test_decompression_bomb_is_refused_unopened(tmp_path):
     data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
     with pytest.raises(ImagesError, match="DecompressionBomb"):
-        decoding.read_image(tmp_path / "bomb.png", 32, 32)
+        decoding.read_picture(tmp_path / "bomb.png", rgb(32, 32))
 
 
 @pytest.mark.parametrize(("width", "height"), [(60, 45), (45, 60), (51, 51), (37, 90), (132, 33)])
@@ -96,7 +97,7 @@ def test_geometry_is_that_of_torchvision(tmp_path, width, height):
     picture = Image.fromarray(pixels)
     picture.save(tmp_path / "noise.png")
     expected = v2.CenterCrop(32)(v2.Resize(37, interpolation=v2.InterpolationMode.BICUBIC)(picture))
-    result = decoding.read_image(tmp_path / "noise.png", 32, 37)
+    result = decoding.read_picture(tmp_path / "noise.png", rgb(32, 37))
     np.testing.assert_array_equal(result, np.asarray(expected))
 
 
@@ -109,7 +110,7 @@ def test_a_long_strip_is_cut_to_its_middle_before_resizing(tmp_path, monkeypatch
     monkeypatch.setattr(
         Image.Image, "resize", lambda self, to, *rest: widths.append(to[0]) or resize(self, to, *rest)
     )
-    result = decoding.read_image(tmp_path / "strip.png", 32, 32)
+    result = decoding.read_picture(tmp_path / "strip.png", rgb(32, 32))
     assert widths == [128]
     expected = np.zeros((32, 32, 3), np.uint8)
     expected[:, 8:24] = 255
@@ -122,5 +123,5 @@ def test_reduced_jpeg_decoding_stays_close_to_the_full_one(tmp_path):
     full = v2.CenterCrop(32)(
         v2.Resize(37, interpolation=v2.InterpolationMode.BICUBIC)(Image.open(tmp_path / "large.jpg"))
     )
-    difference = decoding.read_image(tmp_path / "large.jpg", 32, 37).astype(int) - np.asarray(full)
+    difference = decoding.read_picture(tmp_path / "large.jpg", rgb(32, 37)).astype(int) - np.asarray(full)
     assert np.abs(difference).mean() < 2  # grey levels

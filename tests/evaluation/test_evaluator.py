@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from preprocessings import rgb
 from torch.utils.flop_counter import FlopCounterMode
 
 from dse_monitor import scenes
@@ -53,7 +54,7 @@ def checkpoint(tmp_path, write_checkpoint):
 
 def test_components_are_those_of_the_encoder_on_the_images(config, evaluator, checkpoint, tmp_path):
     result = evaluator()(checkpoint)
-    held_out = images.prepare(config.images, num_images=48, size=32, cache=tmp_path / "another cache")
+    held_out = images.prepare(config.images, rgb(32), num_images=48, cache=tmp_path / "another cache")
     encoder = load_encoder(checkpoint)
     tokens = encoder.encode(held_out.pixels)
     expected = average([measure(tokens[16 * i : 16 * i + 16], seed=i) for i in range(3)])
@@ -68,7 +69,7 @@ def test_components_are_those_of_the_encoder_on_the_images(config, evaluator, ch
 def test_settings_say_what_was_measured(evaluator, checkpoint):
     evaluate = evaluator(seed=3, group=4, local_clusters=2, global_clusters=6, normalize=False)
     settings = evaluate(checkpoint).settings
-    held_out = evaluate.image_set(32)
+    held_out = evaluate.image_set(rgb(32))
     assert settings.images == held_out.fingerprint
     assert (settings.num_images, settings.resize, settings.crop, settings.batch) == (48, 37, 32, 16)
     assert (settings.seed, settings.group, settings.local_clusters, settings.global_clusters) == (3, 4, 2, 6)
@@ -104,7 +105,7 @@ def test_record_names_the_file_and_survives_json(evaluator, checkpoint):
 
 def test_companions_are_means_over_batches_and_finite(evaluator, checkpoint):
     result = evaluator(batch=24)(checkpoint)
-    pixels = evaluator().image_set(32).pixels
+    pixels = evaluator().image_set(rgb(32)).pixels
     tokens = load_encoder(checkpoint).encode(pixels)
     halves = [companions.measure(tokens[:24]), companions.measure(tokens[24:])]
     finite = {name for name in halves[0] if all(math.isfinite(half[name]) for half in halves)}
@@ -129,7 +130,7 @@ def test_products_are_those_of_one_pass_over_the_images_and_of_the_metric(evalua
             result = work()
         return counter.get_total_flops(), result
 
-    pixels = evaluator().image_set(32).pixels
+    pixels = evaluator().image_set(rgb(32)).pixels
     forward, tokens = products(lambda: load_encoder(checkpoint).encode(pixels))
     parts = [tokens[16 * i : 16 * i + 16] for i in range(3)]
     metric, _ = products(lambda: [(measure(part), companions.measure(part)) for part in parts])
@@ -180,7 +181,7 @@ def test_images_looked_at_before_are_not_checked_again(config, evaluator, checkp
     evaluate = evaluator()
     evaluate(checkpoint)  # decodes
     held_out = HeldOut(config, str(tmp_path / "cache"))
-    held_out.at(32)
+    held_out.at(rgb(32))
     evaluate = evaluator(held_out=held_out)
     evaluate.wake()
     checked = []
@@ -310,7 +311,7 @@ def test_maps_are_painted_beside_the_images_they_show(evaluator, checkpoint, tmp
     with Image.open(output / "media" / "images.webp") as strip:
         assert strip.size == (6 * 32, 32)
         first = np.asarray(strip)[:, :32].astype(int)
-    assert np.abs(first - evaluate.image_set(32).pixels[0]).mean() < 12  # a lossy format
+    assert np.abs(first - evaluate.image_set(rgb(32)).pixels[0]).mean() < 12  # a lossy format
     before = (output / second.map_file).read_bytes()
     assert evaluate(tmp_path / "other.pth").map_file == second.map_file
     assert (output / second.map_file).read_bytes() == before

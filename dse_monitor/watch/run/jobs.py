@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from dse_monitor.evaluation.config import Placement
-from dse_monitor.preprocessing import Preprocessing
 from dse_monitor.runs import identity
 from dse_monitor.runs.history import History
 from dse_monitor.watch.files.protected import Protected
@@ -46,4 +45,4 @@ def job(folder: Path, protected: Protected, candidate: Candidate) -> dict[str, A
 def last_images(history: History) -> dict[str, Any] | None:
     """What was done to the images of the newest evaluation; None if nothing was measured yet."""
     settings = next((row.settings for row in reversed(history) if row.settings is not None), None)
-    return None if settings is None else Preprocessing.of(settings).to_json()
+    return None if settings is None else settings.preprocessing.to_json()
