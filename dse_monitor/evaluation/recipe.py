@@ -185,7 +185,8 @@ class Recipe:
             ImagesError: it cannot be opened; the text is the reason alone.
         """
         if files.kind == BANDS:
-            opened = arrays.open_bands(path)
+            with _quiet():
+                opened = arrays.open_bands(path)
             axis = files.axis if opened.axis is None else opened.axis
             height, width = (
                 opened.shape[1:] if len(opened.shape) == 3 and axis == arrays.FIRST else opened.shape[:2]

@@ -131,8 +131,8 @@ class Settings:
         return hashlib.sha256(_canonical(_as_before(dataclasses.asdict(self)))).hexdigest()[:12]
 
 
-# Newer than the first records: left out where they say what was meant before, so that fingerprints, tables and
-# event files of older runs stay what they were.
+# Newer than the first records: left out where they say what was meant before, so that fingerprints, tables
+# and event files of older runs stay what they were.
 _LATER_SETTINGS: dict[str, Any] = {
     field.name: field.default
     for field in dataclasses.fields(Settings)

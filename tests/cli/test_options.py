@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 RECOGNISING = "layout encoder arch num-heads"
 MEASURING = (
-    "images num-images image-size bands scale preview-bands seed batch group local-clusters global-clusters no-normalize precision "
-    f"micro-batch {RECOGNISING}"
+    "images num-images image-size bands scale preview-bands seed batch group local-clusters global-clusters "
+    f"no-normalize precision micro-batch {RECOGNISING}"
 )
 RULES = (
     "rules.margin rules.threshold rules.sustain rules.recovered rules.warmup rules.early-best rules.worsened "

@@ -192,3 +192,60 @@ def test_folder_that_cannot_be_written_is_an_output_error(tmp_path, tokens):
         maps.paint_tokens(tmp_path, tokens, grid=(4, 4), name="a", images="b")
     with pytest.raises(OutputError, match="cannot be written"):
         maps.paint_images(tmp_path, np.zeros((1, 32, 32, 3), np.uint8))
+
+
+def test_tokens_of_a_grid_that_is_no_square_are_painted_in_rows_and_columns(tmp_path, tokens):
+    strip = paint(tmp_path, tokens, "a", grid=(2, 8))
+    assert strip.shape == (2, 6 * 8, 3)
+    scores = maps.principal_scores(tokens.reshape(96, -1))
+    np.testing.assert_array_equal(strip[:, 8:16], maps.colours(scores).reshape(6, 2, 8, 3)[1])
+    assert [path.name for path in tmp_path.glob("map-colours-*")] == ["map-colours-abc-6x2x8.npy"]
+
+
+def test_originals_that_are_no_squares_keep_their_ratio(tmp_path):
+    maps.paint_images(tmp_path, np.zeros((6, 32, 128, 3), np.uint8))
+    with Image.open(tmp_path / "media" / "images.webp") as strip:
+        assert strip.size == (6 * 112, 28)
+
+
+def test_bands_are_stretched_from_their_second_to_their_ninety_eighth_percentile():
+    pixels = np.random.default_rng(0).uniform(0, 1, (6, 40, 40, 3)).astype(np.float32)
+    pixels[..., 1] = pixels[..., 1] * 0.01 + 5  # another unit
+    pixels[0, 0, 0] = 1e6, -1e6, 1e6  # a broken pixel does not darken the rest
+    shown = maps.previews(pixels)
+    assert shown.shape == (6, 40, 40, 3)
+    for band in range(3):
+        low, high = np.percentile(pixels[..., band], (2, 98))
+        expected = np.clip((pixels[..., band] - low) / (high - low), 0, 1) * 255
+        assert np.abs(shown[..., band] - expected).max() <= 0.51
+        assert ((shown[..., band] == 0).mean(), (shown[..., band] == 255).mean()) == pytest.approx(
+            (0.02, 0.02), abs=0.004
+        )
+
+
+def test_one_band_is_grey_and_eight_bits_are_shown_as_they_are():
+    rng = np.random.default_rng(0)
+    eight = rng.integers(50, 60, (6, 40, 40, 1), dtype=np.uint8)
+    np.testing.assert_array_equal(maps.previews(eight), np.repeat(eight, 3, axis=-1))
+    deep = maps.previews(eight.astype(np.float32))
+    assert (deep == deep[..., :1]).all()
+    assert (deep.min(), deep.max()) == (0, 255)
+
+
+def test_many_bands_show_their_principal_components_or_those_that_are_chosen():
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(6, 40, 40, 3)) * (3, 2, 1)
+    bands = (hidden @ rng.normal(size=(3, 13))).astype(np.float32)  # three directions in thirteen bands
+    shown = maps.previews(bands)
+    scores = maps.principal_scores(bands.reshape(-1, 13)).reshape(6, 40, 40, 3)
+    for component in range(3):
+        assert np.corrcoef(shown[..., component].ravel(), scores[..., component].ravel())[0, 1] > 0.98
+    np.testing.assert_array_equal(maps.previews(bands, (4, 3, 2)), maps.previews(bands[..., [3, 2, 1]]))
+    np.testing.assert_array_equal(maps.previews(bands, (4, 3, 14)), shown)  # there is no such band
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 13])
+def test_equal_pixels_of_any_number_of_bands_are_shown(tmp_path, channels):
+    maps.paint_images(tmp_path, np.full((6, 40, 40, channels), 0.25, np.float32))
+    with Image.open(tmp_path / "media" / "images.webp") as strip:
+        assert strip.size == (240, 40)
