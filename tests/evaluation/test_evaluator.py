@@ -18,9 +18,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from dse_monitor import scenes
 from dse_monitor.checkpoints import load_encoder
 from dse_monitor.errors import DeviceError, ImagesError
-from dse_monitor.evaluation import image_cache, images
+from dse_monitor.evaluation import decoding, image_cache, images
 from dse_monitor.evaluation.config import EvaluationConfig, Placement
-from dse_monitor.evaluation.evaluator import Evaluator, HeldOut, batches, is_constant, resolve_device
+from dse_monitor.evaluation.evaluator import (
+    Evaluator,
+    HeldOut,
+    batches,
+    is_constant,
+    resolve_device,
+    token_grid,
+)
 from dse_monitor.metric import average, companions, measure
 from dse_monitor.runs.record import evaluation_from_json, to_json
 
@@ -415,3 +422,88 @@ def test_auto_takes_what_is_there():
 def test_settings_can_be_written_down_without_torch():
     code = "import sys, dse_monitor.evaluation.evaluator; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture
+def arrays(pictures, tmp_path):
+    """arrays(change) -> the pictures as .npy files of what `change` makes of their pixels [H, W, 3]."""
+
+    def write(change, name="arrays"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for path in sorted(pictures.glob("*.png")):
+            with Image.open(path) as picture:
+                np.save(folder / path.with_suffix(".npy").name, change(np.asarray(picture)))
+        return folder
+
+    return write
+
+
+def by_name(evaluate):
+    """Pixels by the name of their file without its suffix, on which their order depends."""
+    held_out = evaluate.image_set(rgb(32))
+    return {name.partition(".")[0]: row for name, row in zip(held_out.names, held_out.pixels, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("change", "scale", "scaling"),
+    [
+        (lambda pixels: pixels.transpose(2, 0, 1).astype(np.uint16) * 257, None, "uint16 / 65535"),
+        (lambda pixels: pixels / np.float32(255), None, "float32 as it is"),
+        (lambda pixels: pixels.astype(np.int32) * 100, 25_500.0, "int32 / 25500"),
+    ],
+)
+def test_deeper_arrays_of_the_same_scenes_look_the_same(
+    evaluator, checkpoint, arrays, tmp_path, change, scale, scaling
+):
+    plain = by_name(evaluator())
+    evaluate = evaluator(images=arrays(change), scale=scale, maps=str(tmp_path / "dse"))
+    for name, row in by_name(evaluate).items():
+        difference = np.abs(np.clip(row, 0, 1) * 255 - plain[name])
+        # Pictures are rounded and cut to 8 bits twice, across and then down; that shows at sharp rims.
+        assert np.percentile(difference, 99) <= 1.01
+        assert difference.max() < 10
+    result = evaluate(checkpoint)
+    assert (result.status, result.settings.scaling) == ("scored", scaling)
+    assert (tmp_path / "dse" / result.map_file).exists()
+
+
+def test_bands_are_settings_and_move_the_fingerprint(evaluator, checkpoint, arrays):
+    folder = arrays(lambda pixels: np.concatenate([pixels, pixels], 2))
+    first, second = (evaluator(images=folder, bands=bands)(checkpoint) for bands in ((1, 2, 3), (6, 5, 4)))
+    assert (first.settings.bands, second.settings.bands) == ((1, 2, 3), (6, 5, 4))
+    assert first.settings.fingerprint != second.settings.fingerprint
+    assert first.components != second.components
+    with pytest.raises(ImagesError, match="the network takes 3 channels, the files hold 6 bands"):
+        evaluator(images=folder)(checkpoint)
+
+
+def test_a_transform_replaces_mean_and_deviation_too(config, evaluator, checkpoint, tmp_path):
+    encoder = load_encoder(checkpoint)
+    mean, std = (np.array(each, np.float32)[:, None, None] for each in (encoder.mean, encoder.std))
+
+    def transform(path):
+        pixels = decoding.read_picture(path, encoder.preprocessing)
+        return (pixels.transpose(2, 0, 1) / np.float32(255) - mean) / std
+
+    held_out = HeldOut(config, str(tmp_path / "cache"), transform=transform, transform_id="abc")
+    result, expected = evaluator(held_out=held_out)(checkpoint), evaluator()(checkpoint)
+    assert result.components.dse(1.0) == pytest.approx(expected.components.dse(1.0), rel=1e-3)
+    settings = result.settings
+    assert (settings.mean, settings.std, settings.scaling) == ((0.0,) * 3, (1.0,) * 3, "by the transform")
+    assert settings.fingerprint != expected.settings.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "grid"),
+    [
+        ((32, 32), 16, (4, 4)),
+        ((32, 128), 64, (4, 16)),
+        ((64, 48), 48, (8, 6)),
+        ((36, 36), 16, (4, 4)),  # rounded down, as patches are
+        ((36, 36), 25, (5, 5)),  # rounded up, as maps of convolutions are
+        ((32, 32), 17, (0, 0)),
+    ],
+)
+def test_tokens_of_another_size_have_a_grid_in_proportion(checkpoint, size, count, grid):
+    assert token_grid(load_encoder(checkpoint), size, count) == grid
