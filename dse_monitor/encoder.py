@@ -1,11 +1,11 @@
-"""An encoder read from a checkpoint: images in, last-layer dense tokens [B, N, D] out.
+"""An encoder read from a checkpoint: images in, the dense tokens [B, N, D] of a layer out.
 
-Shapes: n images, B of them at a time (the micro-batch), H x W pixels, N tokens per image, D feature width.
+Shapes: n images, B of them at a time (the micro-batch), C channels, H x W pixels, N tokens per image, D
+feature width.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -15,12 +15,14 @@ import numpy as np
 import torch
 
 from dse_monitor.errors import DeviceError, FeatureError
-from dse_monitor.preprocessing import Preprocessing, pair
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from dse_monitor.facts import Fact
+    from dse_monitor.preprocessing import Preprocessing
     from dse_monitor.runs.record import Source
+    from dse_monitor.tokens import Tokens
 
 # Images per forward pass; ours. A ViT-S/16 needs about 20 MB of activations per image, so both leave room for
 # others.
@@ -37,11 +39,12 @@ class Encoder:
         source: the file it came from and what was recognised in it.
         epoch: epochs done, or None.
         step: optimiser steps done, or None.
-        image_size: side of the square images the network wants, pixels.
-        mean: per-channel mean subtracted from images in [0, 1].
-        std: per-channel standard deviation divided by.
-        num_tokens: N at `image_size`.
+        preprocessing: how images are prepared for it: channels, size, crop, mean, std.
+        facts: what changes its tokens and is not to be seen in the weights, with what each rests on.
+        grid: rows and columns of the dense tokens at the image size of `preprocessing`.
         width: D.
+        layer: the layer whose tokens are returned, from 1; None for the last.
+        layers: layers there are to choose from; 0 where only the last can be read.
         any_size: whether images of other sizes are possible.
         notes: what was assumed or left out when the file was read, in full sentences.
         non_finite: names of tensors that hold NaN or infinite values; empty for a healthy checkpoint.
@@ -52,14 +55,15 @@ class Encoder:
         module: nn.Module,
         source: Source,
         *,
-        tokens: Callable[[nn.Module, Tensor], Tensor],
-        num_tokens: int,
+        tokens: Callable[[nn.Module, Tensor, int | None], Tokens],
+        grid: tuple[int, int],
         width: int,
-        image_size: int,
+        preprocessing: Preprocessing,
         any_size: bool = False,
         convolutional: bool = False,
-        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        layer: int | None = None,
+        layers: int = 0,
+        facts: tuple[Fact, ...] = (),
         notes: tuple[str, ...] = (),
         non_finite: tuple[str, ...] = (),
     ):
@@ -68,11 +72,12 @@ class Encoder:
         self.arch = source.arch
         self.epoch = source.epoch
         self.step = source.step
-        self.image_size = image_size
-        self.mean = mean
-        self.std = std
-        self.num_tokens = num_tokens
+        self.preprocessing = preprocessing
+        self.grid = grid
         self.width = width
+        self.layer = layer
+        self.layers = layers
+        self.facts = facts
         self.any_size = any_size
         self._tokens = tokens
         self._channels_last = convolutional  # faster on CUDA for convolutions
@@ -82,18 +87,6 @@ class Encoder:
 
     def __repr__(self) -> str:
         return f"Encoder({self.arch}; {self.source.layout or 'unnamed layout'}; {self.source.path})"
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """What happens to an image before the network sees it."""
-        return Preprocessing(
-            channels=len(self.mean), image_size=pair(self.image_size), mean=self.mean, std=self.std
-        )
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the tokens at `image_size`."""
-        return pair(math.isqrt(self.num_tokens))
 
     def to(self, device: torch.device | str) -> Encoder:
         """Move the weights to `device`; returns the encoder itself.
@@ -114,34 +107,50 @@ class Encoder:
         self.device = device
         return self
 
-    @torch.no_grad()
-    def dense_tokens(self, images: Tensor) -> Tensor:
-        """Last-layer tokens of normalised images, without class and register tokens.
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images the network sees, pixels."""
+        return self.preprocessing.image_size
 
-        ViT: patch tokens after the final norm. ResNet and ConvNeXt: the last stage's map. Swin: the last
-            stage's
-        map after the final norm. Maps are read row by row.
+    @property
+    def num_tokens(self) -> int:
+        """N at `image_size`."""
+        return self.grid[0] * self.grid[1]
+
+    def dense_tokens(self, images: Tensor) -> Tensor:
+        """The dense tokens [B, N, D] alone; see `tokens`."""
+        return self.tokens(images).dense
+
+    @torch.no_grad()
+    def tokens(self, images: Tensor) -> Tokens:
+        """Tokens of normalised images: the dense ones, the class token and registers.
+
+        Of transformers they are those after the final norm, of other networks the last stage's map, read row
+        by row; docs/networks.md says it of each.
 
         Args:
-            images: [B, 3, H, W] on any device, normalised with `mean` and `std`.
+            images: [B, C, H, W] on any device, normalised with the mean and std of `preprocessing`.
 
         Returns:
-            [B, N, D] on the encoder's device.
+            Tokens on the encoder's device, the dense ones [B, N, D].
 
         Raises:
             FeatureError: the images have a size this network cannot take, or its output is no map of tokens.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be [B, 3, H, W], not {list(images.shape)}")
+        channels = self.preprocessing.channels
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise ValueError(f"images must be [B, {channels}, H, W], not {list(images.shape)}")
         height, width = images.shape[-2:]
-        if not self.any_size and (height, width) != (self.image_size, self.image_size):
+        if not self.any_size and (height, width) != self.image_size:
+            known = " x ".join(map(str, self.image_size))
             raise FeatureError(
-                f"{self.arch} has learned positions for {self.image_size}x{self.image_size} pixels and was "
-                f"given {height}x{width}; crop the images to {self.image_size}"
+                f"{self.arch} has learned positions for {known} pixels and was given {height} x {width}; "
+                "leave --image-size out"
             )
-        tokens = self._tokens(self.module, images.to(self.device))
-        if tokens.ndim != 3 or tokens.shape[0] != images.shape[0]:
-            raise FeatureError(f"{self.arch} returned {list(tokens.shape)} instead of [B, N, D]")
+        tokens = self._tokens(self.module, images.to(self.device), self.layer)
+        dense = tokens.dense
+        if dense.ndim != 3 or dense.shape[0] != images.shape[0]:
+            raise FeatureError(f"{self.arch} returned {list(dense.shape)} instead of [B, N, D]")
         return tokens
 
     def encode(
@@ -156,8 +165,8 @@ class Encoder:
     ) -> Tensor:
         """Dense tokens of images, normalised on the device.
 
-        Integers are brought to [0, 1] by their type's range; float32 values are in the unit of `mean` and
-        `std` already.
+        Integers are brought to [0, 1] by their type's range; float32 values are in the unit of the mean
+        and std of `preprocessing` already.
 
         When the device runs out of memory the micro-batch is halved, down to one image, and stays halved. The
         tokens do not depend on it beyond floating-point rounding.
@@ -178,7 +187,7 @@ class Encoder:
             FeatureError: see :meth:`dense_tokens`.
             ValueError: pixels of another type or shape, or an unknown precision.
         """
-        kind = _pixel_kind(pixels, len(self.mean), normalised)
+        kind = _pixel_kind(pixels, self.preprocessing.channels, normalised)
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         if device is not None and torch.device(device) != self.device:
@@ -231,8 +240,8 @@ class Encoder:
             images = images.int() & 0xFFFF
         images = images.float()
         if kind != "normalised":
-            mean = torch.tensor(self.mean, device=self.device).view(-1, 1, 1) * _RANGE[kind]
-            std = torch.tensor(self.std, device=self.device).view(-1, 1, 1) * _RANGE[kind]
+            mean = torch.tensor(self.preprocessing.mean, device=self.device).view(-1, 1, 1) * _RANGE[kind]
+            std = torch.tensor(self.preprocessing.std, device=self.device).view(-1, 1, 1) * _RANGE[kind]
             images = (images - mean) / std
         if self._channels_last and self.device.type == "cuda":
             images = images.contiguous(memory_format=torch.channels_last)

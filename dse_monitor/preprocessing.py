@@ -6,6 +6,7 @@ Shapes: C channels.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -116,6 +117,20 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
 def side(size: tuple[int, int]) -> int | tuple[int, int]:
     """The side of a square; height and width of anything else: how records and JSON keep a size."""
     return size[0] if size[0] == size[1] else size
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """Height and width of "224" or "32x128".
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not re.fullmatch(r"\d+(x\d+)?", text):
+        raise ValueError(
+            f"{text!r} is no size, expected a side in pixels, as 224, or height x width, as 32x128"
+        )
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
 
 
 def _listed(value: Any) -> Any:

@@ -10,6 +10,7 @@ from torch import nn
 from dse_monitor.checkpoints.families.network import Hints
 from dse_monitor.checkpoints.load import assembled
 from dse_monitor.checkpoints.recognition.architecture import build, recognise
+from dse_monitor.checkpoints.recognition.preparation import preprocessing
 from dse_monitor.encoder import MICRO_BATCH
 from dse_monitor.errors import DeviceError, FeatureError
 from dse_monitor.runs.record import Source
@@ -24,7 +25,7 @@ def encoder_of(family, model, **hints):
     module = build(network)
     module.load_state_dict(state, assign=True)
     source = Source(path="model.pth", epoch=3.0, step=70, layout="plain", arch=network.description)
-    return assembled(module, network, source)
+    return assembled(module, network, source, preprocessing=preprocessing(network, {})[0])
 
 
 @pytest.fixture
@@ -68,15 +69,16 @@ def cramped(encoder, fits):
 
 
 def test_facts_of_the_source_are_at_hand(encoder):
-    assert (encoder.epoch, encoder.step, encoder.image_size) == (3.0, 70, SIZE)
+    assert (encoder.epoch, encoder.step, encoder.image_size) == (3.0, 70, (SIZE, SIZE))
     assert (encoder.num_tokens, encoder.width) == (16, 24)
-    assert encoder.mean == (0.485, 0.456, 0.406)
+    assert encoder.preprocessing.mean == (0.485, 0.456, 0.406)
     assert "vit 24x2, 4 heads, patch 4" in repr(encoder)
 
 
 def test_pixels_are_normalised_with_the_networks_statistics(model, encoder, pixels):
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).double() / 255
-    mean, std = (torch.tensor(each, dtype=torch.double).view(3, 1, 1) for each in (encoder.mean, encoder.std))
+    statistics = encoder.preprocessing.mean, encoder.preprocessing.std
+    mean, std = (torch.tensor(each, dtype=torch.double).view(3, 1, 1) for each in statistics)
     with torch.no_grad():
         expected = model.forward_features(((images - mean) / std).float())[:, 1:]
     tokens = encoder.encode(pixels)
@@ -151,7 +153,7 @@ def test_no_gradients_and_evaluation_mode(encoder):
 
 
 def test_images_of_another_size_are_refused_where_positions_are_learned(encoder):
-    with pytest.raises(FeatureError, match=r"16x16 pixels and was given 20x20; crop the images to 16"):
+    with pytest.raises(FeatureError, match=r"16 x 16 pixels and was given 20 x 20; leave --image-size out"):
         encoder.dense_tokens(torch.zeros(1, 3, 20, 20))
 
 
@@ -183,7 +185,7 @@ def test_pixels_of_every_type_are_the_same_images(encoder, pixels, kind):
         "uint16 tensor": torch.from_numpy(deep),
         "float32": unit,
         "float32 tensor": torch.from_numpy(unit),
-        "normalised": ((unit - encoder.mean) / encoder.std).astype(np.float32),
+        "normalised": ((unit - encoder.preprocessing.mean) / encoder.preprocessing.std).astype(np.float32),
     }[kind]
     found = encoder.encode(given, normalised=kind == "normalised", micro_batch=3)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)  # float32 rounding of the pixels

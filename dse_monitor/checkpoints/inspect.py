@@ -11,8 +11,11 @@ from typing import Any
 
 from dse_monitor.checkpoints import layouts
 from dse_monitor.checkpoints.archive import check_complete, open_archive
+from dse_monitor.checkpoints.options import ReadingOptions
 from dse_monitor.checkpoints.recognition.recognise import Recognition, recognise
 from dse_monitor.checkpoints.scalars import read_scalars
+from dse_monitor.facts import Fact
+from dse_monitor.preprocessing import Preprocessing
 
 WIDTH = 100  # columns of the text
 SHOWN = 12  # names listed before the rest is counted
@@ -34,7 +37,9 @@ class Inspection:
         evaluated_because: why this network is the default of its layout.
         network: the network in words.
         heads: attention heads and where they were read; empty without attention.
-        image_size: side of the images it wants, pixels.
+        layers: layers whose tokens can be asked for; 0 where only the last's can.
+        preprocessing: how images are prepared for it.
+        facts: what changes its tokens and is not to be seen in the weights, with what each rests on.
         num_tokens: tokens per image at that size.
         width: feature width.
         parameters: numbers the network holds.
@@ -62,7 +67,9 @@ class Inspection:
     evaluated_because: str
     network: str
     heads: str
-    image_size: int
+    layers: int
+    preprocessing: Preprocessing
+    facts: tuple[Fact, ...]
     num_tokens: int
     width: int
     parameters: int
@@ -85,11 +92,8 @@ class Inspection:
 
 def inspect_checkpoint(
     path: str | os.PathLike[str],
-    *,
-    layout: str | None = None,
-    encoder: str | None = None,
-    arch: str | None = None,
-    num_heads: int | None = None,
+    options: ReadingOptions | None = None,
+    **fields: Any,
 ) -> Inspection:
     """What `load_encoder` with the same arguments would load, and why.
 
@@ -101,10 +105,7 @@ def inspect_checkpoint(
     with open_archive(path) as archive:
         found = recognise(
             archive,
-            layout=layout,
-            encoder=encoder,
-            arch=arch,
-            num_heads=num_heads,
+            options or ReadingOptions(**fields),
             scalars=lambda refs: read_scalars(archive, refs),
         )
         container = archive.container
@@ -121,7 +122,9 @@ def inspect_checkpoint(
         evaluated_because=found.layout.evaluated,
         network=network.description,
         heads=network.heads,
-        image_size=network.image_size,
+        layers=network.layers,
+        preprocessing=found.preprocessing,
+        facts=found.facts,
         num_tokens=network.num_tokens,
         width=network.width,
         parameters=network.parameters,
@@ -149,13 +152,14 @@ def render(inspection: Inspection) -> str:
         ("encoder", f"{one.encoder} at {one.location!r}; {one.evaluated_because}"),
         ("network", one.network),
         ("heads", one.heads),
-        ("tokens", f"{one.num_tokens} x {one.width} at {one.image_size} px"),
+        ("tokens", f"{one.num_tokens} x {one.width} at {_size(one.preprocessing)} px"),
         ("size", f"{one.parameters / 1e6:.1f} M parameters, {one.bytes_read / 1e6:.1f} MB read"),
         ("epoch", _done(one.epoch, one.epoch_source)),
         ("step", _done(one.step, one.step_source)),
         ("missing", "none"),
         ("unused", _listed(one.unused)),
         ("others", ", ".join(f"{name} at {place!r}" for name, place in one.others)),
+        *((fact.name, _taken(fact)) for fact in one.facts if fact.name != "heads"),
         *(("note", note) for note in one.notes),
         *(("trap", trap) for trap in one.traps),
         *(("if wrong", option) for option in one.if_wrong),
@@ -176,6 +180,16 @@ def _if_wrong(found: Recognition) -> tuple[str, ...]:
         options.append("--num-heads N if the number of attention heads is another")
     options.append("--arch NAME to build a timm model by name")
     return tuple(options)
+
+
+def _size(preprocessing: Preprocessing) -> str:
+    height, width = preprocessing.image_size
+    return f"{height}" if height == width else f"{height} x {width}"
+
+
+def _taken(fact: Fact) -> str:
+    """A property that the weights do not show: its value and what it rests on."""
+    return f"{fact.value}; {'assumed: ' if fact.assumed else ''}{fact.source}"
 
 
 def _done(value: float | None, source: str) -> str:

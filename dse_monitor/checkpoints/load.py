@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dse_monitor.checkpoints.archive import open_archive
+from dse_monitor.checkpoints.options import ReadingOptions
 from dse_monitor.checkpoints.recognition.recognise import Recognition, recognise
 from dse_monitor.checkpoints.scalars import read_scalars
 from dse_monitor.encoder import Encoder
+from dse_monitor.errors import FeatureError
 from dse_monitor.runs.record import Source
 
 if TYPE_CHECKING:
@@ -20,15 +22,14 @@ if TYPE_CHECKING:
 
     from dse_monitor.checkpoints.families.network import Network
     from dse_monitor.checkpoints.reading.contents import TensorRef
+    from dse_monitor.facts import Fact
+    from dse_monitor.preprocessing import Preprocessing
 
 
 def load_encoder(
     path: str | os.PathLike[str],
-    *,
-    layout: str | None = None,
-    encoder: str | None = None,
-    arch: str | None = None,
-    num_heads: int | None = None,
+    options: ReadingOptions | None = None,
+    **fields: Any,
 ) -> Encoder:
     """The evaluated encoder of a checkpoint, ready to turn images into dense tokens.
 
@@ -36,11 +37,8 @@ def load_encoder(
 
     Args:
         path: a file (torch zip or legacy, safetensors, Lightning) or a checkpoint folder.
-        layout: name of a known layout, instead of the recognised one.
-        encoder: which of the file's networks: a name the layout knows ("teacher", "student", ...) or a
-            location.
-        arch: name of a timm model to build, instead of reading the architecture off the shapes.
-        num_heads: attention heads of a vision transformer, where nothing in the file tells them.
+        options: what you say about the checkpoint; everything not said is recognised.
+        fields: fields of `ReadingOptions` in its place, such as ``encoder="student"`` or ``num_heads=6``.
 
     Raises:
         IncompleteCheckpoint: cut short, or still being written.
@@ -48,15 +46,14 @@ def load_encoder(
         UnsafeCheckpoint: asks for more than data.
         UnknownLayout: no encoder was recognised; says what was found and what helps.
         AmbiguousArchitecture: several networks fit; names them and the option that decides.
+        ValueError: an option that has no meaning.
     """
     path = Path(path)
+    options = options or ReadingOptions(**fields)
     with open_archive(path) as archive:
         found = recognise(
             archive,
-            layout=layout,
-            encoder=encoder,
-            arch=arch,
-            num_heads=num_heads,
+            options,
             scalars=lambda refs: read_scalars(archive, refs),
         )
         module = found.module  # before anything is read, so that what cannot be built costs nothing
@@ -68,7 +65,8 @@ def load_encoder(
     by_name = [
         digest for _, digest in sorted(zip(sources, digests, strict=True))
     ]  # whatever the file's order
-    return _encoder(path, found, module, tensors, hashlib.sha256(b"".join(by_name)).hexdigest())
+    content = hashlib.sha256(b"".join(by_name)).hexdigest()
+    return _encoder(path, found, module, tensors, content, None if options.layer == "last" else options.layer)
 
 
 def as_tensor(ref: TensorRef, blob: memoryview) -> Tensor:
@@ -88,7 +86,12 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def _encoder(
-    path: Path, found: Recognition, module: nn.Module, tensors: dict[str, Tensor], digest: str
+    path: Path,
+    found: Recognition,
+    module: nn.Module,
+    tensors: dict[str, Tensor],
+    digest: str,
+    layer: int | None,
 ) -> Encoder:
     state = {
         name: piece.make([tensors[source] for source in piece.sources])
@@ -97,7 +100,7 @@ def _encoder(
     non_finite = tuple(name for name, tensor in state.items() if not is_finite(tensor))
     for name, tensor in module.state_dict().items():  # counters old files lack, heads that are not used
         if name not in state:
-            state[name] = torch.zeros(tuple(tensor.shape), dtype=tensor.dtype)
+            state[name] = torch.zeros(tuple(tensor.shape), dtype=tensor.dtype) if tensor.is_meta else tensor
     module.load_state_dict(state, strict=True, assign=True)
     status = path.stat()
     source = Source(
@@ -112,8 +115,18 @@ def _encoder(
         layout=found.layout.name,
         encoder=found.encoder,
         arch=found.network.description,
+        facts=found.facts,
     )
-    return assembled(module, found.network, source, notes=found.notes, non_finite=non_finite)
+    return assembled(
+        module,
+        found.network,
+        source,
+        preprocessing=found.preprocessing,
+        facts=found.facts,
+        layer=layer,
+        notes=found.notes,
+        non_finite=non_finite,
+    )
 
 
 def assembled(
@@ -121,21 +134,32 @@ def assembled(
     network: Network,
     source: Source,
     *,
+    preprocessing: Preprocessing,
+    facts: tuple[Fact, ...] = (),
+    layer: int | None = None,
     notes: tuple[str, ...] = (),
     non_finite: tuple[str, ...] = (),
 ) -> Encoder:
-    """The encoder of a module that has its weights, as the network describes it."""
+    """The encoder of a module that has its weights, as the network describes it.
+
+    Raises:
+        FeatureError: the network has no such layer, or only its last can be read.
+    """
+    if layer is not None and layer > network.layers:
+        has = f"has layers 1 to {network.layers}" if network.layers else "gives out its last layer alone"
+        raise FeatureError(f"{source.path}: --layer {layer}: {network.description} {has}")
     return Encoder(
         module,
         source,
         tokens=network.tokens,
-        num_tokens=network.num_tokens,
+        grid=network.grid,
         width=network.width,
-        image_size=network.image_size,
+        preprocessing=preprocessing,
         any_size=network.any_size,
         convolutional=network.convolutional,
-        mean=network.mean,
-        std=network.std,
+        layer=layer,
+        layers=network.layers,
+        facts=facts,
         notes=notes,
         non_finite=non_finite,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from dse_monitor.checkpoints.options import ReadingOptions
 from dse_monitor.cli.printing import print_json
 from dse_monitor.errors import RunError
 from dse_monitor.flags import Flag
@@ -25,14 +26,8 @@ class InspectOptions:
 
     path: Annotated[Path, Flag(positional=True, metavar="CKPT")]
     """Checkpoint file or folder."""
-    layout: Annotated[str | None, Flag(metavar="NAME", default="recognised")] = None
-    """Layout to assume; `dse-monitor layouts` lists them."""
-    encoder: Annotated[str | None, Flag(metavar="NAME", default="the layout's")] = None
-    """Which network of the file to take."""
-    arch: Annotated[str | None, Flag(metavar="MODEL", default="read from tensor shapes")] = None
-    """timm model to assume."""
-    num_heads: Annotated[int | None, Flag(default="recognised")] = None
-    """Attention heads to assume."""
+    reading: ReadingOptions = ReadingOptions()  # noqa: RUF009  frozen
+    """What is known about it."""
     json: bool = False
     """Print one JSON object."""
 
@@ -41,13 +36,7 @@ def inspect(options: InspectOptions) -> int:
     """Print what was recognised."""
     from dse_monitor.checkpoints.inspect import inspect_checkpoint, render
 
-    found = inspect_checkpoint(
-        options.path,
-        layout=options.layout,
-        encoder=options.encoder,
-        arch=options.arch,
-        num_heads=options.num_heads,
-    )
+    found = inspect_checkpoint(options.path, options.reading)
     print_json(found.to_json()) if options.json else print(render(found))
     return 0
 

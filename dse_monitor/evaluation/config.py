@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from dse_monitor.checkpoints.options import ReadingOptions
 from dse_monitor.flags import ADVANCED, Flag
-from dse_monitor.preprocessing import pair, side
+from dse_monitor.preprocessing import side
 
 MINIMUM_IMAGES = 8  # one group of the metric's clustering; fewer say nothing about a network
 MINIMUM_SIDE = 16  # px, shorter side; below it an image holds no detail to resize
@@ -34,20 +35,6 @@ _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _NO_NUMBER = ("micro_batch", "preview_bands")  # fields that change no number
 
 
-def read_size(text: str) -> tuple[int, int]:
-    """Height and width of "224" or "32x128".
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if not re.fullmatch(r"\d+(x\d+)?", text):
-        raise ValueError(
-            f"{text!r} is no size, expected a side in pixels, as 224, or height x width, as 32x128"
-        )
-    height, _, width = text.partition("x")
-    return int(height), int(width or height)
-
-
 def read_bands(text: str) -> tuple[int, ...]:
     """The numbers of "4,3,2".
 
@@ -60,21 +47,13 @@ def read_bands(text: str) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """What is measured, on what, and how a checkpoint is recognised.
-
-    Raises:
-        ValueError: a number out of range, or an unknown precision.
-    """
+class HeldOutImages:
+    """Which images are measured."""
 
     images: Annotated[Path, Flag(metavar="DIR")]
     """Folder of held-out images, searched recursively; no labels are used."""
     num_images: int = 2048
     """Images measured: a seeded sample that stays the same for the life of a run."""
-    image_size: Annotated[
-        tuple[int, int] | None, Flag(metavar="PIXELS", default="the network's own", read=read_size)
-    ] = None
-    """Size of the images the network sees in pixels: a side, or height x width, as 32x128."""
     bands: Annotated[
         tuple[int, ...] | None, Flag(metavar="B,B,...", advanced=True, default="all", read=read_bands)
     ] = None
@@ -86,14 +65,16 @@ class EvaluationConfig:
         Flag(metavar="R,G,B", advanced=True, default="principal components", read=read_bands),
     ] = None
     """Channels shown as red, green and blue beside the feature maps, where there are more than three."""
-    layout: Annotated[str | None, Flag(metavar="NAME", default="recognised")] = None
-    """Layout of the checkpoints; `dse-monitor layouts` lists them."""
-    encoder: Annotated[str | None, Flag(metavar="NAME", default="the layout's")] = None
-    """Which network of the file, where there are several (student, teacher, ...)."""
-    arch: Annotated[str | None, Flag(metavar="MODEL", default="read from tensor shapes")] = None
-    """timm model to build."""
-    num_heads: Annotated[int | None, Flag(default="recognised")] = None
-    """Attention heads, where shapes leave them open."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(ReadingOptions, HeldOutImages):
+    """What is measured, on what, and how a checkpoint is recognised.
+
+    Raises:
+        ValueError: a number out of range, or an unknown precision.
+    """
+
     seed: Annotated[int, ADVANCED] = 0
     """Seed of the sample, of the clustering and of the permutation of positions."""
     batch: Annotated[int, ADVANCED] = 1024
@@ -112,10 +93,11 @@ class EvaluationConfig:
     """Images per forward pass; halved by itself when memory runs out. Does not change the numbers."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "images", Path(self.images).expanduser().absolute())
-        for name, change in (("image_size", pair), ("bands", tuple), ("preview_bands", tuple)):
-            if (value := getattr(self, name)) is not None:  # JSON knows lists alone, and sides of squares
-                object.__setattr__(self, name, change(value))
+        for name in ("bands", "preview_bands"):
+            if (value := getattr(self, name)) is not None:  # JSON knows lists alone
+                object.__setattr__(self, name, tuple(value))
         for name, bound in _LEAST.items():
             value = getattr(self, name)
             if value is not None and (min(value) if isinstance(value, tuple) else value) < bound:
@@ -135,7 +117,7 @@ class EvaluationConfig:
         asked = {
             name: value
             for name, value in self.to_json().items()
-            if name not in _NO_NUMBER and value is not None
+            if name not in _NO_NUMBER and value not in (None, (), []) and (name, value) != ("layer", "last")
         }
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
 

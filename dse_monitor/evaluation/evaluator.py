@@ -32,6 +32,7 @@ from dse_monitor.errors import (
 )
 from dse_monitor.evaluation import images, maps
 from dse_monitor.evaluation.config import EvaluationConfig, Placement
+from dse_monitor.facts import reading
 from dse_monitor.preprocessing import Preprocessing, side
 from dse_monitor.runs.record import Evaluation, Settings, Source
 
@@ -206,10 +207,7 @@ class Evaluator:
 
         if progress:
             progress("read", 0, 1)
-        config = self.config
-        encoder = load_encoder(
-            path, layout=config.layout, encoder=config.encoder, arch=config.arch, num_heads=config.num_heads
-        )
+        encoder = load_encoder(path, self.config)
         if progress:
             progress("read", 1, 1)
         return encoder
@@ -237,6 +235,7 @@ class Evaluator:
             channels=channels,
             bands=held_out.bands,
             scaling=held_out.scaling,
+            reading=reading(encoder.arch, encoder.facts),
         )
 
     def _measure(

@@ -160,13 +160,7 @@ class Prober:
             DeviceError: the device is full.
         """
         labelled = self.labelled
-        encoder = load_encoder(
-            Path(path),
-            layout=labelled.layout,
-            encoder=labelled.encoder,
-            arch=labelled.arch,
-            num_heads=labelled.num_heads,
-        )
+        encoder = load_encoder(Path(path), labelled)
         if encoder.non_finite:
             raise NonFiniteFeatures(f"{path}: NaN or infinite weights in {len(encoder.non_finite)} tensors")
         how = encoder.preprocessing.at(labelled.image_size)

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from dse_monitor.facts import Fact
 from dse_monitor.metric.components import Components
 from dse_monitor.preprocessing import Preprocessing, pair
 
@@ -157,6 +158,8 @@ class Source:
         layout: name of the training code's layout.
         encoder: which network of the file was evaluated, in words ("teacher", "online backbone").
         arch: the network built, in words ("vit 384x12, 6 heads, patch 16").
+        facts: what changes its tokens and is not to be seen in the weights, and what each rests on; empty in
+            records of earlier versions.
     """
 
     path: str
@@ -171,6 +174,7 @@ class Source:
     layout: str = ""
     encoder: str = ""
     arch: str = ""
+    facts: tuple[Fact, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -258,17 +262,22 @@ class Alert:
 def to_json(record: Evaluation | Alert | Settings | Source | Components) -> dict[str, Any]:
     """A record as plain JSON types; NaN and infinities become None, so the text is valid JSON everywhere."""
     data = dataclasses.asdict(record)
-    if isinstance(record, Settings):
+    if isinstance(record, Settings):  # a record of an earlier version stays as it was written
         data = _as_before(data)
-    elif isinstance(record, Evaluation) and data["settings"] is not None:
-        data["settings"] = _as_before(data["settings"])
+    elif isinstance(record, Evaluation):
+        if data["settings"] is not None:
+            data["settings"] = _as_before(data["settings"])
+        if not record.source.facts:
+            del data["source"]["facts"]
     return finite(data)
 
 
 def evaluation_from_json(data: dict[str, Any]) -> Evaluation:
     """The inverse of :func:`to_json` for an Evaluation; fields of a newer minor version are ignored."""
     fields = _known(Evaluation, data)
-    fields["source"] = Source(**_tuples(_known(Source, data["source"])))
+    source = _tuples(_known(Source, data["source"]))
+    source["facts"] = tuple(Fact(**_known(Fact, fact)) for fact in source.get("facts", ()))
+    fields["source"] = Source(**source)
     if data.get("settings") is not None:
         fields["settings"] = _settings(json.dumps(data["settings"], sort_keys=True))
     if data.get("components") is not None:

@@ -233,7 +233,7 @@ def test_family_of_a_package_reads_what_no_other_does(packages, saved):
     source = (EXAMPLE / "mixer.py").read_text(encoding="utf-8")
     packages.add("lab", "[dse_monitor.families]\nexample-mixer = my_mixer:FAMILY\n", my_mixer=source)
     encoder = load_encoder(saved({"state_dict": mixer().state_dict()}))
-    assert (encoder.num_tokens, encoder.width, encoder.image_size) == (16, 24, 32)
+    assert (encoder.num_tokens, encoder.width, encoder.image_size) == (16, 24, (32, 32))
 
 
 def test_half_a_network_of_a_package_is_named(packages, saved):

@@ -103,7 +103,7 @@ def test_published_residual_networks_are_built_from_their_shapes(reloaded, rando
         encoder.dense_tokens(images()), expected, rtol=1e-4, atol=1e-5 * expected.abs().max()
     )
     assert encoder.arch == name
-    assert (encoder.image_size, encoder.num_tokens) == (224, 49)
+    assert (encoder.image_size, encoder.num_tokens) == ((224, 224), 49)
 
 
 def test_small_image_stem_keeps_the_resolution_and_says_so(reloaded, randomised):
@@ -112,7 +112,7 @@ def test_small_image_stem_keeps_the_resolution_and_says_so(reloaded, randomised)
     model.maxpool = nn.Identity()
     encoder = reloaded(randomised(model).state_dict())
     assert torch.allclose(encoder.dense_tokens(images()), torchvision_map(model), atol=1e-5)
-    assert (encoder.image_size, encoder.num_tokens) == (32, 16)
+    assert (encoder.image_size, encoder.num_tokens) == ((32, 32), 16)
     assert any("3x3 stem" in note for note in encoder.notes)
 
 
@@ -186,7 +186,7 @@ def test_swin_windows_shrunk_by_small_images_give_the_image_size_away(reloaded, 
     )
     encoder = reloaded(randomised(model).state_dict())
     assert "window 7-4-2" in encoder.arch
-    assert (encoder.image_size, encoder.num_tokens) == (32, 4)
+    assert (encoder.image_size, encoder.num_tokens) == ((32, 32), 4)
     with torch.no_grad():
         expected = model.forward_features(images(32)).flatten(1, 2)
     assert torch.allclose(encoder.dense_tokens(images(32)), expected, atol=1e-6)

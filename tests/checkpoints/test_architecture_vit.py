@@ -61,7 +61,7 @@ def test_tokens_equal_timms(reloaded, variant):
     model = randomised(VisionTransformer(**options))
     encoder = reloaded(model.state_dict(), num_heads=options["num_heads"])
     assert torch.equal(encoder.dense_tokens(images()), timm_tokens(model, images()))
-    assert encoder.image_size == SIZE
+    assert encoder.image_size == (SIZE, SIZE)
     assert (encoder.num_tokens, encoder.width) == (model.patch_embed.num_patches, options["embed_dim"])
 
 

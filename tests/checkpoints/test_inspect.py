@@ -31,7 +31,7 @@ def test_inspection_tells_what_would_be_loaded(path):
     assert (found.container, found.complete, found.safe) == ("torch zip", True, True)
     assert (found.layout, found.encoder, found.location) == ("dino", "teacher", "teacher/backbone.")
     assert (found.network, found.epoch, found.step) == (encoder.arch, encoder.epoch, encoder.step)
-    assert (found.num_tokens, found.width, found.image_size) == (16, 192, 32)
+    assert (found.num_tokens, found.width, found.preprocessing.image_size) == (16, 192, (32, 32))
     assert found.heads.startswith("3 (")
     assert found.bytes_read == sum(t.nbytes for t in encoder.module.state_dict().values())
     assert found.missing == ()

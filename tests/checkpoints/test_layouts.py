@@ -12,6 +12,7 @@ import torch
 from dse_monitor.checkpoints import load_encoder
 from dse_monitor.checkpoints.archive import open_archive
 from dse_monitor.checkpoints.layouts import LAYOUTS, by_name
+from dse_monitor.checkpoints.options import ReadingOptions
 from dse_monitor.checkpoints.recognition.recognise import recognise
 from dse_monitor.errors import AmbiguousArchitecture, UnknownLayout
 
@@ -135,7 +136,7 @@ def test_official_checkpoint_loads_completely(official, method):
         assert f"{layout['num_heads']} heads" in encoder.arch
     size = 14 if layout["timm_arch"].startswith("vit") else 7
     assert encoder.num_tokens == size * size
-    assert encoder.image_size == 224
+    assert encoder.image_size == (224, 224)
     assert encoder.epoch == (12 if method == "mae" else 11)  # MAE alone stores an index
 
 
@@ -151,8 +152,8 @@ def test_other_network_of_an_official_checkpoint_can_be_chosen(official, method)
     assert all(torch.equal(state[n], expected[n]) for n in expected)
     with open_archive(official(method)) as archive:
         assert (
-            recognise(archive, encoder=place).found.location
-            == recognise(archive, encoder=name).found.location
+            recognise(archive, ReadingOptions(encoder=place)).found.location
+            == recognise(archive, ReadingOptions(encoder=name)).found.location
         )
 
 

@@ -166,7 +166,7 @@ def test_heads_in_the_files_own_settings_are_believed(saved):
 def test_our_own_trainers_files_load(tmp_path, write_checkpoint):
     encoder = load_encoder(write_checkpoint(tmp_path / "checkpoint_0004.pth"))
     assert (encoder.source.layout, encoder.source.encoder) == ("dse-train", "teacher")
-    assert (encoder.epoch, encoder.step, encoder.image_size) == (4, 40, 32)
+    assert (encoder.epoch, encoder.step, encoder.image_size) == (4, 40, (32, 32))
     assert encoder.arch.startswith("vit 24x2, 2 heads, patch 8")
 
 
@@ -179,8 +179,8 @@ def test_named_timm_model_is_built_as_named(saved):
     with pytest.raises(UnknownLayout, match="--arch"):
         load_encoder(path)
     encoder = load_encoder(path, arch="eva02_tiny_patch14_224")
-    images = torch.randn(1, 3, encoder.image_size, encoder.image_size)
-    assert encoder.image_size == 56
+    images = torch.randn(1, 3, *encoder.image_size)
+    assert encoder.image_size == (56, 56)
     with torch.no_grad():
         expected = model.forward_features(images)[:, model.num_prefix_tokens :]
     assert torch.allclose(encoder.dense_tokens(images), expected, atol=1e-6)

@@ -15,9 +15,9 @@ pytestmark = pytest.mark.fast
 
 ROOT = Path(__file__).resolve().parents[2]
 
-RECOGNISING = "layout encoder arch num-heads"
+RECOGNISING = "image-size layout encoder arch arch-option network num-heads layer mean std interpolation"
 MEASURING = (
-    "images num-images image-size bands scale preview-bands seed batch group local-clusters global-clusters "
+    "images num-images bands scale preview-bands seed batch group local-clusters global-clusters "
     f"no-normalize precision micro-batch {RECOGNISING}"
 )
 RULES = (
@@ -34,8 +34,8 @@ OPTIONS = {
     "silence": "RUN rule during off",
     "replay": f"RUN|CSV json {RULES}",
     "export": "RUN csv json events",
-    "probe": "RUN|CKPT labelled images masks num-images seed splits neighbours ignore image-size bands scale "
-    f"device precision micro-batch json {RECOGNISING}",
+    "probe": "RUN|CKPT labelled images masks num-images bands scale seed splits neighbours ignore device "
+    f"precision micro-batch json {RECOGNISING}",
     "inspect": f"CKPT json {RECOGNISING}",
     "layouts": "json",
     "scenes": "DIR count size seed masks",

@@ -460,9 +460,10 @@ def test_deeper_arrays_of_the_same_scenes_look_the_same(
     evaluate = evaluator(images=arrays(change), scale=scale, maps=str(tmp_path / "dse"))
     for name, row in by_name(evaluate).items():
         difference = np.abs(np.clip(row, 0, 1) * 255 - plain[name])
-        # Pictures are rounded and cut to 8 bits twice, across and then down; that shows at sharp rims.
+        # Pictures are rounded and cut to 8 bits twice, across and then down, which shows at sharp rims: there
+        # the filter overshoots by up to 7 %.
         assert np.percentile(difference, 99) <= 1.01
-        assert difference.max() < 10
+        assert difference.max() < 0.07 * 255
     result = evaluate(checkpoint)
     assert (result.status, result.settings.scaling) == ("scored", scaling)
     assert (tmp_path / "dse" / result.map_file).exists()
@@ -480,7 +481,10 @@ def test_bands_are_settings_and_move_the_fingerprint(evaluator, checkpoint, arra
 
 def test_a_transform_replaces_mean_and_deviation_too(config, evaluator, checkpoint, tmp_path):
     encoder = load_encoder(checkpoint)
-    mean, std = (np.array(each, np.float32)[:, None, None] for each in (encoder.mean, encoder.std))
+    mean, std = (
+        np.array(each, np.float32)[:, None, None]
+        for each in (encoder.preprocessing.mean, encoder.preprocessing.std)
+    )
 
     def transform(path):
         pixels = decoding.read_picture(path, encoder.preprocessing)

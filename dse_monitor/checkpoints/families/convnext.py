@@ -22,10 +22,11 @@ from dse_monitor.checkpoints.families.network import (
     check_activation,
     count_blocks,
 )
+from dse_monitor.checkpoints.families.outputs import timm_tokens
 from dse_monitor.checkpoints.families.statedicts import Shape
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 NORM_EPS = 1e-6  # LayerNorm epsilon of the authors, timm and torchvision
 
@@ -76,8 +77,8 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     ratio = linear[0] / widths[0]
     if ratio != 4:
         raise NotThisNetwork(f"its blocks widen {ratio:g} times; timm's ConvNeXt widens 4 times")
-    size = hints.image_size or IMAGE_SIZE
-    side = math.ceil(math.ceil(size / patch) / 2 ** (stages - 1))
+    size = hints.image_size or (IMAGE_SIZE, IMAGE_SIZE)
+    rows, columns = (math.ceil(math.ceil(side / patch) / 2 ** (stages - 1)) for side in size)
     return Network(
         family="convnext",
         description=(
@@ -86,14 +87,13 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         ),
         build=partial(_build, options, hints.norm_eps or NORM_EPS),
         tensors=_tensors(options),
-        tokens=_tokens,
-        num_tokens=side * side,
+        tokens=timm_tokens,
+        grid=(rows, columns),
         width=widths[-1],
         image_size=size,
+        layers=stages,
         any_size=True,
         convolutional=True,
-        mean=hints.mean,
-        std=hints.std,
         renamed=renamed,
     )
 
@@ -132,14 +132,6 @@ def _build(options: dict[str, Any], eps: float) -> nn.Module:
     model: Any = ConvNeXt(**options, num_classes=0, norm_eps=eps)
     model.head = nn.Identity()  # its norm stands after pooling and takes no part in the map
     return model
-
-
-def _tokens(model: Any, images: Tensor) -> Tensor:
-    """The last stage's map, row by row, [B, 3, H, W] -> [B, N, D].
-
-    ConvNeXt norms only after pooling, but for VICRegL's, whose norm is part of `forward_features`.
-    """
-    return model.forward_features(images).flatten(2).transpose(1, 2)
 
 
 FAMILY = Family(recognise)

@@ -20,6 +20,7 @@ from dse_monitor.checkpoints.families.network import (
     check_activation,
     count_blocks,
 )
+from dse_monitor.checkpoints.families.outputs import timm_tokens
 from dse_monitor.checkpoints.families.statedicts import Shape
 from dse_monitor.checkpoints.families.vit import (
     FeedForward,
@@ -27,7 +28,6 @@ from dse_monitor.checkpoints.families.vit import (
     feed_forward_tensors,
     number_of_heads,
     patch_embedding,
-    patch_tokens,
 )
 
 if TYPE_CHECKING:
@@ -68,9 +68,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         init_values=1.0 if "blocks.0.gamma_1" in shapes else None,
         norm_eps=hints.norm_eps or NORM_EPS,
     )
-    size = hints.image_size or IMAGE_SIZE
-    size -= size % patch
-    grid = size // patch
+    height, across = (side - side % patch for side in hints.image_size or (IMAGE_SIZE, IMAGE_SIZE))
     words = [
         f"vit {width}x{depth}",
         f"{heads.count} heads",
@@ -88,14 +86,13 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         build=partial(_build, options, stored, key_bias),
         tensors=tensors,
         buffers=frozenset(name for name in tensors if name.endswith((".periods", ".k_bias"))),
-        tokens=patch_tokens,
-        num_tokens=grid * grid,
+        tokens=timm_tokens,
+        grid=(height // patch, across // patch),
         width=width,
-        image_size=size,
+        image_size=(height, across),
+        layers=depth,
         any_size=True,
         heads=f"{heads.count} ({heads.source})",
-        mean=hints.mean,
-        std=hints.std,
     )
 
 

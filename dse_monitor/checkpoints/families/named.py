@@ -9,11 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints.families.network import IMAGE_SIZE, Hints, Network, NotThisNetwork
+from dse_monitor.checkpoints.families.outputs import timm_tokens
 from dse_monitor.checkpoints.families.statedicts import Shape
 from dse_monitor.errors import AmbiguousArchitecture
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 def recognise(arch: str, shapes: Mapping[str, Shape], hints: Hints) -> Network:
@@ -37,20 +38,18 @@ def recognise(arch: str, shapes: Mapping[str, Shape], hints: Hints) -> Network:
     if fixed and size != _own_size(probe):
         options["img_size"] = size
         probe = _build(arch, options, on_meta=True)
-    num_tokens, width = _output(probe, size)
+    grid, width = _output(probe, size)
     return Network(
         family="named",
         description=f"{arch} of timm" + (f", {hints.num_heads} heads" if hints.num_heads else ""),
         build=partial(_build, arch, options),
         tensors={name: tuple(tensor.shape) for name, tensor in probe.state_dict().items()},
         buffers=frozenset(name for name, _ in probe.named_buffers()),
-        tokens=_tokens,
-        num_tokens=num_tokens,
+        tokens=timm_tokens,
+        grid=grid,
         width=width,
-        image_size=size,
+        image_size=(size, size),
         any_size=not fixed,
-        mean=hints.mean,
-        std=hints.std,
         notes=(f"The architecture {arch} was given by --arch and not checked against the number of heads.",),
     )
 
@@ -103,22 +102,11 @@ def _image_size(model: Any, shapes: Mapping[str, Shape]) -> int:
     return side * model.patch_embed.patch_size[0]
 
 
-def _output(model: Any, size: int) -> tuple[int, int]:
-    """Number and width of the tokens, from a forward pass that computes nothing."""
+def _output(model: Any, size: int) -> tuple[tuple[int, int], int]:
+    """Rows and columns of the tokens, and their width, from a forward pass that computes nothing."""
     import torch
 
     with torch.no_grad():
-        tokens = _tokens(model, torch.empty(1, 3, size, size, device="meta"))
-    return tokens.shape[1], tokens.shape[2]
-
-
-def _tokens(model: Any, images: Tensor) -> Tensor:
-    """Whatever the model's features are, as [B, N, D]: prefix tokens dropped, maps read row by row."""
-    features = model.forward_features(images)
-    if features.ndim == 3:
-        return features[:, getattr(model, "num_prefix_tokens", 0) :]
-    if features.ndim != 4:
-        raise NotThisNetwork(f"its features are {list(features.shape)}, neither tokens nor a map")
-    if getattr(model, "output_fmt", "NCHW") == "NHWC":
-        return features.flatten(1, 2)
-    return features.flatten(2).transpose(1, 2)
+        tokens = timm_tokens(model, torch.empty(1, 3, size, size, device="meta")).dense
+    side = math.isqrt(tokens.shape[1])
+    return (side, side), tokens.shape[2]

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints.families.statedicts import Shape
+from dse_monitor.facts import Fact
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-ImageStatistics = tuple[float, float, float]
-IMAGENET_MEAN: ImageStatistics = (0.485, 0.456, 0.406)  # torchvision's, used by all sixteen official recipes
-IMAGENET_STD: ImageStatistics = (0.229, 0.224, 0.225)
+    from dse_monitor.tokens import Tokens
+
 IMAGE_SIZE = 224  # side for networks that take any size: what ImageNet recipes evaluate at
 
 
@@ -34,6 +34,14 @@ class Heads:
     source: str
 
 
+@dataclass(frozen=True)
+class Stated:
+    """A value that the file, a file beside it, or an option gives, and where it stands."""
+
+    value: Any
+    source: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hints:
     """What is known about a network beside the shapes of its tensors.
@@ -44,9 +52,9 @@ class Hints:
         heads_by_width: heads of the models the training code defines, by embedding width.
         heads_origin: whose models those are, in words.
         norm_eps: epsilon of the LayerNorms; None means the family's usual one.
-        image_size: side of the images the network was made for, pixels; None if unknown.
-        mean: per-channel mean the images are normalised with.
-        std: per-channel standard deviation the images are normalised with.
+        image_size: height and width of the images the network was made for, pixels; None if unknown.
+        stated: what else the file, a file beside it, or an option says, by the names that
+            recognition/statements gives.
         details: further values of a configuration that a family understands, by its own names.
     """
 
@@ -55,9 +63,8 @@ class Hints:
     heads_by_width: Mapping[int, int] = field(default_factory=dict)
     heads_origin: str = ""
     norm_eps: float | None = None
-    image_size: int | None = None
-    mean: ImageStatistics = IMAGENET_MEAN
-    std: ImageStatistics = IMAGENET_STD
+    image_size: tuple[int, int] | None = None
+    stated: Mapping[str, Stated] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -78,24 +85,27 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """One network, exactly: timm builds it, and its tensors have these names and no others.
+    """One network, exactly: its tensors have these names and no others.
 
     Attributes:
-        family: ``vit``, ``dinov3``, ``resnet``, ``swin`` or ``convnext``.
+        family: ``vit``, ``dinov3``, ``resnet``, ``swin`` or ``convnext``; ``timm``, ``transformers`` or
+            ``own`` of a network built by name.
         description: the network in words, as records and `inspect` print it.
         build: constructs the module (parameters untouched by the file yet).
         tensors: names and shapes of its state dict, in its order: what `build` makes, known without building,
             so that `inspect` needs no torch. A family may leave it empty; the network is then built to see.
         buffers: those of them that are not parameters.
-        tokens: takes the module and images [B, 3, H, W], returns last-layer dense tokens [B, N, D].
-        num_tokens: N at `image_size`.
+        tokens: takes the module, images [B, C, H, W] and a layer (None: the last); returns its tokens.
+        grid: rows and columns of the tokens at `image_size`.
         width: D.
-        image_size: side of the square images it wants, pixels.
+        channels: C.
+        image_size: height and width of the images it wants, pixels.
         any_size: whether other image sizes are possible.
+        layers: layers whose tokens can be asked for, numbered from 1; 0 where only the last can.
         convolutional: whether channels-last memory is worth it.
         heads: attention heads as used, for records; empty for convolutional networks.
-        mean: per-channel mean of its images.
-        std: per-channel standard deviation of its images.
+        facts: what changes its tokens and is not to be seen in its tensors.
+        computed: tensors that need not be in a file: the module makes them, and keeps them where they lack.
         renamed: pieces that replace same-named ones (folding, splitting), by name in the network; their
             sources are names in the network too.
         notes: what was assumed, in full sentences.
@@ -106,17 +116,24 @@ class Network:
     build: Callable[[], nn.Module]
     tensors: Mapping[str, Shape] = field(default_factory=dict)
     buffers: frozenset[str] = frozenset()
-    tokens: Callable[[nn.Module, Tensor], Tensor]
-    num_tokens: int
+    tokens: Callable[[nn.Module, Tensor, int | None], Tokens]
+    grid: tuple[int, int]
     width: int
-    image_size: int
+    channels: int = 3
+    image_size: tuple[int, int]
     any_size: bool = False
+    layers: int = 0
     convolutional: bool = False
     heads: str = ""
-    mean: ImageStatistics = IMAGENET_MEAN
-    std: ImageStatistics = IMAGENET_STD
+    facts: tuple[Fact, ...] = ()
+    computed: frozenset[str] = frozenset()
     renamed: Mapping[str, Piece] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per image at `image_size`."""
+        return math.prod(self.grid)
 
     @property
     def parameters(self) -> int:

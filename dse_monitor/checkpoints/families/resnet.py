@@ -20,10 +20,11 @@ from dse_monitor.checkpoints.families.network import (
     check_activation,
     count_blocks,
 )
+from dse_monitor.checkpoints.families.outputs import timm_tokens
 from dse_monitor.checkpoints.families.statedicts import Shape
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 EXPANSION = 4  # a bottleneck's output channels per plane, in every published residual network
 SMALL_IMAGE = 32  # pixels; side of CIFAR images, for which the 3x3 stem was made
@@ -60,14 +61,15 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     )
     attention = _squeeze(shapes)
     stride = stem.stride * 2 ** (stages - 1)
-    size = hints.image_size or (SMALL_IMAGE if stem.small else IMAGE_SIZE)
+    usual = SMALL_IMAGE if stem.small else IMAGE_SIZE
+    size = hints.image_size or (usual, usual)
     notes = ()
     if stem.small:
         notes = (
             "The 3x3 stem is read as the one for small images: stride 1, no max pooling"
             f"{', padding 2' if stem.padding == 2 else ''}; the shapes cannot show it.",
         )
-    side = math.ceil(size / stride)
+    rows, columns = (math.ceil(side / stride) for side in size)
     tensors = _tensors(bottleneck, blocks, options, stem, attention)
     return Network(
         family="resnet",
@@ -75,14 +77,13 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         build=partial(_build, bottleneck, blocks, options, stem, attention),
         tensors=tensors,
         buffers=frozenset(name for name in tensors if name.endswith(BUFFERS)),
-        tokens=_tokens,
-        num_tokens=side * side,
+        tokens=timm_tokens,
+        grid=(rows, columns),
         width=outputs[-1],
         image_size=size,
+        layers=stages + 1,
         any_size=True,
         convolutional=True,
-        mean=hints.mean,
-        std=hints.std,
         notes=notes,
     )
 
@@ -290,11 +291,6 @@ def _build(
     elif stem.width != 64:
         model.conv1 = nn.Conv2d(3, stem.width, 7, stride=2, padding=3, bias=False)
     return model
-
-
-def _tokens(model: Any, images: Tensor) -> Tensor:
-    """The last stage's map after its ReLU, row by row: [B, 3, H, W] -> [B, N, D]."""
-    return model.forward_features(images).flatten(2).transpose(1, 2)
 
 
 FAMILY = Family(recognise)

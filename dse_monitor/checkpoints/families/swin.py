@@ -20,10 +20,13 @@ from dse_monitor.checkpoints.families.network import (
     check_activation,
     count_blocks,
 )
+from dse_monitor.checkpoints.families.outputs import timm_tokens
 from dse_monitor.checkpoints.families.statedicts import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from dse_monitor.tokens import Tokens
 
 _ANY_SIDE = 1 << 30
 NORM_EPS = 1e-5  # LayerNorm epsilon of the Swin authors, timm and torchvision
@@ -55,7 +58,8 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         if found != width * 2**stage:
             raise NotThisNetwork(f"stage {stage} is {found} wide; {width * 2**stage} was expected")
     hidden = shapes.get("layers.0.blocks.0.mlp.fc1.weight", (0,))[0]
-    grid, plan = _grid_and_plan(patch, windows, hints.image_size)
+    known_size = hints.image_size[0] if hints.image_size else None
+    grid, plan = _grid_and_plan(patch, windows, known_size)
     size, side = grid * patch, _rounded_up(grid, stages - 1)
     pad_first = bool(hints.details.get("pad_first"))
     known = (1, _ANY_SIDE)  # patches per side for which the shifts were chosen, from and to
@@ -91,13 +95,12 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         ),
         tensors=_tensors(options, windows, patch_norm=patch_norm),
         tokens=partial(_tokens, plan, *known),
-        num_tokens=side * side,
+        grid=(side, side),
         width=width * 2 ** (stages - 1),
-        image_size=size,
+        image_size=(size, size),
+        layers=stages,
         any_size=True,
         heads=f"{'-'.join(map(str, heads))} (relative position bias tables)",
-        mean=hints.mean,
-        std=hints.std,
     )
 
 
@@ -213,9 +216,14 @@ def _pad_then_attend(window: tuple[int, int], attend: Callable[[Tensor], Tensor]
 
 
 def _tokens(
-    plan: Callable[[int, int], int], smallest: int, largest: int, model: Any, images: Tensor
-) -> Tensor:
-    """The last stage's tokens after the final norm, row by row: [B, 3, H, W] -> [B, N, D].
+    plan: Callable[[int, int], int],
+    smallest: int,
+    largest: int,
+    model: Any,
+    images: Tensor,
+    layer: int | None,
+) -> Tokens:
+    """A stage's tokens, the last's after the final norm, row by row: [B, 3, H, W] -> [B, N, D].
 
     A stage planned no larger than its window is not shifted. Networks choose that for the images they see,
     or once for those they were built for (EsViT, iBOT): then `smallest` and `largest` bound the patches per
@@ -224,11 +232,11 @@ def _tokens(
     patch = model.patch_embed.patch_size
     side = min(images.shape[-2] // patch[0], images.shape[-1] // patch[1])
     side = min(max(side, smallest), largest)
-    for stage, layer in enumerate(model.layers):
-        for block in layer.blocks:
+    for stage, blocks in enumerate(model.layers):
+        for block in blocks.blocks:
             fits = plan(side, stage) <= min(block.window_size)
             block.shift_size = (0, 0) if fits else block.target_shift_size
-    return model.forward_features(images).flatten(1, 2)
+    return timm_tokens(model, images, layer)
 
 
 FAMILY = Family(recognise)

@@ -22,11 +22,12 @@ from dse_monitor.checkpoints.families.network import (
     check_activation,
     count_blocks,
 )
+from dse_monitor.checkpoints.families.outputs import timm_tokens
 from dse_monitor.checkpoints.families.statedicts import Shape
 from dse_monitor.errors import AmbiguousArchitecture
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 NORM_EPS = 1e-6  # LayerNorm epsilon of timm, torchvision, DINO, MAE, MoCo v3 and I-JEPA vision transformers
 
@@ -106,13 +107,12 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         build=build,
         tensors=tensors,
         buffers=frozenset(name for name in tensors if name.endswith(BUFFERS)),
-        tokens=patch_tokens,
-        num_tokens=grid * grid,
+        tokens=timm_tokens,
+        grid=(grid, grid),
         width=width,
-        image_size=grid * patch,
+        image_size=(grid * patch, grid * patch),
+        layers=depth,
         heads=f"{heads.count} ({heads.source})",
-        mean=hints.mean,
-        std=hints.std,
         renamed=renamed,
         notes=tuple(notes),
     )
@@ -347,11 +347,6 @@ def _conv_stem(shapes: Mapping[str, Shape]) -> nn.Sequential:
         ]
     width, channels, *_ = shapes[CONV_STEM]
     return nn.Sequential(*layers, nn.Conv2d(channels, width, 1))
-
-
-def patch_tokens(model: Any, images: Tensor) -> Tensor:
-    """Patch tokens after the final norm, [B, 3, H, W] -> [B, N, D]; class and register tokens are dropped."""
-    return model.forward_features(images)[:, model.num_prefix_tokens :]
 
 
 FAMILY = Family(recognise)

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dse_monitor.checkpoints.families.network import Heads, Hints
+from dse_monitor.checkpoints.archive import Archive
+from dse_monitor.checkpoints.families.network import Heads, Hints, Stated
 from dse_monitor.checkpoints.layouts.layout import Layout
+from dse_monitor.checkpoints.options import ReadingOptions
 from dse_monitor.checkpoints.reading.contents import attributes
 from dse_monitor.checkpoints.recognition.dialects import Dialect
 
@@ -31,31 +33,38 @@ HEAD_FIELDS = ("num_heads", "num_attention_heads", "n_heads", "nhead", "heads")
 
 
 def hints(
-    tree: Any, beside: Mapping[str, Any], layout: Layout, dialect: Dialect, *, num_heads: int | None
+    archive: Archive,
+    layout: Layout,
+    dialect: Dialect,
+    stated: Mapping[str, Stated],
+    options: ReadingOptions,
 ) -> Hints:
     """What is known about the network beside its shapes.
 
     Args:
-        tree: the file's contents.
-        beside: Hugging Face's config.json of the weights; empty without one.
+        archive: the opened file; Hugging Face's config.json may lie beside its weights.
         layout: the recognised layout.
         dialect: the recognised dialect.
-        num_heads: the user's answer.
+        stated: what statements.py found.
+        options: the user's answers.
     """
+    tree, beside = archive.tree, archive.config
     norm_eps = layout.norm_eps if layout.norm_eps is not None else dialect.norm_eps
     eps = None if dialect.eps_fixed else _number(beside.get("layer_norm_eps"))
     recorded = _recorded_heads(tree, beside)
     details = {**dialect.details, **layout.details}
     details.update({key: beside[key] for key in BELIEVED if key in beside})
     own = attributes(tree.get("backbone")) if isinstance(tree, Mapping) else {}
-    size = _number(beside.get("image_size")) or _number(own.get("image_size"))
+    side = _number(beside.get("image_size")) or _number(own.get("image_size"))
+    size = None if side is None else (int(side), int(side))
     return Hints(
-        num_heads=num_heads,
+        num_heads=options.num_heads,
         recorded_heads=recorded,
         heads_by_width=layout.heads_by_width,
         heads_origin=f"the models of {layout.origin}",
         norm_eps=_number(own.get("norm_eps")) or eps or norm_eps,
-        image_size=None if size is None else int(size),
+        image_size=size,
+        stated=stated,
         details=details,
     )
 

@@ -16,6 +16,8 @@ from dse_monitor.checkpoints.families import Family
 from dse_monitor.checkpoints.families.network import Hints, Network, NotThisNetwork, count_blocks
 from dse_monitor.checkpoints.families.statedicts import Shape
 from dse_monitor.checkpoints.recognition.dialects import Dialect
+from dse_monitor.facts import Fact
+from dse_monitor.tokens import Tokens
 
 
 class Block(nn.Module):
@@ -57,8 +59,9 @@ class Mixer(nn.Module):
         return self.head(self.tokens(images).mean(1))
 
 
-def _tokens(network: Any, images: Tensor) -> Tensor:
-    return network.tokens(images)
+def _tokens(network: Any, images: Tensor, layer: int | None) -> Tokens:
+    assert layer is None  # `Network.layers` is 0: nobody can ask for another
+    return Tokens(network.tokens(images))
 
 
 def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
@@ -82,11 +85,10 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         description=f"example mixer {width}x{depth}, patch {patch}",
         build=partial(Mixer, side, patch, width, depth, hidden=first[0]),
         tokens=_tokens,
-        num_tokens=side * side,
+        grid=(side, side),
         width=width,
-        image_size=side * patch,
-        mean=hints.mean,
-        std=hints.std,
+        image_size=(side * patch, side * patch),
+        facts=(Fact("activation", "GELU", "the only one of this training code"),),
     )
 
 
