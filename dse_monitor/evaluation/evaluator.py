@@ -13,6 +13,7 @@ import dataclasses
 import errno
 import hashlib
 import itertools
+import logging
 import math
 import os
 import time
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
     from dse_monitor.encoder import Encoder
     from dse_monitor.metric import Components
+
+LOGGER = logging.getLogger("dse_monitor.images")
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total): "read", "images", "forward", "metric"
 
@@ -74,6 +77,8 @@ class HeldOut:
     def at(self, preprocessing: Preprocessing, progress: Progress | None = None) -> images.ImageSet:
         """The images as a network sees them, at the size of the configuration where that names one.
 
+        What a user should know of them is logged, once for each way of looking at them.
+
         Raises:
             ImagesError, OutputError: see `images.prepare`.
         """
@@ -93,6 +98,8 @@ class HeldOut:
                 transform_id=self._transform_id,
                 progress=_of_stage(progress, "images"),
             )
+            for note in self._image_sets[key].notes:
+                LOGGER.warning(note)
         return self._image_sets[key]
 
 

@@ -497,6 +497,16 @@ def test_a_transform_replaces_mean_and_deviation_too(config, evaluator, checkpoi
     assert settings.fingerprint != expected.settings.fingerprint
 
 
+def test_what_a_user_should_know_of_the_images_is_logged_once(evaluator, checkpoint, arrays, caplog):
+    evaluate = evaluator(images=arrays(lambda pixels: pixels[..., 0] / np.float32(255)), num_images=60)
+    for _ in range(2):
+        evaluate(checkpoint)
+    said = [record.getMessage() for record in caplog.records if record.name == "dse_monitor.images"]
+    assert len(said) == 2
+    assert "48 usable images, 60 asked for" in said[0]
+    assert said[1] == "files of float32: 1 band, repeated for the network's 3 channels, float32 as it is"
+
+
 @pytest.mark.parametrize(
     ("size", "count", "grid"),
     [

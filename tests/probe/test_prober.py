@@ -288,3 +288,31 @@ def test_bad_checkpoints_do_not_stop_the_others(pairs, tmp_path, write_checkpoin
     assert [json.loads(line)["path"] for line in said.out.splitlines()] == [good.as_posix()]
     assert all(f"{path}: not probed: " in said.err for path in (garbage, missing, spoiled))
     assert command.probe(dataclasses.replace(every, checkpoints=(good,))) == 0
+
+
+def test_labelled_arrays_are_cropped_like_their_masks(tmp_path):
+    """Bands of an oblong network: values that repeat the mask, in arrays of 16 bits."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        mask = np.kron(rng.integers(0, 5, (6, 10), dtype=np.uint8), np.ones((8, 8), np.uint8))
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{index}.png")
+        np.save(tmp_path / "images" / f"{index}.npy", np.stack([mask, mask + 1], 2).astype(np.uint16) * 100)
+    labelled = probe.ProbeConfig(
+        images=tmp_path / "images", masks=tmp_path / "masks", device="cpu", bands=[2, 1], scale=100.0
+    )
+    how = rgb((24, 40), channels=2, interpolation="nearest")
+    pixels, masks = probe.read_pairs(labelled, how)
+    assert (pixels.shape, masks.shape) == ((8, 24, 40, 2), (8, 24, 40))
+    np.testing.assert_array_equal(pixels, np.stack([masks + 1, masks], 3))
+    with Image.open(tmp_path / "masks" / "0.png") as mask:
+        mask.crop((0, 0, 40, 48)).save(tmp_path / "masks" / "0.png")
+    with pytest.raises(ImagesError, match=r"is \(40, 48\) px, its image is \(80, 48\) px"):
+        probe.read_pairs(labelled, how)
+
+
+def test_patches_of_an_oblong_grid_have_the_classes_of_their_pixels():
+    mask = np.repeat(np.arange(8)[None, None], 4, 1).repeat(2, 0)  # [2, 4, 8]: a class per column
+    expected = np.tile(np.arange(8), (2, 2))
+    np.testing.assert_array_equal(probe.token_labels(mask, (2, 8)), expected)
