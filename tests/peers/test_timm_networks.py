@@ -149,7 +149,7 @@ PLAIN = [
     Case("deit3_small_patch16_224", TWO),
     Case("deit_tiny_distilled_patch16_224", TWO),
     Case("cait_xxs24_224", TWO),
-    Case("convit_tiny", TWO),
+    Case("convit_tiny", {**TWO, "local_up_to_layer": 1}),
     Case("xcit_nano_12_p16_224", TWO),
     Case("volo_d1_224", prefix=1),
     Case("tnt_s_patch16_224", TWO),
