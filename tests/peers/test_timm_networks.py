@@ -35,7 +35,7 @@ class Case:
             said["image_size"] = tuple(self.args["input_size"][1:])
         if "img_size" in self.args:
             said["image_size"] = (self.args["img_size"], self.args["img_size"])
-        return {"arch": self.model, "arch_options": tuple(f"{n}={v!r}" for n, v in built.items()), **said}
+        return {"arch": self.model, "arch_option": tuple(f"{n}={v!r}" for n, v in built.items()), **said}
 
 
 TWO = {"depth": 2}
