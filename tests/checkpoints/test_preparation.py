@@ -52,11 +52,14 @@ def test_what_is_stated_is_used_and_names_its_place():
     }
 
 
-def test_squashed_pictures_are_not_cropped():
-    made, facts = prepared(crop_mode="squash", resize=(300, 300))
+def test_squashed_pictures_are_cut_only_where_a_larger_size_is_stated():
+    made, facts = prepared(crop_mode="squash")
     assert made.covered == (224, 224)
     assert "without keeping its ratio" in next(fact.value for fact in facts if fact.name == "crop")
     assert "resize" not in [fact.name for fact in facts]
+    made, facts = prepared(crop_mode="squash", resize=(256, 256))
+    assert (made.covered, made.image_size) == ((256, 256), (224, 224))
+    assert next(fact for fact in facts if fact.name == "resize").source == "resize somewhere"
 
 
 @pytest.mark.parametrize(

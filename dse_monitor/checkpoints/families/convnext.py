@@ -21,6 +21,7 @@ from dse_monitor.checkpoints.families.network import (
     count_blocks,
 )
 from dse_monitor.checkpoints.families.outputs import timm_tokens
+from dse_monitor.checkpoints.families.refusals import plausible
 from dse_monitor.checkpoints.families.statedicts import Shape
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     Raises:
         NotThisNetwork: no ConvNeXt that can be built.
     """
+    plausible(shapes)
     act = unseen.activation(hints, "gelu", "nearly every published ConvNeXt")
     eps = unseen.norm_epsilon(hints, NORM_EPS, "every published ConvNeXt")
     size = unseen.free_size(hints)

@@ -22,6 +22,8 @@ from dse_monitor.checkpoints.families.network import (
     count_blocks,
 )
 from dse_monitor.checkpoints.families.outputs import timm_tokens
+from dse_monitor.checkpoints.families.positions import SINUSOID, not_stored
+from dse_monitor.checkpoints.families.refusals import plain_blocks, plausible
 from dse_monitor.checkpoints.families.statedicts import Shape
 from dse_monitor.errors import AmbiguousArchitecture, FeatureError
 from dse_monitor.facts import Fact
@@ -51,23 +53,30 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         AmbiguousArchitecture: heads or activation follow from nothing known.
         FeatureError: its positions are for other images than the user wants.
     """
+    plausible(shapes)
     width, channels, patch = patch_embedding(shapes)
     depth = count_blocks(shapes, "blocks.")
     if not depth or "blocks.0.norm1.weight" not in shapes:
         raise NotThisNetwork("no transformer blocks named blocks.0.norm1, blocks.0.attn, ...")
-    if any("relative_position" in name for name in shapes):
-        raise NotThisNetwork("relative position biases in a vision transformer are not supported")
+    plain_blocks(shapes, width)  # before anybody is asked for heads
     class_token = "cls_token" in shapes
     registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
-    heads = number_of_heads(shapes, width, hints)
-    mlp, mlp_words = feed_forward(shapes, width)
+    notes: list[str] = []
+    renamed: dict[str, Piece] = {}
     if "pos_embed" not in shapes:
-        raise NotThisNetwork("there is no pos_embed, and rotary positions cannot be read off the tensors")
+        renamed["pos_embed"] = not_stored(width, patch, hints)
+        shapes = {**shapes, "pos_embed": renamed["pos_embed"].shape}
+        notes.append("The file holds no positions: a table of sinusoids is made, as its training code does.")
+    mlp, mlp_words = feed_forward(shapes, width)
+    heads = number_of_heads(shapes, width, hints)
     act = _activation(shapes, mlp, hints)
     eps = unseen.norm_epsilon(hints, NORM_EPS, "timm's, and that of nearly every vision transformer's code")
-    renamed: dict[str, Piece] = {}
     grid, embeds_prefix, shape = _grid(shapes["pos_embed"], class_token, registers, patch, hints, renamed)
     has_final_norm = "norm.weight" in shapes
+    if not has_final_norm:
+        notes.append(
+            "There is no norm after the last block (it stands after pooling): tokens are read without it."
+        )
     common: dict[str, Any] = dict(
         img_size=(grid[0] * patch, grid[1] * patch),
         patch_size=patch,
@@ -92,9 +101,6 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         "" if class_token else "no class token",
         "" if act.value in ("gelu", "silu") else unseen.ACTIVATIONS[act.value],
     ]
-    missing_norm = (
-        "There is no norm after the last block (it stands after pooling): tokens are read without it."
-    )
     return Network(
         family="vit",
         description=", ".join(word for word in words if word),
@@ -108,18 +114,20 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         image_size=common["img_size"],
         layers=depth,
         heads=f"{heads.count} ({heads.source})",
-        facts=(
-            heads_fact(heads, width, hints),
-            act.fact,
-            eps.fact,
-            hints.fact(
-                "positions", "absolute, none rotary", "pos_embed is there, and few networks have both"
-            ),
-            hints.fact("attention scale", "1 over the root of a head's width", "every published network"),
-            shape,
-        ),
+        facts=(heads_fact(heads, width, hints), act.fact, eps.fact, *_attention_facts(hints), shape),
         renamed=renamed,
-        notes=() if has_final_norm else (missing_norm,),
+        notes=tuple(notes),
+    )
+
+
+def _attention_facts(hints: Hints) -> tuple[Fact, Fact]:
+    """What attention does with positions and its products, where there is a table of positions."""
+    positions, evidence = "absolute, none rotary", "few networks with a table of positions have both"
+    if hints.details.get("positions") == SINUSOID:
+        positions = "absolute, a table of sinusoids, none rotary"
+    return (
+        hints.fact("positions", positions, evidence),
+        hints.fact("attention scale", "1 over the root of a head's width", "every published network"),
     )
 
 

@@ -21,7 +21,7 @@ _EVIDENCE = {
 }
 _CROPS = {
     "center": "the centre of the picture",
-    "squash": "none: the picture is resized without keeping its ratio",
+    "squash": "squashed: resized without keeping its ratio",
 }
 
 
@@ -53,14 +53,14 @@ def preprocessing(network: Network, stated: Mapping[str, Stated]) -> tuple[Prepr
     made = Preprocessing(
         channels=network.channels,
         image_size=network.image_size,
-        resize=None if values["crop_mode"] == "squash" else _resize(network.image_size, stated),
+        resize=_resize(network.image_size, stated),
         **values,
     )
-    if made.crop_mode == "center":
+    if made.crop_mode == "center" or made.covered != made.image_size:
         found = say(stated, "resize") or say(stated, "crop_pct")
         covered = " x ".join(map(str, made.covered))
         source = _EVIDENCE["resize"] if found is None else found.source
-        facts.append(Fact("resize", f"to cover {covered} px before cropping", source, found is None))
+        facts.append(Fact("resize", f"to {covered} px before its centre is cut out", source, found is None))
     return made, tuple(facts)
 
 

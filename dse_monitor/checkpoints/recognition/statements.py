@@ -63,12 +63,11 @@ def _shown(value: Any) -> str:
 
 
 def _asked(options: ReadingOptions) -> Iterator[tuple[str, Stated]]:
-    size = None if options.image_size is None else (options.image_size, options.image_size)
     given: dict[str, Any] = {
         "mean": options.mean,
         "std": options.std,
         "interpolation": options.interpolation,
-        "image_size": size,
+        "image_size": options.image_size,
     }
     for name, value in given.items():
         if value not in (None, ()):

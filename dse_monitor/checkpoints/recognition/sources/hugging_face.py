@@ -123,6 +123,7 @@ def _geometry(config: Mapping[str, Any]) -> Iterator[Statement]:
             yield Statement("resize", (shortest, shortest), f"size in {PREPROCESSOR}")
         elif kept is not None and kept[0] >= crop[0] and kept[1] >= crop[1]:
             yield Statement("resize", kept, f"size in {PREPROCESSOR}")
+            yield Statement("crop_mode", "squash", f"size in {PREPROCESSOR}")
     elif kept is not None:
         yield Statement("image_size", kept, f"size in {PREPROCESSOR}")
         square = not isinstance(wanted, int)  # a plain number meant height and width in old processors of ViT
