@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -47,6 +48,9 @@ class Encoder:
         any_size: whether images of other sizes are possible.
         notes: what was assumed or left out when the file was read, in full sentences.
         non_finite: names of tensors that hold NaN or infinite values; empty for a healthy checkpoint.
+        transform: makes what the network sees of an image's path, [C, H, W], where the network's owner says
+            how; None: `preprocessing` does.
+        transform_id: what tells it from other transforms; empty without one.
     """
 
     def __init__(
@@ -65,6 +69,8 @@ class Encoder:
         facts: tuple[Fact, ...] = (),
         notes: tuple[str, ...] = (),
         non_finite: tuple[str, ...] = (),
+        transform: Callable[[Path], Any] | None = None,
+        transform_id: str = "",
     ):
         self.module = module.eval().requires_grad_(False)
         self.source = source
@@ -82,6 +88,8 @@ class Encoder:
         self._channels_last = convolutional  # faster on CUDA for convolutions
         self.notes = list(notes)
         self.non_finite = non_finite
+        self.transform = transform
+        self.transform_id = transform_id
         self.device = torch.device("cpu")
 
     def __repr__(self) -> str:

@@ -30,6 +30,8 @@ TORCH_FREE = (
     "dse_monitor.checkpoints.layouts",
     "dse_monitor.checkpoints.layouts.document",
     "dse_monitor.checkpoints.names",
+    "dse_monitor.checkpoints.network_code.locate",
+    "dse_monitor.checkpoints.network_code.running",
     "dse_monitor.checkpoints.recognition.dialects",
     "dse_monitor.checkpoints.recognition.progress",
     "dse_monitor.cli",
@@ -40,6 +42,7 @@ TORCH_FREE = (
     "dse_monitor.evaluation.images",
     "dse_monitor.metric",
     "dse_monitor.metric.components",
+    "dse_monitor.own_network",
     "dse_monitor.plugins",
     "dse_monitor.preprocessing",
     "dse_monitor.publish.best",
@@ -74,7 +77,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "facts": (),
     "tokens": (),
     "preprocessing": (),
-    "preprocessing": (),
+    "own_network": ("preprocessing", "tokens"),
     "metric.components": (),
     "metric": ("metric.components",),
     "errors": ("metric.components",),
@@ -83,7 +86,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "runs.record": ("facts", "metric.components"),
     "runs": ("atomic", *BASE),
     "encoder": ("facts", "preprocessing", "tokens", *BASE),
-    "checkpoints.options": ("flags",),
+    "checkpoints.network_code": ("errors", "plugins"),
+    "checkpoints.options": ("checkpoints.network_code", "flags"),
     "evaluation.config": ("checkpoints.options", "flags"),
     "checkpoints.names": (),
     "checkpoints.reading": ("errors",),
@@ -123,12 +127,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "checkpoints.families.statedicts",
         "checkpoints.layouts",
         "checkpoints.names",
+        "checkpoints.network_code",
         "checkpoints.options",
         "checkpoints.reading",
         "checkpoints.recognition.dialects",
         "errors",
         "facts",
+        "own_network",
         "preprocessing",
+        "tokens",
     ),
     "checkpoints": (
         "checkpoints.archive",
@@ -338,7 +345,10 @@ def test_torch_free_modules_load_no_torch():
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_imports_point_one_way(module):
     if module == "dse_monitor":
-        assert _imports(MODULES[module]) == {"dse_monitor.reader"}  # inside a function
+        assert _imports(MODULES[module]) == {
+            "dse_monitor.own_network",
+            "dse_monitor.reader",
+        }  # inside functions
         return
     place = _place(module)
     assert place is not None, f"{module} belongs to no place of MAY_IMPORT"

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from dse_monitor.checkpoints import load_encoder
 from dse_monitor.encoder import Encoder
-from dse_monitor.errors import ImagesError, NonFiniteFeatures
+from dse_monitor.errors import FeatureError, ImagesError, NonFiniteFeatures
 from dse_monitor.evaluation import decoding, images
 from dse_monitor.evaluation.evaluator import resolve_device
 from dse_monitor.metric.precision import full_float32
@@ -158,6 +158,11 @@ class Prober:
         encoder = load_encoder(Path(path), labelled)
         if encoder.non_finite:
             raise NonFiniteFeatures(f"{path}: NaN or infinite weights in {len(encoder.non_finite)} tensors")
+        if encoder.transform is not None:
+            raise FeatureError(
+                f"{path}: masks cannot be cropped as the transform of its network crops images, which it does "
+                "not say; probe it through a function that returns no transform, where pictures do"
+            )
         size = labelled.image_size or encoder.image_size[0]
         pixels, masks = self._read(size, progress)
         tokens = self._encode(encoder, pixels, progress)
