@@ -160,8 +160,8 @@ class Prober:
             raise NonFiniteFeatures(f"{path}: NaN or infinite weights in {len(encoder.non_finite)} tensors")
         if encoder.transform is not None:
             raise FeatureError(
-                f"{path}: masks cannot be cropped as the transform of its network crops images, which it does "
-                "not say; probe it through a function that returns no transform, where pictures do"
+                f"{path}: masks cannot be cropped as the transform of its network crops images, which it "
+                "does not say; probe it through a function that returns no transform, where pictures do"
             )
         size = labelled.image_size or encoder.image_size[0]
         pixels, masks = self._read(size, progress)
