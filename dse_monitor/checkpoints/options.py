@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from dse_monitor.flags import Flag
+from dse_monitor.preprocessing import pair, read_size
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 
@@ -20,8 +21,10 @@ class ReadingOptions:
         NetworkError: the code of `network` is not there.
     """
 
-    image_size: Annotated[int | None, Flag(metavar="PIXELS", default="the network's own")] = None
-    """Side of the centre crop in pixels."""
+    image_size: Annotated[
+        tuple[int, int] | None, Flag(metavar="PIXELS", default="the network's own", read=read_size)
+    ] = None
+    """Size of the images the network sees in pixels: a side, or height x width, as 32x128."""
     layout: Annotated[str | None, Flag(metavar="NAME", default="recognised")] = None
     """Layout of the checkpoints; `dse-monitor layouts` lists them."""
     encoder: Annotated[str | None, Flag(metavar="NAME", default="the layout's")] = None
@@ -46,6 +49,8 @@ class ReadingOptions:
     """Filter that resizes images."""
 
     def __post_init__(self) -> None:
+        if self.image_size is not None:  # JSON keeps the side of a square, and lists
+            object.__setattr__(self, "image_size", pair(self.image_size))
         for name in ("mean", "std"):
             values = tuple(float(value) for value in getattr(self, name))
             if not all(math.isfinite(value) for value in values):

@@ -75,9 +75,9 @@ def probe_run(
             for evaluation, found in zip(series.evaluations, paths, strict=True):
                 path = found or output.parent / evaluation.source.path  # a copied run has new times
                 assert evaluation.settings is not None  # in a series all were measured
-                size = chosen["image_size"] or evaluation.settings.crop
+                how = evaluation.settings.preprocessing.at(prober.labelled.image_size)
                 with progress(evaluation.source.path) as report:
-                    if (evaluation.seq, prober.truth(size, report)) in known:
+                    if (evaluation.seq, prober.truth(how, report)) in known:
                         continue
                     try:
                         result = _probe(path, evaluation, prober, report)
@@ -137,7 +137,7 @@ def kendall_tau(a: ArrayLike, b: ArrayLike) -> float:
     return float(np.sum(signs[0] * signs[1], dtype=np.int64)) / pairs if pairs else math.nan
 
 
-_OF_THE_WATCHER = ("image_size", "layout", "encoder", "arch", "num_heads")
+_OF_THE_WATCHER = ("image_size", "layout", "encoder", "arch", "num_heads", "bands", "scale")
 
 
 def _probe(path: Path, evaluation: Evaluation, prober: Prober, report: Progress) -> ProbeResult:

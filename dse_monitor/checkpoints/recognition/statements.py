@@ -24,7 +24,7 @@ def _asked(options: ReadingOptions) -> dict[str, Stated]:
         "mean": options.mean,
         "std": options.std,
         "interpolation": options.interpolation,
-        "image_size": None if options.image_size is None else (options.image_size, options.image_size),
+        "image_size": options.image_size,
     }
     return {
         name: Stated(value, f"--{name.replace('_', '-')}")
