@@ -151,6 +151,11 @@ class Encoder:
         height, width = images.shape[-2:]
         if not self.any_size and (height, width) != self.image_size:
             known = " x ".join(map(str, self.image_size))
+            if self.transform is not None:
+                raise FeatureError(
+                    f"{self.arch} takes images of {known} pixels and its transform gave {height} x {width}; "
+                    "have both agree, or say any_size=True"
+                )
             raise FeatureError(
                 f"{self.arch} has learned positions for {known} pixels and was given {height} x {width}; "
                 "leave --image-size out"

@@ -69,7 +69,7 @@ def test_a_run_is_watched_and_measured_anew_when_the_code_changes(in_process, pl
     assert {e.source.facts[0].source for e in first} == {"--network, of my_net.py and sizes.py"}
     again = in_process(*WATCH, cwd=place)
     assert (again.code, len(records(place))) == (0, 2)
-    (place / "sizes.py").write_text("SIZE = 32\n")
+    (place / "sizes.py").write_text("SIZE = 64  # nothing else\n")
     assert in_process(*WATCH, cwd=place).code == 0
     both = records(place)
     assert len(both) == 4
