@@ -25,9 +25,9 @@ class Preprocessing:
         channels: C, colours or bands.
         image_size: height and width of what the network sees, px.
         resize: height and width that the picture is made to cover before its centre is cut out, px; with
-            None 256/224 of `image_size`. Of no meaning with "squash".
+            None 256/224 of `image_size`, and `image_size` itself with "squash".
         crop_mode: "center": the picture keeps its ratio, and its centre is cut out; "squash": it is resized
-            to `image_size` whatever its ratio, and nothing is cut off.
+            to `resize` whatever its ratio, and nothing is cut off where that is `image_size`.
         interpolation: Pillow's name of the filter that resizes.
         mean: one per channel, subtracted from values scaled to [0, 1].
         std: one per channel, by which they are divided then.
@@ -56,9 +56,7 @@ class Preprocessing:
             self._check_numbers(name, getattr(self, name))
         if min(self.std) <= 0:
             raise ValueError(f"std is {self.std}, expected numbers above 0, since values are divided by them")
-        if self.crop_mode == "center" and any(
-            inner > outer for inner, outer in zip(self.image_size, self.covered, strict=True)
-        ):
+        if any(inner > outer for inner, outer in zip(self.image_size, self.covered, strict=True)):
             raise ValueError(
                 f"resize is {self.resize}, expected at least the image_size {self.image_size} "
                 "(height, width), which is cut out of it"
@@ -66,10 +64,10 @@ class Preprocessing:
 
     @property
     def covered(self) -> tuple[int, int]:
-        """Height and width that the picture is made to cover, px; `image_size` itself with "squash"."""
-        if self.crop_mode == "squash":
-            return self.image_size
-        return self.resize or default_resize(self.image_size)
+        """Height and width that the picture is made to cover, px."""
+        if self.resize is not None:
+            return self.resize
+        return self.image_size if self.crop_mode == "squash" else default_resize(self.image_size)
 
     def at(self, image_size: tuple[int, int] | None) -> Preprocessing:
         """The same for another size, with as large a share cut off; itself for None or its own size."""

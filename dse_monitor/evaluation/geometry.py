@@ -32,11 +32,12 @@ def fit(picture: Image.Image, how: Preprocessing, resampling: Image.Resampling |
         resampling = Image.Resampling[how.interpolation.upper()]
     height, width = how.image_size
     if how.crop_mode == "squash":
-        return picture.resize((width, height), resampling)
-    box = _middle(picture.size, how)
-    if box != (0, 0, *picture.size):
-        picture = picture.crop(box)
-    wide, high = _covering(picture.size, how.covered)
+        high, wide = how.covered
+    else:
+        box = _middle(picture.size, how)
+        if box != (0, 0, *picture.size):
+            picture = picture.crop(box)
+        wide, high = _covering(picture.size, how.covered)
     left, top = round((wide - width) / 2.0), round((high - height) / 2.0)
     return picture.resize((wide, high), resampling).crop((left, top, left + width, top + height))
 

@@ -4,6 +4,7 @@ import inspect
 import pickle
 import re
 import shutil
+import signal
 import sys
 import textwrap
 from pathlib import Path
@@ -401,6 +402,23 @@ def test_heads_may_be_left_over_and_buffers_computed(saved, code):
     assert "2 as the module makes them: scale, norm.num_batches_tracked" in fact.value
 
 
+def test_weight_norm_is_read_as_it_is_stored_or_computed(saved, code):
+    """By a module that keeps its weights so itself, and by one that does not."""
+    net = my_net()
+    for block in net.blocks:
+        nn.utils.parametrizations.weight_norm(block)
+    path = saved(under("enc.", net))
+    normed = """
+        def normed():
+            net = MyNet()
+            for block in net.blocks:
+                nn.utils.parametrizations.weight_norm(block)
+            return OwnNetwork(module=net, tokens=lambda n, x: n.forward_features(x)[:, 1:], image_size=32)
+        """
+    for function in ("normed", "build"):
+        assert equal(load_encoder(path, network=code(normed, function)), net)
+
+
 def test_what_changes_no_token_can_be_named(saved, code):
     path = saved(spoilt(lambda s: s.update({"enc.gate": torch.zeros(8)})))
     network = code(
@@ -484,6 +502,19 @@ def test_faults_of_the_code_are_one_line(saved, code, fault):
     with pytest.raises(NetworkError, match=match) as caught:
         load_encoder(saved(under("", empty)), network=code(text, "f"))
     assert "\n" not in str(caught.value)
+
+
+def test_ctrl_c_is_left_alone_but_where_there_is_none(saved, code):
+    """A worker ignores the signal, so that there the user's code must have raised it."""
+    path, network = saved(under("", my_net())), code("def f():\n    raise KeyboardInterrupt", "f")
+    with pytest.raises(KeyboardInterrupt):
+        load_encoder(path, network=network)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(NetworkError, match=r"my_net\.py:\d+ in f: KeyboardInterrupt"):
+            load_encoder(path, network=network)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(

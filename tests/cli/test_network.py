@@ -105,7 +105,7 @@ def test_probe_asks_for_the_code_by_name(in_process, place):
 
 
 @pytest.mark.parametrize(
-    ("command", "network", "said"),
+    ("arguments", "network", "said"),
     [
         (
             "watch run --once",
@@ -119,10 +119,15 @@ def test_probe_asks_for_the_code_by_name(in_process, place):
         ("probe run/checkpoint_1.pth", "my_net:builder", "there is no builder"),
     ],
 )
-def test_what_is_wrong_with_the_code_is_one_line_and_code_2(in_process, place, command, network, said):
+def test_what_is_wrong_with_the_code_is_one_line_and_code_2(
+    in_process, command, place, monkeypatch, arguments, network, said
+):
+    monkeypatch.chdir(place)
     images = {"inspect": [], "probe": "--labelled images --masks labelled/masks".split()}
-    flags = images.get(command.split()[0], "--images images --num-images 16".split())
-    done = in_process(*command.split(), *flags, "--network", network, cwd=place)
+    flags = images.get(arguments.split()[0], "--images images --num-images 16".split())
+    asked = [*arguments.split(), *flags, "--network", network]
+    watches = "--plain" in asked  # this process would become the watcher
+    done = in_process(*asked, cwd=place) if watches else command(*asked)
     assert done.code == 2, done.out + done.err
     assert said in done.err
     assert "Traceback" not in done.err

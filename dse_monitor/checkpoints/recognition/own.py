@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dse_monitor.checkpoints.families.network import Network, NotThisNetwork, Stated
-from dse_monitor.checkpoints.families.statedicts import StateDict, unwrapped
+from dse_monitor.checkpoints.families.network import Network, NotThisNetwork, Piece, Stated
+from dse_monitor.checkpoints.families.statedicts import Shape, StateDict, unwrapped
 from dse_monitor.checkpoints.layouts.layout import Layout, NetworkAt
 from dse_monitor.checkpoints.network_code.running import Loaded, loaded, running
 from dse_monitor.checkpoints.options import ReadingOptions
@@ -72,7 +72,10 @@ def fitted(file: File, options: ReadingOptions, stated: Mapping[str, Stated]) ->
     choices = choices_of(layout, file.encoders, forced=options.layout is not None)
     choice = chosen(file, layout, choices, options.encoder)
     _refuse_left_over(file, code, one, choice.found, names, layout)
-    pieces = {names[name]: piece for name, piece in choice.found.pieces().items() if name in names}
+    try:
+        pieces = _pieces(choice.found, names)
+    except NotThisNetwork as error:  # weights kept in another form, of which it is not known how
+        raise UnknownLayout(file.says(f"{choice.found.spelled!r}: {error}", "Save plain weights")) from error
     output, one = output_of(code, one, frozenset(pieces), lambda: made(code, asked))
     network = _network(code, one, output, frozenset(one.shapes) - pieces.keys())
     preprocessing, prepared = _prepared(code, one.own, network, stated)
@@ -102,7 +105,7 @@ def _places(states: Sequence[StateDict], names: Mapping[str, str], one: Made) ->
     places = []
     wanted = one.own.prefix
     for state in states:
-        below = state.below("")
+        below = _available(state)
         counts: Counter[str] = Counter()
         for name in below:
             start = 0
@@ -117,6 +120,25 @@ def _places(states: Sequence[StateDict], names: Mapping[str, str], one: Made) ->
             if wanted is None or _is_at(found, wanted):
                 places.append(_Place(found, count, _problem(held, names, one)))
     return places
+
+
+def _available(state: StateDict) -> dict[str, Shape]:
+    """Shapes of the tensors as they are stored, and of those that are computed from them (weight norm, LoRA).
+
+    A module that keeps its weights in such a form itself has them under the names they are stored under.
+    """
+    return {**state.below(""), **{name: tuple(ref.shape) for name, ref in state.tensors.items()}}
+
+
+def _pieces(found: Found, names: Mapping[str, str]) -> Pieces:
+    """How each tensor of the module is made from the file's.
+
+    Raises:
+        NotThisNetwork: one of them is stored in a form it cannot be computed from.
+    """
+    stored = {name: Piece((name,), tuple(ref.shape)) for name, ref in found.references().items()}
+    computed = {} if all(name in stored for name in names) else found.pieces()
+    return {own: piece for name, own in names.items() if (piece := stored.get(name) or computed.get(name))}
 
 
 def _is_at(found: Found, wanted: str) -> bool:
@@ -154,13 +176,16 @@ def _refuse_left_over(
     """Tensors beside the module's may belong to the network that was trained, unless they are known heads."""
     children = {name.split(".", 1)[0] for name in names}
     allowed = (*one.own.ignore, *layout.drop)
-    left = [
-        name
-        for name in found.shapes()
-        if name not in names
-        and not name.startswith(allowed)
-        and ((first := name.split(".", 1)[0]) in children or first not in HEADS)
-    ]
+    folded, stored = found.state.folding.folded, found.references()
+    left = []
+    for name in found.shapes():
+        form = folded.get(found.prefix + name)
+        sources = {source[len(found.prefix) :] for source in form.sources} if form is not None else set()
+        if name in names or name.startswith(allowed) or (sources and sources <= names.keys() & stored.keys()):
+            continue
+        first = name.split(".", 1)[0]
+        if first in children or first not in HEADS:
+            left.append(name)
     if left:
         group = left[0].split(".", 1)[0]
         raise UnknownLayout(
