@@ -1,6 +1,7 @@
 """`--network` on every command that reads checkpoints, in processes of their own."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ WATCH = ["watch", "run", *FLAGS, *"--once --plain --settle-seconds 0 --device cp
 
 
 @pytest.fixture
-def place(tmp_path):
+def place(tmp_path, monkeypatch):
     """A folder with images and masks, a network of one's own, and a run of two of its checkpoints."""
     from dse_monitor.scenes import write_folder
 
@@ -42,6 +43,7 @@ def place(tmp_path):
     (tmp_path / "images").symlink_to(tmp_path / "labelled" / "images")
     (tmp_path / "my_net.py").write_text(NET)
     (tmp_path / "sizes.py").write_text("SIZE = 64\n")
+    monkeypatch.delitem(sys.modules, "sizes", raising=False)  # of another test's folder
     (tmp_path / "run").mkdir()
     for epoch in (1, 2):
         with torch.random.fork_rng():
@@ -93,13 +95,14 @@ def test_inspect_says_which_code_it_was(in_process, place):
     assert "64 x 12 at 64 px" in done.out
 
 
-def test_probe_asks_for_the_code_by_name(in_process, place):
+def test_probe_asks_for_the_code_by_name(in_process, command, place, monkeypatch):
+    monkeypatch.chdir(place)
     assert in_process(*WATCH, cwd=place).code == 0
     labels = "--labelled labelled/images --masks labelled/masks --splits 1".split()
-    done = in_process("probe", "run", *labels, cwd=place)
+    done = command("probe", "run", *labels)
     assert done.code == 2
     assert f"on the network of {place}/my_net.py:build: name it here as well, with --network" in done.err
-    done = in_process("probe", "run", *labels, "--network", "my_net.py:build", cwd=place)
+    done = command("probe", "run", *labels, "--network", "my_net.py:build")
     assert done.code == 0, done.err
     assert "2 of 2 checkpoints probed" in done.out
 
@@ -116,7 +119,11 @@ def test_probe_asks_for_the_code_by_name(in_process, place):
         ("score run/checkpoint_1.pth", "my_net.py:broken", r"my_net.py:21 in broken: KeyError: 'depth'"),
         ("score run", "nowhere.py:build", "nowhere.py is no file that can be read"),
         ("inspect run/checkpoint_1.pth", "my_net.py:broken", r"my_net.py:21 in broken: KeyError: 'depth'"),
-        ("probe run/checkpoint_1.pth", "my_net:builder", "there is no builder"),
+        (
+            "probe run/checkpoint_1.pth",
+            "my_net:builder",
+            "for the file in this folder write my_net.py:builder",
+        ),
     ],
 )
 def test_what_is_wrong_with_the_code_is_one_line_and_code_2(
