@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -48,6 +49,9 @@ class Encoder:
         any_size: whether images of other sizes are possible.
         notes: what was assumed or left out when the file was read, in full sentences.
         non_finite: names of tensors that hold NaN or infinite values; empty for a healthy checkpoint.
+        transform: makes what the network sees of an image's path, [C, H, W], where the network's owner says
+            how; None: `preprocessing` does.
+        transform_id: what tells it from other transforms; empty without one.
     """
 
     def __init__(
@@ -66,6 +70,8 @@ class Encoder:
         facts: tuple[Fact, ...] = (),
         notes: tuple[str, ...] = (),
         non_finite: tuple[str, ...] = (),
+        transform: Callable[[Path], Any] | None = None,
+        transform_id: str = "",
     ):
         self.module = module.eval().requires_grad_(False)
         self.source = source
@@ -83,6 +89,8 @@ class Encoder:
         self._channels_last = convolutional  # faster on CUDA for convolutions
         self.notes = list(notes)
         self.non_finite = non_finite
+        self.transform = transform
+        self.transform_id = transform_id
         self.device = torch.device("cpu")
 
     def __repr__(self) -> str:
@@ -143,6 +151,11 @@ class Encoder:
         height, width = images.shape[-2:]
         if not self.any_size and (height, width) != self.image_size:
             known = " x ".join(map(str, self.image_size))
+            if self.transform is not None:
+                raise FeatureError(
+                    f"{self.arch} takes images of {known} pixels and its transform gave {height} x {width}; "
+                    "have both agree, or say any_size=True"
+                )
             raise FeatureError(
                 f"{self.arch} has learned positions for {known} pixels and was given {height} x {width}; "
                 "leave --image-size out"

@@ -32,6 +32,8 @@ TORCH_FREE = (
     "dse_monitor.checkpoints.layouts",
     "dse_monitor.checkpoints.layouts.document",
     "dse_monitor.checkpoints.names",
+    "dse_monitor.checkpoints.network_code.locate",
+    "dse_monitor.checkpoints.network_code.running",
     "dse_monitor.checkpoints.recognition.causes",
     "dse_monitor.checkpoints.recognition.dialects",
     "dse_monitor.checkpoints.recognition.progress",
@@ -44,6 +46,7 @@ TORCH_FREE = (
     "dse_monitor.evaluation.images",
     "dse_monitor.metric",
     "dse_monitor.metric.components",
+    "dse_monitor.own_network",
     "dse_monitor.plugins",
     "dse_monitor.preprocessing",
     "dse_monitor.publish.best",
@@ -78,6 +81,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "facts": (),
     "tokens": (),
     "preprocessing": (),
+    "own_network": ("preprocessing", "tokens"),
     "metric.components": (),
     "metric": ("metric.components",),
     "errors": ("metric.components",),
@@ -86,7 +90,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "runs.record": ("facts", "metric.components", "preprocessing"),
     "runs": ("atomic", *BASE),
     "encoder": ("facts", "preprocessing", "tokens", *BASE),
-    "checkpoints.options": ("flags", "preprocessing"),
+    "checkpoints.network_code": ("errors", "plugins"),
+    "checkpoints.options": ("checkpoints.network_code", "flags", "preprocessing"),
     "evaluation.config": ("checkpoints.options", "flags", "preprocessing"),
     "checkpoints.names": (),
     "checkpoints.reading": ("errors",),
@@ -128,12 +133,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "checkpoints.families.statedicts",
         "checkpoints.layouts",
         "checkpoints.names",
+        "checkpoints.network_code",
         "checkpoints.options",
         "checkpoints.reading",
         "checkpoints.recognition.dialects",
         "errors",
         "facts",
+        "own_network",
         "preprocessing",
+        "tokens",
     ),
     "checkpoints": (
         "checkpoints.archive",
@@ -354,7 +362,10 @@ def test_torch_free_modules_load_no_torch():
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_imports_point_one_way(module):
     if module == "dse_monitor":
-        assert _imports(MODULES[module]) == {"dse_monitor.reader"}  # inside a function
+        assert _imports(MODULES[module]) == {
+            "dse_monitor.own_network",
+            "dse_monitor.reader",
+        }  # inside functions
         return
     place = _place(module)
     assert place is not None, f"{module} belongs to no place of MAY_IMPORT"

@@ -18,6 +18,7 @@ class ReadingOptions:
 
     Raises:
         ValueError: a value that has no meaning, or two that exclude each other.
+        NetworkError: the code of `network` is not there.
     """
 
     image_size: Annotated[
@@ -34,6 +35,8 @@ class ReadingOptions:
     """Arguments the timm model is built with, such as depth=6 or img_size=64."""
     network: Annotated[str | None, Flag(metavar="FILE.py:FUNCTION", default="none")] = None
     """Your own network: a function in a file or module, or a plugin's name. It is run; the file never is."""
+    network_code: Annotated[str | None, Flag(hidden=True)] = None
+    """Version of the code of `network`, taken when this is made for the first time."""
     num_heads: Annotated[int | None, Flag(default="recognised")] = None
     """Attention heads, where shapes leave them open."""
     layer: Annotated[int | Literal["last"], Flag(metavar="N|last", default="last")] = "last"
@@ -59,7 +62,18 @@ class ReadingOptions:
         for option in self.arch_option:
             if "=" not in option.strip("="):
                 raise ValueError(f"arch_option must be KEY=VALUE, such as depth=6, got {option!r}")
-        if self.network is not None and self.arch is not None:
-            raise ValueError("network and arch exclude each other: each says what is built")
+        if self.network is not None:
+            self._look_at_network(self.network)
         if self.layer != "last" and self.layer < 1:
             raise ValueError(f"layer must be last or a number from 1, got {self.layer}")
+
+    def _look_at_network(self, network: str) -> None:
+        """Have mistakes in its name show at once; paths hold in every process, wherever it runs."""
+        from dse_monitor.checkpoints.network_code.locate import absolute, locate
+
+        for name in ("arch", "arch_option", "num_heads"):
+            if getattr(self, name):
+                raise ValueError(f"network and {name} exclude each other: each says what is built")
+        object.__setattr__(self, "network", absolute(network))
+        if self.network_code is None:
+            object.__setattr__(self, "network_code", locate(network).version)

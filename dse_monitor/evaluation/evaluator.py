@@ -28,6 +28,7 @@ from dse_monitor.errors import (
     DeviceError,
     DSEError,
     FeatureError,
+    ImagesError,
     NonFiniteFeatures,
     one_line,
 )
@@ -58,33 +59,39 @@ class HeldOut:
     Args:
         config: which, and how many.
         cache: folder for the image sample and its pixels.
-        transform: makes what the network sees of a file, in place of all preprocessing; see `images.prepare`.
-        transform_id: what tells it from other transforms.
     """
 
-    def __init__(
+    def __init__(self, config: EvaluationConfig, cache: str):
+        self._config, self._cache = config, cache
+        self._image_sets: dict[tuple[object, ...], images.ImageSet] = {}
+
+    def at(
         self,
-        config: EvaluationConfig,
-        cache: str,
+        preprocessing: Preprocessing,
+        progress: Progress | None = None,
         *,
         transform: images.Transform | None = None,
         transform_id: str = "",
-    ):
-        self._config, self._cache = config, cache
-        self._transform, self._transform_id = transform, transform_id
-        self._image_sets: dict[tuple[object, ...], images.ImageSet] = {}
-
-    def at(self, preprocessing: Preprocessing, progress: Progress | None = None) -> images.ImageSet:
+    ) -> images.ImageSet:
         """The images as a network sees them, at the size of the configuration where that names one.
 
         What a user should know of them is logged, once for each way of looking at them.
+
+        Args:
+            preprocessing: how the network's maker prepares images.
+            progress: called as progress("images", done, total).
+            transform: makes what the network sees of a file, in place of all that; see `images.prepare`.
+            transform_id: what tells it from other transforms.
 
         Raises:
             ImagesError, OutputError: see `images.prepare`.
         """
         config = self._config
+        if transform is not None and (config.bands or config.scale is not None):
+            raise ImagesError("--bands and --scale have no meaning for a network that has its own transform")
         wanted = preprocessing.at(config.image_size)
-        key = (wanted.channels, wanted.image_size, wanted.covered, wanted.crop_mode, wanted.interpolation)
+        sizes = (wanted.channels, wanted.image_size, wanted.covered)
+        key = (*sizes, wanted.crop_mode, wanted.interpolation, transform_id)
         if key not in self._image_sets:
             self._image_sets[key] = images.prepare(
                 config.images,
@@ -94,8 +101,8 @@ class HeldOut:
                 cache=self._cache,
                 bands=config.bands,
                 scale=config.scale,
-                transform=self._transform,
-                transform_id=self._transform_id,
+                transform=transform,
+                transform_id=transform_id,
                 progress=_of_stage(progress, "images"),
             )
             for note in self._image_sets[key].notes:
@@ -181,7 +188,8 @@ class Evaluator:
             if encoder.non_finite:
                 raise _Invalid(_weights_reason(encoder), "NonFiniteWeights")
             with stopwatch("images"):
-                held_out = self.image_set(encoder.preprocessing, progress)
+                own = {"transform": encoder.transform, "transform_id": encoder.transform_id}
+                held_out = self._held_out.at(encoder.preprocessing, progress, **own)
             settings = self._settings(encoder, held_out)
             measured = self._measure(encoder, held_out, settings, stopwatch, progress)
         except _Invalid as error:

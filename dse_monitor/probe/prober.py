@@ -38,7 +38,7 @@ from torch import Tensor
 
 from dse_monitor.checkpoints import load_encoder
 from dse_monitor.encoder import Encoder
-from dse_monitor.errors import ImagesError, NonFiniteFeatures
+from dse_monitor.errors import FeatureError, ImagesError, NonFiniteFeatures
 from dse_monitor.evaluation import decoding, images
 from dse_monitor.evaluation.evaluator import resolve_device, token_grid
 from dse_monitor.evaluation.geometry import fit
@@ -163,6 +163,11 @@ class Prober:
         encoder = load_encoder(Path(path), labelled)
         if encoder.non_finite:
             raise NonFiniteFeatures(f"{path}: NaN or infinite weights in {len(encoder.non_finite)} tensors")
+        if encoder.transform is not None:
+            raise FeatureError(
+                f"{path}: masks cannot be cropped as the transform of its network crops images, which it "
+                "does not say; probe it through a function that returns no transform, where pictures do"
+            )
         how = encoder.preprocessing.at(labelled.image_size)
         pixels, masks = self._read(how, progress)
         tokens = self._encode(encoder, pixels, progress)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dse_monitor.errors import CheckpointError, FeatureError, NonFiniteFeatures, OutputError
+from dse_monitor.errors import CheckpointError, FeatureError, NonFiniteFeatures, OutputError, RunError
 from dse_monitor.publish import best, rebuild
 from dse_monitor.runs import ledger, probed
 from dse_monitor.runs.locking import RunLock
@@ -56,6 +56,11 @@ def probe_run(
 
     view = ledger.read(output)
     watched = next((fact.data["probe"] for fact in reversed(view.facts) if fact.kind == "watch"), {})
+    if watched.get("network") and labelled.network is None:  # a folder's records do not say what code is run
+        raise RunError(
+            f"DSE was measured there on the network of {watched['network']}: name it here as well, with "
+            "--network"
+        )
     given = {name: getattr(labelled, name) for name in _OF_THE_WATCHER}
     chosen = {name: watched.get(name) if value is None else value for name, value in given.items()}
     prober = Prober(dataclasses.replace(labelled, **chosen))

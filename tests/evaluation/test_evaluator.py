@@ -489,7 +489,11 @@ def test_a_transform_replaces_mean_and_deviation_too(config, evaluator, checkpoi
         pixels = decoding.read_picture(path, encoder.preprocessing)
         return (pixels.transpose(2, 0, 1) / np.float32(255) - mean) / std
 
-    held_out = HeldOut(config, str(tmp_path / "cache"), transform=transform, transform_id="abc")
+    class Transformed(HeldOut):
+        def at(self, how, progress=None, **_):
+            return super().at(how, progress, transform=transform, transform_id="abc")
+
+    held_out = Transformed(config, str(tmp_path / "cache"))
     result, expected = evaluator(held_out=held_out)(checkpoint), evaluator()(checkpoint)
     assert result.components.dse(1.0) == pytest.approx(expected.components.dse(1.0), rel=1e-3)
     settings = result.settings

@@ -6,18 +6,25 @@ found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from dse_monitor.checkpoints.families.network import Network, NotThisNetwork
+from dse_monitor.checkpoints.families.network import Network, NotThisNetwork, Stated
 from dse_monitor.checkpoints.layouts.layout import Layout
 from dse_monitor.checkpoints.names import from_name
 from dse_monitor.checkpoints.options import ReadingOptions
-from dse_monitor.checkpoints.recognition import architecture, configuration, preparation, progress, statements
+from dse_monitor.checkpoints.recognition import (
+    architecture,
+    configuration,
+    own,
+    preparation,
+    progress,
+    statements,
+)
 from dse_monitor.checkpoints.recognition.choice import choices_of, chosen, layout_of
-from dse_monitor.checkpoints.recognition.contents import File, counted, gaps
+from dse_monitor.checkpoints.recognition.contents import OWN, File, counted, gaps
 from dse_monitor.checkpoints.recognition.dialects import Found, Pieces
 from dse_monitor.checkpoints.recognition.fit import fitted
 from dse_monitor.errors import AmbiguousArchitecture, UnknownLayout
@@ -100,10 +107,43 @@ def recognise(
     Raises:
         UnknownLayout: no encoder was found, or a tensor of it is missing or has no place.
         AmbiguousArchitecture: several networks fit; says which, and the option that decides.
+        NetworkError: the network of the user's own cannot be built or run.
     """
     options = options or ReadingOptions()
     file = File(archive)
     stated = statements.read(archive, options)
+    if options.network is not None:
+        fit = own.fitted(file, options, stated)
+    else:
+        fit = _fitted(archive, file, options, stated)
+    entry, choice, network, pieces = fit.layout, fit.choice, fit.network, fit.pieces
+    done = progress.read(
+        {**archive.tree, **_trainer_state(archive)} if isinstance(archive.tree, dict) else {},
+        from_name(relative_path or "/".join(archive.path.absolute().parts[-3:])),
+        epochs_from_field=entry.epochs_from_field,
+        steps_from_field=entry.steps_from_field,
+        scalars=scalars,
+    )
+    used = {choice.found.prefix + name for piece in pieces.values() for name in piece.sources}
+    return Recognition(
+        layout=entry,
+        found=choice.found,
+        encoder=choice.name,
+        network=network,
+        preprocessing=fit.preprocessing,
+        pieces=pieces,
+        progress=done,
+        facts=(*network.facts, *fit.prepared),
+        unused=tuple(name for clean, name in choice.found.state.names.items() if clean not in used),
+        others=tuple((other.name, other.found.spelled) for other in fit.choices if other != choice),
+        notes=(*archive.notes, *network.notes, *done.notes),
+    )
+
+
+def _fitted(
+    archive: Archive, file: File, options: ReadingOptions, stated: Mapping[str, Stated]
+) -> own.Fitted:
+    """The network that the shapes of the tensors describe, or that is named."""
     entry = layout_of(file, options.layout)
     choices = choices_of(entry, file.encoders, forced=options.layout is not None)
     choice = chosen(file, entry, choices, options.encoder)
@@ -120,27 +160,7 @@ def recognise(
             f"{file.path.name} ({archive.container}), layout {entry.name!r}, "
             f"{choice.found.spelled!r}: {error}."
         ) from error
-    done = progress.read(
-        {**archive.tree, **_trainer_state(archive)} if isinstance(archive.tree, dict) else {},
-        from_name(relative_path or "/".join(archive.path.absolute().parts[-3:])),
-        epochs_from_field=entry.epochs_from_field,
-        steps_from_field=entry.steps_from_field,
-        scalars=scalars,
-    )
-    used = {choice.found.prefix + name for piece in pieces.values() for name in piece.sources}
-    return Recognition(
-        layout=entry,
-        found=choice.found,
-        encoder=choice.name,
-        network=network,
-        preprocessing=preprocessing,
-        pieces=pieces,
-        progress=done,
-        facts=(*network.facts, *prepared),
-        unused=tuple(name for clean, name in choice.found.state.names.items() if clean not in used),
-        others=tuple((other.name, other.found.spelled) for other in choices if other != choice),
-        notes=(*archive.notes, *network.notes, *done.notes),
-    )
+    return own.Fitted(entry, choices, choice, network, pieces, preprocessing, prepared)
 
 
 def _cannot_be_built(file: File, layout: Layout, found: Found, error: NotThisNetwork) -> str:
@@ -149,7 +169,7 @@ def _cannot_be_built(file: File, layout: Layout, found: Found, error: NotThisNet
     missing = f" ({counted(lacking, len(names))})" if lacking else ""
     return file.says(
         f"the encoder at {found.spelled!r} (layout {layout.name!r}) cannot be built: {error}{missing}",
-        "Choose another network with --encoder, or name a timm model with --arch",
+        f"Choose another network with --encoder, name a timm model with --arch, {OWN}",
     )
 
 

@@ -316,6 +316,8 @@ class EvaluatorFactory:
         Raises:
             ImagesError, OutputError: see `images.prepare`.
         """
+        if config.network is not None:  # which may have a transform of its own
+            return
         held_out = self._evaluate.HeldOut(config, place.cache)
         held_out.at(how)
         self._held_out = (config, place, held_out)
