@@ -61,16 +61,16 @@ def averaged():
 
 
 def test_averaged_copy_of_ema_pytorch_is_taken(saved):
-    encoder = load_encoder(saved(averaged()))
+    encoder = load_encoder(saved(averaged()), num_heads=3)
     assert (encoder.source.layout, encoder.source.encoder) == ("ema-pytorch", "ema_model")
     assert agrees(encoder, network(1))
-    assert agrees(load_encoder(saved(averaged()), encoder="online_model"), network(0))
+    assert agrees(load_encoder(saved(averaged()), encoder="online_model", num_heads=3), network(0))
 
 
 def test_averaged_copy_inside_a_lightning_module_is_taken(saved):
     state = {f"ema.{name}": tensor for name, tensor in averaged().items()} | under("model", network(2))
     content = {"state_dict": state, "pytorch-lightning_version": "2.4", "epoch": 3, "global_step": 40}
-    encoder = load_encoder(saved(content))
+    encoder = load_encoder(saved(content), num_heads=3)
     assert (encoder.source.layout, encoder.source.encoder, encoder.source.epoch) == (
         "lightning",
         "ema_model",
@@ -87,10 +87,11 @@ def test_ema_pytorch_itself_writes_what_is_read(saved):
     ema.update()
     vit.load_state_dict(network(1).state_dict())
     ema.update()
-    assert agrees(load_encoder(saved(ema.state_dict())), ema.ema_model)
+    assert agrees(load_encoder(saved(ema.state_dict()), num_heads=3), ema.ema_model)
     without = library.EMA(vit, include_online_model=False)
     assert agrees(
-        load_encoder(saved({"model": vit.state_dict(), "ema": without.state_dict()})), without.ema_model
+        load_encoder(saved({"model": vit.state_dict(), "ema": without.state_dict()}), num_heads=3),
+        without.ema_model,
     )
 
 
@@ -116,7 +117,7 @@ def test_which_network_is_taken_and_why(saved, names, taken, because, nested):
         }
     content["note"] = 1
     path = saved(content)
-    encoder = load_encoder(path)
+    encoder = load_encoder(path, num_heads=3)
     assert encoder.source.encoder == taken
     assert agrees(
         encoder, next(vit for name, vit in nets.items() if taken.split("_")[0] in name or len(nets) == 1)
@@ -192,7 +193,9 @@ def test_other_missing_positions_are_refused_for_what_they_are():
     }
     with pytest.raises(NotThisNetwork, match="no pos_embed: its positions are rotary, or a table"):
         architecture.recognise("vit", shapes, Hints())
-    made = architecture.recognise("vit", shapes, Hints(details={"positions": SINUSOID}, image_size=64))
+    made = architecture.recognise(
+        "vit", shapes, Hints(num_heads=3, details={"positions": SINUSOID}, image_size=(64, 64))
+    )
     assert made.renamed["pos_embed"].shape == (1, 64, 192)
 
 

@@ -111,7 +111,7 @@ def test_file_is_read_with_the_tokens_of_the_module(form, saved):
     from dse_monitor.checkpoints import load_encoder
 
     vit = wrapped(form)
-    encoder = load_encoder(saved({"model": vit.state_dict()}))
+    encoder = load_encoder(saved({"model": vit.state_dict()}), num_heads=3)
     with torch.no_grad():
         wanted = vit.forward_features(IMAGES)[:, 1:]
     assert torch.allclose(encoder.dense_tokens(IMAGES), wanted, atol=1e-5)
