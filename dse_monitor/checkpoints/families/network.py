@@ -36,10 +36,17 @@ class Heads:
 
 @dataclass(frozen=True)
 class Stated:
-    """A value that the file, a file beside it, or an option gives, and where it stands."""
+    """A value that the file, a file beside it, or an option gives, and where it stands.
+
+    Attributes:
+        value: as it is used.
+        source: where it was read.
+        assumed: it stands in a library for networks of that name, and nothing says that this file follows it.
+    """
 
     value: Any
     source: str
+    assumed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +113,9 @@ class Network:
         heads: attention heads as used, for records; empty for convolutional networks.
         facts: what changes its tokens and is not to be seen in its tensors.
         computed: tensors that need not be in a file: the module makes them, and keeps them where they lack.
+        defaults: how images are prepared for it where nothing of the file says so: as the library that
+            defines it does, by the names of `Hints.stated`.
+        outside: tensors of its class that take no part in its tokens, such as a classifier's.
         renamed: pieces that replace same-named ones (folding, splitting), by name in the network; their
             sources are names in the network too.
         notes: what was assumed, in full sentences.
@@ -127,6 +137,8 @@ class Network:
     heads: str = ""
     facts: tuple[Fact, ...] = ()
     computed: frozenset[str] = frozenset()
+    defaults: Mapping[str, Stated] = field(default_factory=dict)
+    outside: frozenset[str] = frozenset()
     renamed: Mapping[str, Piece] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints import families
-from dse_monitor.checkpoints.families import named as by_name
 from dse_monitor.checkpoints.families.network import Hints, Network, NotThisNetwork
 from dse_monitor.checkpoints.families.statedicts import Shape, StateDict
 from dse_monitor.checkpoints.recognition.dialects import Found, find
@@ -70,15 +69,6 @@ def recognise(family: str, shapes: Mapping[str, Shape], hints: Hints) -> Network
     return network if network.tensors else _looked_at(network)
 
 
-def named(arch: str, shapes: Mapping[str, Shape], hints: Hints) -> Network:
-    """The timm model called `arch`, whatever its family.
-
-    Raises:
-        NotThisNetwork: timm has no such model, or cannot build it.
-    """
-    return by_name.recognise(arch, shapes, hints)
-
-
 def build(network: Network) -> nn.Module:
     """The module in evaluation mode, its parameters without storage (device ``meta``), its buffers filled.
 
@@ -87,8 +77,7 @@ def build(network: Network) -> nn.Module:
     Raises:
         NotThisNetwork: timm cannot build it, or builds it with other tensors than `Network.tensors`.
     """
-    with _parameters_on_meta():
-        module = network.build()
+    module = _built(network)
     made = _shapes(module)
     if made != network.tensors:
         odd = sorted(dict(made.items() ^ network.tensors.items()))
@@ -97,6 +86,31 @@ def build(network: Network) -> nn.Module:
             f"{odd[0]}; install another release of timm"
         )
     return module.eval().requires_grad_(False)
+
+
+def _built(network: Network) -> nn.Module:
+    """The module, its parameters on ``meta``; made with real ones first where its constructor reads them."""
+    try:
+        with _parameters_on_meta():
+            module = network.build()
+    except NotThisNetwork:
+        raise
+    except (RuntimeError, NotImplementedError):
+        module = None
+    if module is not None and not any(buffer.is_meta for buffer in module.buffers()):
+        return module
+    try:
+        module = network.build()
+    except NotThisNetwork:
+        raise
+    except Exception as error:
+        raise NotThisNetwork(f"{network.description} cannot be built: {type(error).__name__}: {error}") from error
+    import torch
+
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            part._parameters[name] = torch.nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+    return module
 
 
 def _looked_at(network: Network) -> Network:
@@ -129,4 +143,4 @@ def _parameters_on_meta() -> Iterator[None]:
         handle.remove()
 
 
-__all__ = ["build", "encoders", "named", "recognise"]
+__all__ = ["build", "encoders", "recognise"]

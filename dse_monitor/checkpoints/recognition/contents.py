@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,12 @@ class File:
         self.encoders: list[Found] = architecture.encoders(self.states)
         self.marks = marks(archive.tree, self.states)
         self.left_out = [note for note in archive.notes if " not built: " in note]
+
+    def with_encoders(self, encoders: Iterable[Found]) -> File:
+        """The same file, in which these are the encoders."""
+        other = copy.copy(self)
+        other.encoders = list(encoders)
+        return other
 
     def says(self, problem: str, advice: str) -> str:
         """One sentence each: the file and what is in it, the problem, what to do."""

@@ -36,6 +36,7 @@ def preprocessing(network: Network, stated: Mapping[str, Stated]) -> tuple[Prepr
     """
     facts: list[Fact] = []
     values: dict[str, Any] = {}
+    stated = {**network.defaults, **stated}
     for name, usual in _USUAL.items():
         if name in stated:
             values[name] = stated[name].value
@@ -44,9 +45,8 @@ def preprocessing(network: Network, stated: Mapping[str, Stated]) -> tuple[Prepr
             values[name], source = usual, _EVIDENCE[name]
         if name in ("mean", "std"):
             values[name] = _for_channels(name, tuple(values[name]), network.channels, name in stated, source)
-        facts.append(
-            Fact("crop" if name == "crop_mode" else name, _said(values[name]), source, name not in stated)
-        )
+        assumed = name not in stated or stated[name].assumed
+        facts.append(Fact("crop" if name == "crop_mode" else name, _said(values[name]), source, assumed))
     size = network.image_size
     resize, source = None, ""
     if "resize" in stated:

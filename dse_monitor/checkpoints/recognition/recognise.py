@@ -6,17 +6,18 @@ found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from dse_monitor.checkpoints.families.network import Network, NotThisNetwork
+from dse_monitor.checkpoints.families.network import Network, NotThisNetwork, Stated
 from dse_monitor.checkpoints.layouts.layout import Layout
 from dse_monitor.checkpoints.names import from_name
 from dse_monitor.checkpoints.options import ReadingOptions
 from dse_monitor.checkpoints.recognition import architecture, configuration, preparation, progress, statements
-from dse_monitor.checkpoints.recognition.choice import choices_of, chosen, layout_of
+from dse_monitor.checkpoints.recognition.by_name import ByName, named_network
+from dse_monitor.checkpoints.recognition.choice import Choice, choices_of, chosen, layout_of
 from dse_monitor.checkpoints.recognition.contents import File, counted, gaps
 from dse_monitor.checkpoints.recognition.dialects import Found, Pieces
 from dse_monitor.checkpoints.recognition.fit import fitted
@@ -104,22 +105,19 @@ def recognise(
     options = options or ReadingOptions()
     file = File(archive)
     stated = statements.read(archive, options)
-    entry = layout_of(file, options.layout)
-    choices = choices_of(entry, file.encoders, forced=options.layout is not None)
-    choice = chosen(file, entry, choices, options.encoder)
-    hints = configuration.hints(archive, entry, choice.found.dialect, stated, options)
-    if options.layout is None and options.arch is None:
-        _check_model_type(file, choice.found, archive.config.get("model_type"))
+    named = named_network(file, archive, options, stated)
+    passed_over: tuple[str, ...] = ()
     try:
-        network, pieces = fitted(choice.found, entry, hints, options.arch)
+        entry, choices, choice, network, pieces = _network(file, archive, options, stated, named)
+    except UnknownLayout:
+        if named is None or named.binding:
+            raise
+        passed_over = (f"The file names {named.spelled}, and its tensors are not that network's.",)
+        entry, choices, choice, network, pieces = _network(file, archive, options, stated, None)
+    try:
         preprocessing, prepared = preparation.preprocessing(network, stated)
-    except NotThisNetwork as error:
-        raise UnknownLayout(_cannot_be_built(file, entry, choice.found, error)) from error
     except AmbiguousArchitecture as error:
-        raise AmbiguousArchitecture(
-            f"{file.path.name} ({archive.container}), layout {entry.name!r}, "
-            f"{choice.found.spelled!r}: {error}."
-        ) from error
+        raise _ambiguous(file, entry, choice.found, error) from error
     done = progress.read(
         {**archive.tree, **_trainer_state(archive)} if isinstance(archive.tree, dict) else {},
         from_name(relative_path or "/".join(archive.path.absolute().parts[-3:])),
@@ -139,7 +137,37 @@ def recognise(
         facts=(*network.facts, *prepared),
         unused=tuple(name for clean, name in choice.found.state.names.items() if clean not in used),
         others=tuple((other.name, other.found.spelled) for other in choices if other != choice),
-        notes=(*archive.notes, *network.notes, *done.notes),
+        notes=(*archive.notes, *passed_over, *network.notes, *done.notes),
+    )
+
+
+def _network(
+    file: File,
+    archive: Archive,
+    options: ReadingOptions,
+    stated: Mapping[str, Stated],
+    named: ByName | None,
+) -> tuple[Layout, list[Choice], Choice, Network, Pieces]:
+    """Layout, its networks in the file, the one that is evaluated, and its description with its pieces."""
+    if named is not None and named.places:
+        file = file.with_encoders(named.places)
+    entry = layout_of(file, options.layout)
+    choices = choices_of(entry, file.encoders, forced=options.layout is not None)
+    choice = chosen(file, entry, choices, options.encoder)
+    hints = configuration.hints(archive, entry, choice.found.dialect, stated, options)
+    if options.layout is None and named is None:
+        _check_model_type(file, choice.found, archive.config.get("model_type"))
+    try:
+        return entry, choices, choice, *fitted(choice.found, entry, hints, named)
+    except NotThisNetwork as error:
+        raise UnknownLayout(_cannot_be_built(file, entry, choice.found, error)) from error
+    except AmbiguousArchitecture as error:
+        raise _ambiguous(file, entry, choice.found, error) from error
+
+
+def _ambiguous(file: File, layout: Layout, found: Found, error: Exception) -> AmbiguousArchitecture:
+    return AmbiguousArchitecture(
+        f"{file.path.name} ({file.container}), layout {layout.name!r}, {found.spelled!r}: {error}."
     )
 
 
