@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints.families.network import NotThisNetwork
 from dse_monitor.checkpoints.families.statedicts import Shape
+from dse_monitor.checkpoints.meta import without_storage
 from dse_monitor.checkpoints.named.options import one_line, unexpected
 
 if TYPE_CHECKING:
@@ -45,11 +46,7 @@ class Template:
     @property
     def required(self) -> list[str]:
         """Tensors that a file must have."""
-        return [
-            name
-            for name in self.tensors
-            if name not in self.computed and not name.endswith(_COUNTERS)
-        ]
+        return [name for name in self.tensors if name not in self.computed and not name.endswith(_COUNTERS)]
 
     def misfits(self, shapes: dict[str, Shape]) -> list[str]:
         """Required tensors that are not there, or in another shape."""
@@ -67,14 +64,8 @@ def template(make: Callable[[], nn.Module], what: str, makers: Sequence[Callable
     Raises:
         NotThisNetwork: it cannot be built; says why in one line.
     """
-    import torch
-
     with quiet(), refused(what, makers):
-        try:
-            with torch.device("meta"):
-                module = make()
-        except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError):
-            module = make().to("meta")  # a constructor that looks at numbers, or one that refuses in any case
+        module = without_storage(make).to("meta")
     module = module.eval().requires_grad_(False)
     every = dict(module.named_buffers())
     if sum(math.prod(buffer.shape) for buffer in every.values()) > MOST_COMPUTED:
@@ -116,8 +107,7 @@ def output_of(made: Template, forward: Callable[[Any, Any], Any], size: Sequence
 
     with quiet(), torch.no_grad(), refused_forward(size):
         try:
-            with torch.device("meta"):
-                return forward(made.module, torch.empty(1, *size, device="meta"))
+            return forward(made.module, torch.empty(1, *size, device="meta"))
         except (NotImplementedError, RuntimeError) as error:  # perhaps because it looks at numbers
             if "meta" not in str(error).lower():
                 raise

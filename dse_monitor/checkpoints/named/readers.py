@@ -65,8 +65,10 @@ class Reading:
 
 
 def _map(module: Any, images: Tensor, layer: int, *, with_prefix: bool = False) -> Any:
-    """The map [B, D, rows, columns] of a layer, its final norm applied where there is one; with the prefix tokens
-    [B, P, D] as a pair if they are wanted and there are any."""
+    """The map [B, D, rows, columns] of a layer, its final norm applied where there is one.
+
+    With `with_prefix` a pair of it and of the prefix tokens [B, P, D], if the class gives them out.
+    """
     forward = module.forward_intermediates
     wanted: dict[str, Any] = {"indices": [layer - 1], "intermediates_only": True, "output_fmt": "NCHW"}
     if with_prefix and _takes(forward, "return_prefix_tokens"):
@@ -97,20 +99,20 @@ def reading(made: Template, channels: int, size: tuple[int, int]) -> Reading:
             dense = output_of(made, lambda model, images: _map(model, images, layers), (channels, *size))
         except NotThisNetwork:
             dense = None
-        if getattr(dense, "ndim", 0) != 4:
+        if dense is None or getattr(dense, "ndim", 0) != 4:
             raise
         _, width, rows, columns = dense.shape
         return dataclasses.replace(last, grid=(rows, columns), width=width)
 
 
 def _of_features(module: Any, features: Any, size: tuple[int, int], layers: int) -> Reading:
-    shape = getattr(features, "shape", None)
-    if shape is None or len(shape) not in (3, 4):
-        found = f"a {type(features).__name__}" if shape is None else f"of shape {list(shape)}"
+    shape: tuple[int, ...] = tuple(getattr(features, "shape", ()))
+    if len(shape) not in (3, 4):
+        found = f"of shape {list(shape)}" if shape else f"a {type(features).__name__}"
         raise NotThisNetwork(f"its features are {found}, neither tokens nor a map, so DSE cannot be measured")
     width = getattr(module, "num_features", 0)
     if len(shape) == 4:
-        return _of_map(module, tuple(shape[1:]), width, layers)
+        return _of_map(module, shape[1:], width, layers)
     grid, prefix = _grid(module, shape[1], size)
     if shape[2] != width and shape[1] == width:
         raise NotThisNetwork(f"its features are {list(shape)}, channels before tokens")
@@ -127,7 +129,9 @@ def _of_map(module: Any, shape: tuple[int, ...], width: int, layers: int) -> Rea
         if not last and not first and stated is None and shape[1] == shape[2] != shape[0]:
             first = True
         elif not last and stated is None and not first:
-            raise NotThisNetwork(f"its features are {list(shape)}; which axis is the {width} features is not known")
+            raise NotThisNetwork(
+                f"its features are {list(shape)}; which axis is the {width} features is not known"
+            )
     if last:
         return Reading(ROWS_FIRST, (shape[0], shape[1]), shape[2], layers=layers)
     return Reading(CHANNELS_FIRST, (shape[1], shape[2]), shape[0], layers=layers)

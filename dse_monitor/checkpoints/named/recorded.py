@@ -62,7 +62,11 @@ def record(archive: Archive) -> Record | None:
                 except NotThisNetwork:
                     arguments = {}
                 return Record(
-                    Named(arch=arch.removeprefix("timm/"), source=f"{field} in {place} of the file", arguments=arguments),
+                    Named(
+                        arch=arch.removeprefix("timm/"),
+                        source=f"{field} in {place} of the file",
+                        arguments=arguments,
+                    ),
                     binding=False,
                 )
     return None
@@ -86,13 +90,13 @@ def asked(arch: str, arch_options: tuple[str, ...], size: Stated | None, archive
         source="--arch",
         arguments=arguments,
         image_size=size or (known.named.image_size if known is not None and same else None),
-        statistics=known.named.statistics if known is not None and same else {},
+        prepared=known.named.prepared if known is not None and same else {},
         trained_by_timm=known is not None and same and known.named.trained_by_timm,
     )
 
 
 def _of_training(arch: str, args: Mapping[str, Any]) -> Record:
-    """timm's CheckpointSaver: the class's name in place of the model's if it was given no arguments."""
+    """What timm's CheckpointSaver writes; the name of the class, not of a model, if it was given no `args`."""
     arguments = options.recorded(attributes(args.get("model_kwargs")), "args.model_kwargs")
     if isinstance(args.get("gp"), str):
         arguments.setdefault("global_pool", args["gp"])
@@ -109,7 +113,7 @@ def _of_training(arch: str, args: Mapping[str, Any]) -> Record:
             arguments=arguments,
             image_size=None if size is None else Stated(size, f"args.{where} in the file"),
             trained_by_timm=True,
-            statistics={},
+            prepared=_prepared(args, "args.{} in the file"),
         ),
         binding=bool(args.get("model")),
     )
@@ -137,15 +141,23 @@ def _of_hub(config: Mapping[str, Any]) -> Record:
             source="architecture in config.json",
             arguments=arguments,
             image_size=shape,
-            statistics=own,
+            prepared=_prepared(own, "{} in config.json"),
             trained_by_timm=True,
         ),
         binding=True,
     )
 
 
+def _prepared(values: Mapping[str, Any], where: str) -> dict[str, Stated]:
+    return {
+        name: Stated(values[name], where.format(name))
+        for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+        if values.get(name) not in (None, "", ())
+    }
+
+
 def _input(args: Mapping[str, Any]) -> tuple[tuple[int, int] | None, str, int | None]:
-    """Image size (height, width) and channels that timm's arguments ask for, and which argument gave the size."""
+    """Image size (height, width) of timm's arguments, which of them gives it, and channels if not three."""
     size = args.get("input_size")
     if isinstance(size, (list, tuple)) and len(size) == 3 and all(isinstance(side, int) for side in size):
         return (size[1], size[2]), "input_size", None if size[0] == 3 else size[0]

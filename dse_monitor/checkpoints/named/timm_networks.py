@@ -1,4 +1,4 @@
-"""A network of timm by its name: built by timm at the channels and the image size its tensors were made for."""
+"""A network of timm by its name, built by timm for the channels and image size its tensors were made for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # no source such as hf-hub: or local-dir:, and no path
-_LARGEST_STEP = 64  # candidates of image sides tried are up to this many tokens' steps
+_KEPT = 8  # templates; they hold no numbers
+_MADE: dict[str, Template] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class Named:
         source: who names it: "--arch", or a field of the file.
         arguments: what it is built with beside its name.
         image_size: height and width of the images it was made for, px, and where that is said.
-        statistics: what the file itself says of its images, by timm's names of a `pretrained_cfg`.
+        prepared: what the file itself says of its images, by timm's names of a `pretrained_cfg`.
         trained_by_timm: whether timm's own training wrote the file, whose preprocessing follows from the
             network's configuration wherever the file says nothing else.
     """
@@ -44,7 +45,7 @@ class Named:
     source: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     image_size: Stated | None = None
-    statistics: Mapping[str, Any] = field(default_factory=dict)
+    prepared: Mapping[str, Stated] = field(default_factory=dict)
     trained_by_timm: bool = False
 
     @property
@@ -77,6 +78,15 @@ def check_name(arch: str) -> None:
     )
 
 
+def refusal(arch: str, arch_options: tuple[str, ...]) -> str:
+    """Why timm does not build this, whatever the file; empty if it does."""
+    try:
+        plain(Named(arch=arch, source="--arch", arguments=options.parsed(arch_options)))
+    except NotThisNetwork as error:
+        return str(error)
+    return ""
+
+
 def plain(named: Named) -> Template:
     """The network as timm builds it with these arguments, whatever the file's shapes.
 
@@ -107,8 +117,9 @@ def recognise(named: Named, shapes: Mapping[str, Shape], hints: Hints) -> Networ
     arguments = dict(named.arguments)
     if hints.num_heads is not None:
         arguments.setdefault("num_heads", hints.num_heads)
-    made = _fitted(named, arguments, shapes)
+    made = _template(named.arch, arguments)
     _check_heads(named, made.module, hints)
+    made = _fitted(named, arguments, made, shapes)
     made, read, size, source = _at_size(named, arguments, made, shapes, _channels(made, arguments))
     channels = _channels(made, arguments)
     given = {key: value for key, value in arguments.items() if key != "in_chans"}
@@ -133,7 +144,11 @@ def recognise(named: Named, shapes: Mapping[str, Shape], hints: Hints) -> Networ
         facts=(
             Fact("architecture", spelled, named.source),
             Fact("image shape", f"{size[0]} x {size[1]} px", *source, usual=size[0] == size[1]),
-            *([Fact("tokens", read.kind, f"what {type(made.module).__name__} of timm gives out")] if read.kind == LAST_STAGE else []),
+            *(
+                [Fact("tokens", read.kind, f"what {type(made.module).__name__} of timm gives out")]
+                if read.kind == LAST_STAGE
+                else []
+            ),
         ),
         defaults=_defaults(named, made.module, channels),
         outside=heads_of(named, made),
@@ -151,18 +166,23 @@ def _make(arch: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def _template(arch: str, arguments: Mapping[str, Any]) -> Template:
-    given = options.said(arguments)
-    what = f"{arch} of timm" + (f" with {given}" if given else "")
-    makers: list[Callable[..., Any]] = []
-    if arguments:
-        made = type(template(partial(_make, arch, {"num_classes": 0}), arch).module)
-        makers.append(made.__init__)
-    return template(partial(_make, arch, {**arguments, "num_classes": 0}), what, makers)
+    """The network without numbers; a watcher asks for the same one at every checkpoint."""
+    key = repr((arch, sorted(arguments.items())))
+    if key not in _MADE:
+        given = options.said(arguments)
+        what = f"{arch} of timm" + (f" with {given}" if given else "")
+        makers: list[Callable[..., Any]] = []
+        if arguments:
+            makers.append(type(_template(arch, {}).module).__init__)
+        made = template(partial(_make, arch, {**arguments, "num_classes": 0}), what, makers)
+        while len(_MADE) >= _KEPT:
+            del _MADE[next(iter(_MADE))]
+        _MADE[key] = made
+    return _MADE[key]
 
 
-def _fitted(named: Named, arguments: dict[str, Any], shapes: Mapping[str, Shape]) -> Template:
+def _fitted(named: Named, arguments: dict[str, Any], made: Template, shapes: Mapping[str, Shape]) -> Template:
     """The network at the channels and the image size of `shapes`; what was found is added to `arguments`."""
-    made = _template(named.arch, arguments)
     shapes = dict(shapes)
     if not made.misfits(shapes):
         return made
@@ -203,7 +223,7 @@ def _misfit(named: Named, made: Template, odd: list[str], shapes: Mapping[str, S
 
 def _attempt(arch: str, arguments: Mapping[str, Any]) -> Template | None:
     try:
-        return template(partial(_make, arch, {**arguments, "num_classes": 0}), arch)
+        return _template(arch, arguments)
     except NotThisNetwork:
         return None
 
@@ -234,15 +254,13 @@ def _channels_of(
     return None
 
 
-def _side(
-    arch: str, arguments: Mapping[str, Any], made: Template, shapes: Mapping[str, Shape]
-) -> int | None:
+def _side(arch: str, arguments: Mapping[str, Any], made: Template, shapes: Mapping[str, Shape]) -> int | None:
     """Side of the square images whose tables have the shapes of the file's, by halving; None if none has."""
     names = [name for name in made.misfits(dict(shapes)) if name in shapes]
     wanted = sum(math.prod(shapes[name]) for name in names)
     info = list(getattr(made.module, "feature_info", None) or [])
     step = info[-1].get("reduction", 32) if info and isinstance(info[-1], dict) else 32
-    low, high = 1, min(options.LARGEST_SIDE // step, 4 * _LARGEST_STEP)
+    low, high = 1, options.LARGEST_SIDE // step
     while low <= high and names:
         middle = (low + high) // 2
         tried = _attempt(arch, {**arguments, "img_size": middle * step})
@@ -283,13 +301,19 @@ def _at_size(
     return made, reading(made, channels, own), own, source
 
 
-def _own_size(named: Named, arguments: Mapping[str, Any], module: Any) -> tuple[tuple[int, int], tuple[str, bool]]:
+def _own_size(
+    named: Named, arguments: Mapping[str, Any], module: Any
+) -> tuple[tuple[int, int], tuple[str, bool]]:
     """Image size of the network as it is built, and where it comes from."""
     if "img_size" in arguments:
         asked = named.arguments.get("img_size")
-        where = "the size its position tables are made for" if asked is None else f"img_size beside {named.source}"
+        where = (
+            "the size its position tables are made for"
+            if asked is None
+            else f"img_size beside {named.source}"
+        )
         return _pair(arguments["img_size"]), (where, False)
-    size = named.statistics.get("input_size") or module.pretrained_cfg.get("input_size")
+    size = module.pretrained_cfg.get("input_size")
     where = f"timm's configuration of {named.arch}"
     if isinstance(size, (list, tuple)) and len(size) == 3:
         return (int(size[1]), int(size[2])), (where, named.source == "--arch")
@@ -297,9 +321,8 @@ def _own_size(named: Named, arguments: Mapping[str, Any], module: Any) -> tuple[
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    if isinstance(value, (list, tuple)) and len(value) == 2:
-        return int(value[0]), int(value[1])
-    return int(value), int(value)
+    sides: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
+    return int(sides[0]), int(sides[-1])
 
 
 def _channels(made: Template, arguments: Mapping[str, Any]) -> int:
@@ -339,13 +362,14 @@ def _defaults(named: Named, module: Any, channels: int) -> dict[str, Stated]:
     found: dict[str, Stated] = {}
     own = module.pretrained_cfg
     for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode"):
-        recorded = named.statistics.get(name)
-        value = own.get(name) if recorded is None else recorded
-        source = f"timm's configuration of {named.arch}" if recorded is None else f"{name} beside {named.source}"
-        assumed = recorded is None and not named.trained_by_timm
-        if _usable(name, value, channels):
-            value = tuple(float(number) for number in value) if name in ("mean", "std") else value
-            found[name] = Stated(value, source, assumed)
+        usual = Stated(own.get(name), f"timm's configuration of {named.arch}", not named.trained_by_timm)
+        stated = named.prepared.get(name, usual)
+        if not _usable(name, stated.value, channels):
+            stated = usual
+        if _usable(name, stated.value, channels):
+            numbers = name in ("mean", "std")
+            value = tuple(float(number) for number in stated.value) if numbers else stated.value
+            found[name] = Stated(value, stated.source, stated.assumed)
     return found
 
 

@@ -33,29 +33,31 @@ class Tower:
 
 NO_POOLER = {"add_pooling_layer": False}
 _UNNORMED = "the last stage's map, no norm after it"
+_CONVOLUTION = "the last convolution's map, batch norm and activation"
+_UNLESS_POOLED = "final LayerNorm, none where use_mean_pooling is on"
 _CLIP = Tower(cls="CLIPVisionModel", prefix=1, norm="no norm (the final one is for the class token alone)")
 
 TOWERS: dict[str, Tower] = {
     "aimv2": Tower(cls="Aimv2VisionModel", within=VISION, outside=("head",)),
     "aimv2_vision_model": Tower(cls="Aimv2VisionModel", outside=("head",)),
     "beit": Tower(cls="BeitModel", prefix=1, arguments=NO_POOLER, outside=("pooler", "embeddings.mask_token"),
-                  norm="final LayerNorm, none where use_mean_pooling is on"),
+                  norm=_UNLESS_POOLED),
     "bit": Tower(cls="BitModel", norm="final GroupNorm and activation"),
     "clip": Tower(cls=_CLIP.cls, within=VISION, prefix=1, norm=_CLIP.norm),
     "clip_vision_model": _CLIP,
     "cvt": Tower(cls="CvtModel", norm=_UNNORMED),
     "data2vec-vision": Tower(cls="Data2VecVisionModel", prefix=1, arguments=NO_POOLER,
                              outside=("pooler", "embeddings.mask_token"),
-                             norm="final LayerNorm, none where use_mean_pooling is on"),
+                             norm=_UNLESS_POOLED),
     "dpt": Tower(cls="DPTModel", prefix=1, arguments=NO_POOLER, outside=("pooler",)),
-    "efficientnet": Tower(cls="EfficientNetModel", norm="the last convolution's map, batch norm and activation"),
+    "efficientnet": Tower(cls="EfficientNetModel", norm=_CONVOLUTION),
     "focalnet": Tower(cls="FocalNetModel", arguments=NO_POOLER, outside=("pooler", "embeddings.mask_token")),
     "glpn": Tower(cls="GLPNModel"),
-    "hiera": Tower(cls="HieraModel", arguments=NO_POOLER, outside=("pooler",), norm="no norm after the last stage"),
+    "hiera": Tower(cls="HieraModel", arguments=NO_POOLER, outside=("pooler",), norm="no norm at the end"),
     "levit": Tower(cls="LevitModel", norm=_UNNORMED),
-    "mobilenet_v1": Tower(cls="MobileNetV1Model", norm="the last convolution's map, batch norm and activation"),
-    "mobilenet_v2": Tower(cls="MobileNetV2Model", norm="the last convolution's map, batch norm and activation"),
-    "mobilevit": Tower(cls="MobileViTModel", norm="the last convolution's map, batch norm and activation"),
+    "mobilenet_v1": Tower(cls="MobileNetV1Model", norm=_CONVOLUTION),
+    "mobilenet_v2": Tower(cls="MobileNetV2Model", norm=_CONVOLUTION),
+    "mobilevit": Tower(cls="MobileViTModel", norm=_CONVOLUTION),
     "mobilevitv2": Tower(cls="MobileViTV2Model", norm=_UNNORMED),
     "poolformer": Tower(cls="PoolFormerModel", norm=_UNNORMED),
     "pvt": Tower(cls="PvtModel", prefix=1),

@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints.families.network import IMAGE_SIZE, Hints, Network, NotThisNetwork
-from dse_monitor.checkpoints.families.statedicts import Shape
+from dse_monitor.checkpoints.families.statedicts import Shape, unwrapped
 from dse_monitor.checkpoints.named import options
 from dse_monitor.checkpoints.named.construction import Template, output_of, quiet, refused, template
 from dse_monitor.checkpoints.named.towers import OTHER_INPUTS, TOWERS, Tower
@@ -25,6 +25,8 @@ from dse_monitor.tokens import Tokens, from_map
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+_NOT_RUN = "config.json asks for code of its own (auto_map); it is not run."
 
 # Settings that choose code, fetch weights, or change the form of the output, and nothing it is made of.
 _LEFT_OUT = frozenset(
@@ -70,14 +72,16 @@ class Described:
 
     @cached_property
     def in_file(self) -> dict[str, str]:
-        """Name in a file of each tensor by its name in memory, without what is common to all.
+        """Name in a file of each tensor by its name in memory, without what is common to all and wrappers.
 
         Raises:
             NotThisNetwork: the installed release stores a tensor in another form than it computes with.
         """
         names = _names_in_files(self.made.module, self.spelled)
         common = _common(list(names.values()))
-        return {name: stored[len(common) :] for name, stored in names.items()}
+        short = {name: stored[len(common) :] for name, stored in names.items()}
+        clean = {name: unwrapped(stored) for name, stored in short.items()}
+        return clean if len(set(clean.values())) == len(clean) else short  # as state dicts are read
 
     def translate(self, pieces: Pieces) -> Pieces:
         """The file's pieces under their names in memory; others keep theirs."""
@@ -89,7 +93,7 @@ def described(config: Mapping[str, Any]) -> Described | None:
     """The network of config.json; None if no class here encodes images for its `model_type`.
 
     Raises:
-        NotThisNetwork: its input is no image, its settings are beyond any network, or transformers is missing.
+        NotThisNetwork: its input is no image, its settings are beyond bounds, or transformers is missing.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
@@ -127,8 +131,8 @@ def recognise(network: Described, shapes: Mapping[str, Shape], hints: Hints) -> 
     odd = [name for name in made.misfits(dict(shapes)) if name in shapes]
     if odd:
         raise NotThisNetwork(
-            f"as {network.spelled} with the settings of config.json, {len(odd)} tensors have other shapes, such "
-            f"as {odd[0]}: {list(shapes[odd[0]])} instead of {list(made.tensors[odd[0]])}"
+            f"as {network.spelled} with the settings of config.json, {len(odd)} tensors have other shapes, "
+            f"such as {odd[0]}: {list(shapes[odd[0]])} instead of {list(made.tensors[odd[0]])}"
         )
     config = made.module.config
     channels = int(getattr(config, "num_channels", None) or getattr(config, "in_channels", None) or 3)
@@ -167,7 +171,9 @@ def recognise(network: Described, shapes: Mapping[str, Shape], hints: Hints) -> 
             Fact("image shape", f"{size[0]} x {size[1]} px", source, assumed, usual=size[0] == size[1]),
         ),
         outside=frozenset(tower.outside),
-        notes=("config.json asks for code of its own (auto_map); it is not run.",) if network.ignores_code else (),
+        notes=("config.json asks for code of its own (auto_map); it is not run.",)
+        if network.ignores_code
+        else (),
     )
 
 
@@ -197,22 +203,26 @@ def _names_in_files(module: Any, what: str) -> dict[str, str]:
     changed = [name for name, tensor in state.items() if id(tensor) not in stored]
     if changed:
         raise NotThisNetwork(
-            f"the installed transformers stores {what} in another form than it computes with, such as {changed[0]}"
+            f"the installed transformers stores {what} in another form than it computes with, such as "
+            f"{changed[0]}"
         )
     return {name: stored[id(tensor)] for name, tensor in state.items()}
 
 
 def _common(names: list[str]) -> str:
-    """The name of the module that all tensors are below of, such as ``vision_model.``; empty if there is none."""
-    first = os.path.commonprefix(names)
-    return first[: first.rfind(".") + 1]
+    """The module below which all tensors are, such as ``vision_model.``; empty if there is none."""
+    parts = [name.split(".")[:-1] for name in names]
+    shared = 0
+    while all(len(each) > shared and each[shared] == parts[0][shared] for each in parts):
+        shared += 1
+    return "".join(f"{part}." for part in parts[0][:shared])
 
 
 # What it does
 
 
 def _tokens(tower: Tower, module: Any, images: Tensor, layer: int | None = None) -> Tokens:
-    """The last hidden state of images [B, C, H, W]: class and detection tokens apart, maps read row by row."""
+    """The last hidden state of images [B, C, H, W]: other tokens apart, maps read row by row."""
     features = _forward(module, images)
     if features.ndim == 4:
         return from_map(features)
@@ -270,4 +280,3 @@ def _heads(config: Any) -> str:
 def _activation(config: Any) -> tuple[Fact, ...]:
     act = getattr(config, "hidden_act", None)
     return (Fact("activation", act, "hidden_act of config.json"),) if isinstance(act, str) else ()
-

@@ -7,14 +7,14 @@ themselves.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from dse_monitor.checkpoints import families
 from dse_monitor.checkpoints.families.network import Hints, Network, NotThisNetwork
 from dse_monitor.checkpoints.families.statedicts import Shape, StateDict
+from dse_monitor.checkpoints.meta import without_storage
 from dse_monitor.checkpoints.recognition.dialects import Found, find
 from dse_monitor.errors import DSEError
 
@@ -89,58 +89,25 @@ def build(network: Network) -> nn.Module:
 
 
 def _built(network: Network) -> nn.Module:
-    """The module, its parameters on ``meta``; made with real ones first where its constructor reads them."""
     try:
-        with _parameters_on_meta():
-            module = network.build()
-    except NotThisNetwork:
-        raise
-    except (RuntimeError, NotImplementedError):
-        module = None
-    if module is not None and not any(buffer.is_meta for buffer in module.buffers()):
-        return module
-    try:
-        module = network.build()
+        return without_storage(network.build)
     except NotThisNetwork:
         raise
     except Exception as error:
-        raise NotThisNetwork(f"{network.description} cannot be built: {type(error).__name__}: {error}") from error
-    import torch
-
-    for part in module.modules():
-        for name, parameter in part.named_parameters(recurse=False):
-            part._parameters[name] = torch.nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
-    return module
+        raise NotThisNetwork(
+            f"{network.description} cannot be built: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _looked_at(network: Network) -> Network:
     """The network with the tensors that are in it when it is built."""
-    with _parameters_on_meta():
-        module = network.build()
+    module = _built(network)
     buffers = frozenset(name for name, _ in module.named_buffers())
     return dataclasses.replace(network, tensors=_shapes(module), buffers=buffers)
 
 
 def _shapes(module: nn.Module) -> dict[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-@contextlib.contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Give every parameter registered meanwhile the device ``meta``; buffers keep their computed values."""
-    import torch
-    from torch.nn.modules.module import register_module_parameter_registration_hook
-
-    def to_meta(module: nn.Module, name: str, parameter: Any) -> Any:
-        if parameter is None or parameter.is_meta:
-            return None
-        return torch.nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-
-    handle = register_module_parameter_registration_hook(to_meta)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 __all__ = ["build", "encoders", "recognise"]

@@ -70,7 +70,9 @@ def named_network(
         ) from error
     if options.arch_option and found is None:
         raise UnknownLayout(
-            file.says("--arch-option says how a network is built, and no network is named", "Pass --arch NAME")
+            file.says(
+                "--arch-option says how a network is built, and no network is named", "Pass --arch NAME"
+            )
         )
     return found
 
@@ -99,8 +101,17 @@ def _recorded(
         return _of_timm(file, named, asked=False, binding=record.binding)
     except NotThisNetwork as error:
         if not record.binding:
-            return None
+            return _passed_over(named, error)
         raise NotThisNetwork(f"{error}; --layout timm reads it by its shapes alone") from error
+
+
+def _passed_over(named: Named, why: NotThisNetwork) -> ByName:
+    """A network that is named by chance and not built, so that it can be said that it was passed over."""
+
+    def refuse(shapes: Mapping[str, Shape], hints: Hints) -> Network:
+        raise why
+
+    return ByName(spelled=named.spelled, places=(), build=refuse, asked=False, binding=False)
 
 
 def _of_timm(file: File, named: Named, *, asked: bool, binding: bool) -> ByName:
@@ -117,7 +128,8 @@ def _of_timm(file: File, named: Named, *, asked: bool, binding: bool) -> ByName:
         there, lacking = nearest(required, file.states)
         raise NotThisNetwork(
             f"{named.source} says {named.spelled}, and {len(lacking)} of its {len(required)} tensors are "
-            f"missing ({some(lacking)})" + ("" if there else ": nothing in the file is named as timm names it")
+            f"missing ({some(lacking)})"
+            + ("" if there else ": nothing in the file is named as timm names it")
         )
     return ByName(
         spelled=named.spelled,
@@ -140,8 +152,8 @@ def _of_transformers(file: File, network: transformers_networks.Described) -> By
     if not found:
         _, lacking = nearest(required, file.states)
         raise NotThisNetwork(
-            f"config.json says {network.spelled}, and {len(lacking)} of its {len(required)} tensors, named as "
-            f"the installed release writes them, are missing ({some(lacking)})"
+            f"config.json says {network.spelled}, and {len(lacking)} of its {len(required)} tensors, named as the "
+            f"installed release writes them, are missing ({some(lacking)})"
         )
     return ByName(
         spelled=network.spelled,

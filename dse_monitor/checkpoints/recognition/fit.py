@@ -43,7 +43,8 @@ def fitted(found: Found, layout: Layout, hints: Hints, named: ByName | None) -> 
         pieces = {
             name: piece
             for name, piece in pieces.items()
-            if name in network.tensors or (name in kept and not name.endswith(_STALE) and not name.startswith(beside))
+            if name in network.tensors
+            or (name in kept and not name.endswith(_STALE) and not name.startswith(beside))
         }
     else:
         pieces = backbone(found.pieces(), layout)
