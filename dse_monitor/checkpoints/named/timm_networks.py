@@ -352,7 +352,7 @@ def _check_heads(named: Named, module: Any, hints: Hints) -> None:
     told = hints.num_heads is not None or "num_heads" in named.arguments
     if not told and heads and expected and heads != expected:
         raise AmbiguousArchitecture(
-            f"{named.arch} of timm ({named.source}) has {heads} attention heads, {hints.heads_origin} have "
+            f"{named.arch} has {heads} attention heads ({named.source}), {hints.heads_origin} have "
             f"{expected} at that width. Candidates: {expected}, {heads}. Pass --num-heads N"
         )
 

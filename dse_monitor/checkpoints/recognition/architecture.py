@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints import families
 from dse_monitor.checkpoints.families.network import Hints, Network, NotThisNetwork
@@ -20,6 +20,27 @@ from dse_monitor.errors import DSEError
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+# Modules that sit on an encoder, or feed it during training, and take no part in its dense tokens.
+HEADS = frozenset(
+    (
+        "head", "head_dist", "heads", "fc", "fc_norm", "classifier", "last_linear", "pre_logits",
+        "attn_pool", "pooler", "projector", "projection", "projection_head", "proj_head", "predictor",
+        "prediction_head", "prototypes", "linear", "decoder", "mask_token", "masked_embed",
+        "relation_blocks", "queue", "queue_ptr", "lm_head", "dino_head", "ibot_head", "head_dense",
+        "n_averaged", "local_cls_norm", "cls_norm",
+    )
+)  # fmt: skip
+# Settings of modules that change nothing an evaluated network computes.
+_OF_NO_EFFECT = frozenset(
+    (
+        "training", "p", "drop_prob", "inplace", "init_values", "mlp_ratio", "scale_by_keep",
+        "strict_img_size", "dynamic_img_pad", "flatten",
+        "img_size", "grid_size", "num_patches", "grad_checkpointing", "always_partition", "dynamic_mask",
+    )
+)  # fmt: skip
+_NOTHING = ("Identity", "Dropout", "DropPath", "Sequential", "ModuleList")
 
 
 def encoders(states: list[StateDict]) -> list[Found]:
@@ -86,6 +107,29 @@ def build(network: Network) -> nn.Module:
             f"{odd[0]}; install another release of timm"
         )
     return module.eval().requires_grad_(False)
+
+
+def computes_the_same(one: Network, other: Network) -> bool:
+    """Whether two networks are built alike: the same modules in the same places, with the same settings."""
+    return _settings(one) == _settings(other)
+
+
+def _settings(network: Network) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Every module's class and plain settings, but for heads and for what only training or checks look at."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name, part in _built(network).named_modules():
+        if name.split(".", 1)[0] in HEADS or not name:
+            continue
+        values = {
+            key: value
+            for key, value in vars(part).items()
+            if isinstance(value, (bool, int, float, str, tuple))
+            and key not in _OF_NO_EFFECT
+            and key[0] != "_"
+        }
+        if values or list(part.parameters(recurse=False)) or not list(part.children()):
+            found[name] = (type(part).__name__, values)
+    return {name: value for name, value in found.items() if value[0] not in _NOTHING}
 
 
 def _built(network: Network) -> nn.Module:

@@ -12,20 +12,10 @@ from dse_monitor.checkpoints.named import recorded, timm_networks, transformers_
 from dse_monitor.checkpoints.named.places import nearest, places
 from dse_monitor.checkpoints.named.timm_networks import Named
 from dse_monitor.checkpoints.options import ReadingOptions
+from dse_monitor.checkpoints.recognition.architecture import HEADS
 from dse_monitor.checkpoints.recognition.contents import File, some
 from dse_monitor.checkpoints.recognition.dialects import TRANSFORMERS, Found
 from dse_monitor.errors import UnknownLayout
-
-# Modules that sit on an encoder, or feed it during training, and take no part in its dense tokens.
-HEADS = frozenset(
-    (
-        "head", "head_dist", "heads", "fc", "fc_norm", "classifier", "last_linear", "pre_logits",
-        "attn_pool", "pooler", "projector", "projection", "projection_head", "proj_head", "predictor",
-        "prediction_head", "prototypes", "linear", "decoder", "mask_token", "masked_embed",
-        "relation_blocks", "queue", "queue_ptr", "lm_head", "dino_head", "ibot_head", "head_dense",
-        "n_averaged", "local_cls_norm", "cls_norm",
-    )
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

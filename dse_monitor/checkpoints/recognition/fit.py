@@ -8,7 +8,8 @@ from dse_monitor.checkpoints.families.network import POOLED_NORM, Hints, Network
 from dse_monitor.checkpoints.families.statedicts import Shape
 from dse_monitor.checkpoints.layouts.layout import Layout
 from dse_monitor.checkpoints.recognition import architecture
-from dse_monitor.checkpoints.recognition.by_name import HEADS, ByName
+from dse_monitor.checkpoints.recognition.architecture import HEADS
+from dse_monitor.checkpoints.recognition.by_name import ByName
 from dse_monitor.checkpoints.recognition.contents import some
 from dse_monitor.checkpoints.recognition.dialects import Found, Pieces
 

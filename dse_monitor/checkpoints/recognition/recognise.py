@@ -6,6 +6,7 @@ found.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,7 @@ from dse_monitor.checkpoints.recognition.choice import Choice, choices_of, chose
 from dse_monitor.checkpoints.recognition.contents import File, counted, gaps
 from dse_monitor.checkpoints.recognition.dialects import Found, Pieces
 from dse_monitor.checkpoints.recognition.fit import fitted
-from dse_monitor.errors import AmbiguousArchitecture, UnknownLayout
+from dse_monitor.errors import AmbiguousArchitecture, CheckpointError, UnknownLayout
 from dse_monitor.facts import Fact
 from dse_monitor.preprocessing import Preprocessing
 
@@ -114,6 +115,8 @@ def recognise(
             raise
         passed_over = (f"The file names {named.spelled}, and its tensors are not that network's.",)
         entry, choices, choice, network, pieces = _network(file, archive, options, stated, None)
+    if named is not None and not named.asked and not passed_over:
+        network = _told_apart(network, file, archive, options, stated)
     try:
         preprocessing, prepared = preparation.preprocessing(network, stated)
     except AmbiguousArchitecture as error:
@@ -163,6 +166,25 @@ def _network(
         raise UnknownLayout(_cannot_be_built(file, entry, choice.found, error)) from error
     except AmbiguousArchitecture as error:
         raise _ambiguous(file, entry, choice.found, error) from error
+
+
+def _told_apart(
+    network: Network, file: File, archive: Archive, options: ReadingOptions, stated: Mapping[str, Stated]
+) -> Network:
+    """The network of a record; its numbers are not joined with those of the network that its shapes describe.
+
+    Earlier versions of this package read shapes alone.
+    """
+    try:
+        by_shapes = _network(file, archive, options, stated, None)[3]
+        alike = architecture.computes_the_same(network, by_shapes)
+    except (CheckpointError, NotThisNetwork):
+        return network  # there are no such numbers
+    facts = (
+        dataclasses.replace(fact, usual=alike) if fact.name == "architecture" else fact
+        for fact in network.facts
+    )
+    return dataclasses.replace(network, facts=tuple(facts))
 
 
 def _ambiguous(file: File, layout: Layout, found: Found, error: Exception) -> AmbiguousArchitecture:
