@@ -1,8 +1,9 @@
-"""The smallest network of each class of timm: whether it opens, what it gives out, whether its last layer is that.
+"""The smallest network of each class of timm: does it open, what does it give out, is its last layer that?
 
-``python benchmarks/timm_sweep.py`` builds every model of timm without numbers to find the smallest of each class, then
-measures each on one image: about an hour on one core. It writes dse_monitor/checkpoints/named/classes.json, from
-which docs/networks.md is made. ``--classes Hiera FocalNet`` measures these alone and keeps the rest.
+``python benchmarks/timm_sweep.py`` builds every model of timm without numbers to find the smallest of each
+class, then measures each on one image: about an hour on one core. It writes
+dse_monitor/checkpoints/named/classes.json, from which docs/networks.md is made. ``--classes Hiera
+FocalNet`` measures these alone and keeps the rest.
 """
 
 from __future__ import annotations

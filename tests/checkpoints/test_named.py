@@ -1,4 +1,4 @@
-"""Networks of timm by name: what timm's saver writes, or a user names, gives timm's own tokens or is refused."""
+"""Networks of timm by name: what its saver writes, or a user names, gives its own tokens or is refused."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Vision networks of transformers that its own classes build: tokens equal its last hidden state, or a refusal."""
+"""Vision networks of transformers, built by its own classes: its last hidden state, or a refusal."""
 
 import importlib.util
 import json
@@ -116,7 +116,7 @@ def test_without_transformers_the_refusal_says_what_to_install(tmp_path, monkeyp
 
 
 def test_what_a_library_keeps_for_the_whole_process_stays_whole(tmp_path):
-    """BEiT's index of relative positions is computed once per process: looking at a file must not spoil it."""
+    """BEiT computes its index of relative positions once per process: looking at a file must not spoil it."""
     model = written(tmp_path, transformers.BeitModel, {**VIT, "use_relative_position_bias": True})
     inspect_checkpoint(tmp_path)
     images = torch.randn(1, 3, 32, 32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,12 @@ def document() -> str:
         "",
         "Generated from the tables in `dse_monitor/checkpoints/named/`; do not edit by hand.",
         "",
-        "DSE is measured on the dense tokens of one layer: one vector for each place of a grid, read row by row.",
-        "By default that is what the network itself gives out at its end, before it pools. `--layer N` takes another:",
-        "a block of a transformer or a stage of other networks, counted from 1. `dse-monitor inspect` says of a",
-        "checkpoint how many layers there are.",
+        *_paragraph(
+            "DSE is measured on the dense tokens of one layer: one vector for each place of a grid, read "
+            "row by row. By default that is what the network itself gives out at its end, before it "
+            "pools. `--layer N` takes another: a block of a transformer or a stage of other networks, "
+            "counted from 1. `dse-monitor inspect` says of a checkpoint how many layers there are."
+        ),
         "",
         "## Recognised from their shapes",
         "",
@@ -47,14 +50,19 @@ def document() -> str:
         "",
         "## Built by timm",
         "",
-        "With `--arch NAME`, or where timm's own training or its config.json names the network. timm builds it, and",
-        "its dense tokens are what its `forward_features` returns, without class token and registers. `--arch-option",
-        "KEY=VALUE` passes arguments on: `img_size='(96, 160)'`, `depth=6`. A name counts only if every tensor of the",
-        "network is in the file in its shape. Channels follow from the stem; the image size from the options, the",
-        "record, or square position tables.",
+        *_paragraph(
+            "With `--arch NAME`, or where timm's own training or its config.json names the network. timm "
+            "builds it, and its dense tokens are what its `forward_features` returns, without class token "
+            "and registers. `--arch-option KEY=VALUE` passes arguments on: `img_size='(96, 160)'`, "
+            "`depth=6`. A name counts only if every tensor of the network is in the file in its shape. "
+            "Channels follow from the stem; the image size from the options, the record, or square "
+            "position tables."
+        ),
         "",
-        "Measured of the smallest network of each class. Where the last layer is another, `forward_features` goes on",
-        "after the last stage, most often through one more convolution.",
+        *_paragraph(
+            "Measured of the smallest network of each class. Where the last layer is another, "
+            "`forward_features` goes on after the last stage, most often through one more convolution."
+        ),
         "",
         "| class | example | output | other tokens | layers | last layer by number |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -62,9 +70,12 @@ def document() -> str:
         "",
         "## Built by transformers",
         "",
-        "Where config.json names one of these as `model_type` (`pip install transformers`). Its own class builds it",
-        "from the settings there; nothing is fetched, and code that a file brings along is not run. Dense tokens are",
-        "the last hidden state without class tokens. Only that layer can be read.",
+        *_paragraph(
+            "Where config.json names one of these as `model_type` (`pip install transformers`). Its own "
+            "class builds it from the settings there; nothing is fetched, and code that a file brings "
+            "along is not run. Dense tokens are the last hidden state without class tokens. Only that "
+            "layer can be read."
+        ),
         "",
         "| model_type | class | other tokens | at the end |",
         "| --- | --- | --- | --- |",
@@ -79,6 +90,10 @@ def document() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _paragraph(text: str) -> list[str]:
+    return textwrap.wrap(text, 110, break_on_hyphens=False)
+
+
 def _class(kind: str, row: dict[str, Any]) -> str:
     if "refused" in row:
         return f"| {kind} | {row['example']} | refused: {row['refused']} | | | |"
@@ -88,9 +103,9 @@ def _class(kind: str, row: dict[str, Any]) -> str:
 
 
 def _tower(name: str, tower: Tower) -> str:
-    others = ", ".join(
-        (*([f"{tower.prefix} before"] * bool(tower.prefix)), *([f"{tower.after} after"] * bool(tower.after)))
-    )
+    before = [f"{tower.prefix} before"] if tower.prefix else []
+    after = [f"{tower.after} after"] if tower.after else []
+    others = ", ".join(before + after)
     return f"| {name} | {tower.cls} | {others} | {tower.norm} |"
 
 

@@ -96,7 +96,7 @@ def asked(arch: str, arch_options: tuple[str, ...], size: Stated | None, archive
 
 
 def _of_training(arch: str, args: Mapping[str, Any]) -> Record:
-    """What timm's CheckpointSaver writes; the name of the class, not of a model, if it was given no `args`."""
+    """What timm's CheckpointSaver writes; without `args`, the name of a class and not of a model."""
     arguments = options.recorded(attributes(args.get("model_kwargs")), "args.model_kwargs")
     if isinstance(args.get("gp"), str):
         arguments.setdefault("global_pool", args["gp"])

@@ -38,11 +38,11 @@ _UNLESS_POOLED = "final LayerNorm, none where use_mean_pooling is on"
 _CLIP = Tower(cls="CLIPVisionModel", prefix=1, norm="no norm (the final one is for the class token alone)")
 
 TOWERS: dict[str, Tower] = {
-    "aimv2": Tower(cls="Aimv2VisionModel", within=VISION, outside=("head",)),
-    "aimv2_vision_model": Tower(cls="Aimv2VisionModel", outside=("head",)),
+    "aimv2": Tower(cls="Aimv2VisionModel", within=VISION, outside=("head",), norm="final RMSNorm"),
+    "aimv2_vision_model": Tower(cls="Aimv2VisionModel", outside=("head",), norm="final RMSNorm"),
     "beit": Tower(cls="BeitModel", prefix=1, arguments=NO_POOLER, outside=("pooler", "embeddings.mask_token"),
                   norm=_UNLESS_POOLED),
-    "bit": Tower(cls="BitModel", norm="final GroupNorm and activation"),
+    "bit": Tower(cls="BitModel", norm="final GroupNorm and activation where blocks begin with theirs"),
     "clip": Tower(cls=_CLIP.cls, within=VISION, prefix=1, norm=_CLIP.norm),
     "clip_vision_model": _CLIP,
     "cvt": Tower(cls="CvtModel", norm=_UNNORMED),

@@ -142,8 +142,8 @@ def _of_transformers(file: File, network: transformers_networks.Described) -> By
     if not found:
         _, lacking = nearest(required, file.states)
         raise NotThisNetwork(
-            f"config.json says {network.spelled}, and {len(lacking)} of its {len(required)} tensors, named as the "
-            f"installed release writes them, are missing ({some(lacking)})"
+            f"config.json says {network.spelled}, and {len(lacking)} of its {len(required)} tensors, named "
+            f"as the installed release writes them, are missing ({some(lacking)})"
         )
     return ByName(
         spelled=network.spelled,
