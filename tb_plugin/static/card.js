@@ -119,7 +119,7 @@ function facts(run, row, meta) {
     if (settings) {
       add(
         'Settings',
-        `${count(settings.num_images)} images, ${settings.crop} px, batches of ${count(settings.batch)}, ${settings.precision}`,
+        `${count(settings.num_images)} images, ${[settings.crop].flat().join(' × ')} px, batches of ${count(settings.batch)}, ${settings.precision}`,
         Object.entries(settings).map(([name, value]) => `${name}: ${value}`).join('\n'),
       );
     }

@@ -287,10 +287,11 @@ def test_missing_tensors_are_counted_and_named(reloaded):
 
 
 def test_tensors_without_a_place_are_named(reloaded):
+    state = {**VisionTransformer(**BASE).state_dict(), "neck.weight": torch.zeros(4)}
+    with pytest.raises(UnknownLayout, match=r"1 of its tensors have no place .*neck\.weight"):
+        reloaded(state, num_heads=4)
     state = {**VisionTransformer(**BASE).state_dict(), "blocks.0.attn.gate.weight": torch.zeros(4)}
-    with pytest.raises(
-        UnknownLayout, match=r"1 of its tensors have no place .*blocks\.0\.attn\.gate\.weight"
-    ):
+    with pytest.raises(UnknownLayout, match=r"its blocks hold blocks\.0\.attn\.gate\.weight, which"):
         reloaded(state, num_heads=4)
 
 

@@ -207,3 +207,12 @@ def test_classes_whose_buffers_are_computed_from_others_are_built(saved):
     with torch.no_grad():
         expected = model.forward_features(images).flatten(1, 2)
     torch.testing.assert_close(encoder.dense_tokens(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_are_kept_in_another_form_are_found_by_name_too(saved):
+    model = made("test_efficientnet")
+    images = torch.randn(1, 3, 160, 160)
+    expected = tokens(model, images)
+    torch.nn.utils.parametrizations.weight_norm(model.conv_stem)
+    encoder = load_encoder(saved(model.state_dict()), arch="test_efficientnet")
+    torch.testing.assert_close(encoder.dense_tokens(images), expected, rtol=1e-4, atol=1e-5)

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 RECOGNISING = "image-size layout encoder arch arch-option network num-heads layer mean std interpolation"
 MEASURING = (
-    "images num-images seed batch group local-clusters global-clusters no-normalize precision "
-    f"micro-batch {RECOGNISING}"
+    "images num-images bands scale preview-bands seed batch group local-clusters global-clusters "
+    f"no-normalize precision micro-batch {RECOGNISING}"
 )
 RULES = (
     "rules.margin rules.threshold rules.sustain rules.recovered rules.warmup rules.early-best rules.worsened "
@@ -34,7 +34,7 @@ OPTIONS = {
     "silence": "RUN rule during off",
     "replay": f"RUN|CSV json {RULES}",
     "export": "RUN csv json events",
-    "probe": "RUN|CKPT labelled images masks num-images seed splits neighbours ignore device "
+    "probe": "RUN|CKPT labelled images masks num-images bands scale seed splits neighbours ignore device "
     f"precision micro-batch json {RECOGNISING}",
     "inspect": f"CKPT json {RECOGNISING}",
     "layouts": "json",

@@ -137,7 +137,7 @@ class FakeFactory:
     def __call__(self, config, place):
         return self._make(config, place)
 
-    def look_at_images(self, config, place, crop):
+    def look_at_images(self, config, place, how):
         pass
 
 

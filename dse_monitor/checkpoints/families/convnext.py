@@ -23,6 +23,7 @@ from dse_monitor.checkpoints.families.network import (
     count_blocks,
 )
 from dse_monitor.checkpoints.families.outputs import timm_tokens
+from dse_monitor.checkpoints.families.refusals import plausible
 from dse_monitor.checkpoints.families.statedicts import Shape
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     Raises:
         NotThisNetwork: no ConvNeXt that can be built.
     """
+    plausible(shapes)
     check_activation(hints, "gelu")
     stem = shapes.get("stem.0.weight", ())
     if len(stem) != 4 or stem[1] != 3 or stem[2] != stem[3]:

@@ -21,6 +21,7 @@ from dse_monitor.checkpoints.families.network import (
     count_blocks,
 )
 from dse_monitor.checkpoints.families.outputs import timm_tokens
+from dse_monitor.checkpoints.families.refusals import plausible
 from dse_monitor.checkpoints.families.statedicts import Shape
 from dse_monitor.checkpoints.families.vit import (
     FeedForward,
@@ -44,6 +45,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         NotThisNetwork: no such transformer that can be built.
         AmbiguousArchitecture: the number of heads follows from nothing known.
     """
+    plausible(shapes)
     width, patch = patch_embedding(shapes)
     depth = count_blocks(shapes, "blocks.")
     if "cls_token" not in shapes or "norm.weight" not in shapes:

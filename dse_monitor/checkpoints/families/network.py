@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints.families.statedicts import Shape
@@ -119,6 +120,8 @@ class Network:
         renamed: pieces that replace same-named ones (folding, splitting), by name in the network; their
             sources are names in the network too.
         notes: what was assumed, in full sentences.
+        transform: makes what the network sees of an image's path, [C, H, W]; None: see `Preprocessing`.
+        transform_id: what tells it from other transforms; empty without one.
     """
 
     family: str
@@ -141,6 +144,8 @@ class Network:
     outside: frozenset[str] = frozenset()
     renamed: Mapping[str, Piece] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    transform: Callable[[Path], Any] | None = None
+    transform_id: str = ""
 
     @property
     def num_tokens(self) -> int:

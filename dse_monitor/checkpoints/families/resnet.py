@@ -21,6 +21,7 @@ from dse_monitor.checkpoints.families.network import (
     count_blocks,
 )
 from dse_monitor.checkpoints.families.outputs import timm_tokens
+from dse_monitor.checkpoints.families.refusals import plausible
 from dse_monitor.checkpoints.families.statedicts import Shape
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     Raises:
         NotThisNetwork: no residual network that can be built.
     """
+    plausible(shapes)
     check_activation(hints, "relu")
     for key in ("downsample_in_first_stage", "downsample_in_bottleneck"):
         if hints.details.get(key):
@@ -143,7 +145,7 @@ def _widths(shapes: Mapping[str, Shape], channels: tuple[int, ...]) -> tuple[int
     found: set[tuple[int, float]] = set()
     for stage, planes in enumerate(channels, 1):
         width, per_group = _shape(shapes, f"layer{stage}.0.conv2.weight")[:2]
-        if width % per_group:
+        if width % per_group or not planes:
             raise NotThisNetwork(f"layer{stage}.0.conv2 has {width} channels in groups of {per_group}")
         found.add((width // per_group, per_group * 64 / planes))
     if len({groups for groups, _ in found}) > 1 or max(b for _, b in found) - min(b for _, b in found) > 1e-6:

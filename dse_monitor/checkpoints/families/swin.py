@@ -21,6 +21,7 @@ from dse_monitor.checkpoints.families.network import (
     count_blocks,
 )
 from dse_monitor.checkpoints.families.outputs import timm_tokens
+from dse_monitor.checkpoints.families.refusals import plausible
 from dse_monitor.checkpoints.families.statedicts import Shape
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from dse_monitor.tokens import Tokens
 
 _ANY_SIDE = 1 << 30
+MAX_STAGES = 8  # ours: each halves the map, so more would leave nothing of any image
 NORM_EPS = 1e-5  # LayerNorm epsilon of the Swin authors, timm and torchvision
 
 
@@ -38,6 +40,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     Raises:
         NotThisNetwork: no Swin transformer that can be built.
     """
+    plausible(shapes)
     if "layers.0.blocks.0.attn.logit_scale" in shapes:
         raise NotThisNetwork(
             "it is a Swin transformer version 2, whose window the tensors do not show; use --arch"
@@ -51,6 +54,8 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     if "absolute_pos_embed" in shapes:
         raise NotThisNetwork("it adds absolute positions (absolute_pos_embed), which timm's Swin has not")
     stages = count_blocks(shapes, "layers.")
+    if not 1 <= stages <= MAX_STAGES:
+        raise NotThisNetwork(f"it has {stages} stages named layers.0, layers.1, ...; four are usual")
     depths = tuple(count_blocks(shapes, f"layers.{stage}.blocks.") for stage in range(stages))
     windows, heads = zip(*(_window(shapes, stage) for stage in range(stages)), strict=True)
     for stage in range(stages):

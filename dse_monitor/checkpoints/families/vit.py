@@ -23,6 +23,8 @@ from dse_monitor.checkpoints.families.network import (
     count_blocks,
 )
 from dse_monitor.checkpoints.families.outputs import timm_tokens
+from dse_monitor.checkpoints.families.positions import not_stored
+from dse_monitor.checkpoints.families.refusals import plain_blocks, plausible
 from dse_monitor.checkpoints.families.statedicts import Shape
 from dse_monitor.errors import AmbiguousArchitecture
 
@@ -54,22 +56,23 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         NotThisNetwork: no vision transformer that can be built.
         AmbiguousArchitecture: the number of heads follows from nothing known.
     """
+    plausible(shapes)
     width, patch = patch_embedding(shapes)
     depth = count_blocks(shapes, "blocks.")
     if not depth or "blocks.0.norm1.weight" not in shapes:
         raise NotThisNetwork("no transformer blocks named blocks.0.norm1, blocks.0.attn, ...")
-    if any("relative_position" in name for name in shapes):
-        raise NotThisNetwork("relative position biases in a vision transformer are not supported")
+    plain_blocks(shapes, width)  # before anybody is asked for heads
     class_token = "cls_token" in shapes
     registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
-    heads = number_of_heads(shapes, width, hints)
-    mlp, mlp_words = feed_forward(shapes, width)
-    check_activation(hints, "gelu")
-    if "pos_embed" not in shapes:
-        raise NotThisNetwork("there is no pos_embed, and rotary positions cannot be read off the tensors")
-
     notes: list[str] = []
     renamed: dict[str, Piece] = {}
+    if "pos_embed" not in shapes:
+        renamed["pos_embed"] = not_stored(width, patch, hints)
+        shapes = {**shapes, "pos_embed": renamed["pos_embed"].shape}
+        notes.append("The file holds no positions: a table of sinusoids is made, as its training code does.")
+    mlp, mlp_words = feed_forward(shapes, width)
+    check_activation(hints, "gelu")
+    heads = number_of_heads(shapes, width, hints)
     has_final_norm = "norm.weight" in shapes
     if not has_final_norm:
         notes.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dse_monitor.checkpoints.layouts import LAYOUTS, by_name
+from dse_monitor.checkpoints.layouts import LAYOUTS, REGISTRY
 from dse_monitor.checkpoints.layouts.layout import Layout
 
 
@@ -28,7 +28,7 @@ def document() -> str:
     ]
     for heading, official in (("The sixteen methods of the paper", True), ("Other training codes", False)):
         lines += ["", f"## {heading}"]
-        for layout in map(by_name, LAYOUTS):
+        for layout in map(REGISTRY.load, LAYOUTS):
             if layout.official == official:
                 lines += ["", *_section(layout)]
     return "\n".join(lines) + "\n"
@@ -45,7 +45,11 @@ def _section(layout: Layout) -> list[str]:
         lines.append(f"- and by the absence of: {', '.join(f'`{lack}`' for lack in layout.lacks)}")
     if layout.dialects:
         lines.append(f"- names of its tensors: {', '.join(layout.dialects)}")
-    networks = [f"`{network.name}` at `{network.location}`" for network in layout.networks]
+    networks = [
+        f"`{network.name}` at `{network.location}`"
+        + (f" beside `{network.beside.removesuffix(' anywhere')}`" if network.beside else "")
+        for network in layout.networks
+    ]
     lines.append(f"- evaluated: {networks[0]} ({layout.evaluated})")
     if len(networks) > 1:
         lines.append(f"- otherwise: {', '.join(networks[1:])}")

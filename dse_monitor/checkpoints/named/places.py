@@ -30,11 +30,11 @@ def places(
     first, *rest = names
     found: list[Found] = []
     for state in states:
-        for name in state.tensors:
+        for name in state.weights:
             if name != first and not name.endswith("." + first):
                 continue
             prefix = name[: len(name) - len(first)]
-            if all(prefix + other in state.tensors for other in rest):
+            if all(prefix + other in state.weights for other in rest):
                 known = "" if family == "transformers" else _known(state, prefix)
                 last = rest[-1] if rest else first
                 found.append(Found(state, prefix, Dialect(known or dialect, family, first, last, translate)))
@@ -48,18 +48,18 @@ def nearest(names: Sequence[str], states: Iterable[StateDict]) -> tuple[int, lis
         prefixes = {
             name[: len(name) - len(known)]
             for known in (names[0], names[len(names) // 2], names[-1])
-            for name in state.tensors
+            for name in state.weights
             if name == known or name.endswith("." + known)
         }
         for prefix in sorted(prefixes):
-            lacking = [name for name in names if prefix + name not in state.tensors]
+            lacking = [name for name in names if prefix + name not in state.weights]
             best = max(best, (len(names) - len(lacking), lacking), key=lambda pair: pair[0])
     return best
 
 
 def _known(state: StateDict, prefix: str) -> str:
     for dialect in DIALECTS:
-        there = prefix + dialect.anchor in state.tensors and prefix + dialect.needs in state.tensors
-        if there and not (dialect.lacks and prefix + dialect.lacks in state.tensors):
+        there = prefix + dialect.anchor in state.weights and prefix + dialect.needs in state.weights
+        if there and not (dialect.lacks and prefix + dialect.lacks in state.weights):
             return dialect.name
     return ""

@@ -15,23 +15,13 @@ from dse_monitor.checkpoints import families
 from dse_monitor.checkpoints.families.network import Hints, Network, NotThisNetwork
 from dse_monitor.checkpoints.families.statedicts import Shape, StateDict
 from dse_monitor.checkpoints.meta import without_storage
-from dse_monitor.checkpoints.recognition.dialects import Found, find
+from dse_monitor.checkpoints.recognition.dialects import HEADS, Found, find
 from dse_monitor.errors import DSEError
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-# Modules that sit on an encoder, or feed it during training, and take no part in its dense tokens.
-HEADS = frozenset(
-    (
-        "head", "head_dist", "heads", "fc", "fc_norm", "classifier", "last_linear", "pre_logits",
-        "attn_pool", "pooler", "projector", "projection", "projection_head", "proj_head", "predictor",
-        "prediction_head", "prototypes", "linear", "decoder", "mask_token", "masked_embed",
-        "relation_blocks", "queue", "queue_ptr", "lm_head", "dino_head", "ibot_head", "head_dense",
-        "n_averaged", "local_cls_norm", "cls_norm",
-    )
-)  # fmt: skip
 # Settings of modules that change nothing an evaluated network computes.
 _OF_NO_EFFECT = frozenset(
     (

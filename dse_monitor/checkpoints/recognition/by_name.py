@@ -12,9 +12,8 @@ from dse_monitor.checkpoints.named import recorded, timm_networks, transformers_
 from dse_monitor.checkpoints.named.places import nearest, places
 from dse_monitor.checkpoints.named.timm_networks import Named
 from dse_monitor.checkpoints.options import ReadingOptions
-from dse_monitor.checkpoints.recognition.architecture import HEADS
 from dse_monitor.checkpoints.recognition.contents import File, some
-from dse_monitor.checkpoints.recognition.dialects import TRANSFORMERS, Found
+from dse_monitor.checkpoints.recognition.dialects import HEADS, TRANSFORMERS, Found
 from dse_monitor.errors import UnknownLayout
 
 

@@ -58,7 +58,8 @@ def choices_of(layout: Layout, encoders: Sequence[Found], *, forced: bool = Fals
     chosen: dict[int, Choice] = {}
     for network in layout.networks:
         for found in encoders:
-            known = not layout.dialects or found.dialect.name in layout.dialects
+            own = forced and found.dialect.family == "own"  # the user's, whatever its tensors are called
+            known = own or not layout.dialects or found.dialect.name in layout.dialects
             if known and id(found) not in chosen and network.matches(found.location):
                 chosen[id(found)] = Choice(network.name, found, network)
     bare = [found for found in encoders if not found.prefix and len(found.state.path) < 2]

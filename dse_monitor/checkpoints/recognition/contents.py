@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # Lists of like modules, whose members should have the same tensors.
 _REPEATED = frozenset(("blocks", "layer", "layers", "layer1", "layer2", "layer3", "layer4"))
 
+# What helps with every network that is not known here; ends an advice.
+OWN = "or give your own network with --network FILE.py:FUNCTION (docs/own_networks.md)"
+
 
 class File:
     """What was found in an archive, ready to be matched and to be told in an error."""
@@ -76,7 +79,7 @@ def nearest(file: File) -> str:
         hint = f"Nearest: {layout.name!r}" + (f" ({', '.join(said)} missing)" if said else "") + ". "
     if isinstance(file.tree, dict) and isinstance(file.tree.get("shadow_params"), (list, tuple)):
         hint += "'shadow_params' are averaged weights without names, which cannot be told apart. "
-    return hint + "Choose with --layout NAME (`dse-monitor layouts` lists them) or --encoder PREFIX"
+    return f"{hint}Choose with --layout NAME (`dse-monitor layouts` lists them) or --encoder PREFIX, {OWN}"
 
 
 def _half_an_encoder(file: File) -> tuple[int, str, list[str]]:

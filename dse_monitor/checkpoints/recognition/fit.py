@@ -8,10 +8,9 @@ from dse_monitor.checkpoints.families.network import POOLED_NORM, Hints, Network
 from dse_monitor.checkpoints.families.statedicts import Shape
 from dse_monitor.checkpoints.layouts.layout import Layout
 from dse_monitor.checkpoints.recognition import architecture
-from dse_monitor.checkpoints.recognition.architecture import HEADS
 from dse_monitor.checkpoints.recognition.by_name import ByName
 from dse_monitor.checkpoints.recognition.contents import some
-from dse_monitor.checkpoints.recognition.dialects import Found, Pieces
+from dse_monitor.checkpoints.recognition.dialects import HEADS, Found, Pieces
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,10 +33,10 @@ def fitted(found: Found, layout: Layout, hints: Hints, named: ByName | None) -> 
         AmbiguousArchitecture: from the family.
     """
     if named is None:
-        pieces = backbone(found.pieces(), layout)
+        pieces = backbone(found.pieces(layout.drop), layout)
         network = architecture.recognise(found.dialect.family, _shapes(pieces), hints)
     elif found in named.places:
-        pieces = found.pieces()
+        pieces = found.pieces(layout.drop)
         network = named.build(_shapes(pieces), hints)
         kept = backbone(pieces, layout).keys() | network.tensors.keys()
         beside = (*(f"{name}." for name in network.outside), *network.outside)
@@ -48,7 +47,7 @@ def fitted(found: Found, layout: Layout, hints: Hints, named: ByName | None) -> 
             or (name in kept and not name.endswith(_STALE) and not name.startswith(beside))
         }
     else:
-        pieces = backbone(found.pieces(), layout)
+        pieces = backbone(found.pieces(layout.drop), layout)
         network = named.build(_shapes(pieces), hints)
     pieces = {**pieces, **{name: _composed(piece, pieces) for name, piece in network.renamed.items()}}
     pieces = {name: piece for name, piece in pieces.items() if not name.startswith(f"{POOLED_NORM}.")}

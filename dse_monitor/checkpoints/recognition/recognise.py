@@ -16,10 +16,17 @@ from dse_monitor.checkpoints.families.network import Network, NotThisNetwork, St
 from dse_monitor.checkpoints.layouts.layout import Layout
 from dse_monitor.checkpoints.names import from_name
 from dse_monitor.checkpoints.options import ReadingOptions
-from dse_monitor.checkpoints.recognition import architecture, configuration, preparation, progress, statements
+from dse_monitor.checkpoints.recognition import (
+    architecture,
+    configuration,
+    own,
+    preparation,
+    progress,
+    statements,
+)
 from dse_monitor.checkpoints.recognition.by_name import ByName, named_network
-from dse_monitor.checkpoints.recognition.choice import Choice, choices_of, chosen, layout_of
-from dse_monitor.checkpoints.recognition.contents import File, counted, gaps
+from dse_monitor.checkpoints.recognition.choice import choices_of, chosen, layout_of
+from dse_monitor.checkpoints.recognition.contents import OWN, File, counted, gaps
 from dse_monitor.checkpoints.recognition.dialects import Found, Pieces
 from dse_monitor.checkpoints.recognition.fit import fitted
 from dse_monitor.errors import AmbiguousArchitecture, CheckpointError, UnknownLayout
@@ -102,25 +109,16 @@ def recognise(
     Raises:
         UnknownLayout: no encoder was found, or a tensor of it is missing or has no place.
         AmbiguousArchitecture: several networks fit; says which, and the option that decides.
+        NetworkError: the network of the user's own cannot be built or run.
     """
     options = options or ReadingOptions()
     file = File(archive)
     stated = statements.read(archive, options)
-    named = named_network(file, archive, options, stated)
-    passed_over: tuple[str, ...] = ()
-    try:
-        entry, choices, choice, network, pieces = _network(file, archive, options, stated, named)
-    except UnknownLayout:
-        if named is None or named.binding:
-            raise
-        passed_over = (f"The file names {named.spelled}, and its tensors are not that network's.",)
-        entry, choices, choice, network, pieces = _network(file, archive, options, stated, None)
-    if named is not None and not named.asked and not passed_over:
-        network = _told_apart(network, file, archive, options, stated)
-    try:
-        preprocessing, prepared = preparation.preprocessing(network, stated)
-    except AmbiguousArchitecture as error:
-        raise _ambiguous(file, entry, choice.found, error) from error
+    if options.network is not None:
+        fit = own.fitted(file, options, stated)
+    else:
+        fit = _fitted(archive, file, options, stated)
+    entry, choice, network, pieces = fit.layout, fit.choice, fit.network, fit.pieces
     done = progress.read(
         {**archive.tree, **_trainer_state(archive)} if isinstance(archive.tree, dict) else {},
         from_name(relative_path or "/".join(archive.path.absolute().parts[-3:])),
@@ -134,24 +132,43 @@ def recognise(
         found=choice.found,
         encoder=choice.name,
         network=network,
-        preprocessing=preprocessing,
+        preprocessing=fit.preprocessing,
         pieces=pieces,
         progress=done,
-        facts=(*network.facts, *prepared),
+        facts=(*network.facts, *fit.prepared),
         unused=tuple(name for clean, name in choice.found.state.names.items() if clean not in used),
-        others=tuple((other.name, other.found.spelled) for other in choices if other != choice),
-        notes=(*archive.notes, *passed_over, *network.notes, *done.notes),
+        others=tuple((other.name, other.found.spelled) for other in fit.choices if other != choice),
+        notes=(*archive.notes, *network.notes, *done.notes),
     )
 
 
-def _network(
-    file: File,
+def _fitted(
+    archive: Archive, file: File, options: ReadingOptions, stated: Mapping[str, Stated]
+) -> own.Fitted:
+    """The network that is named, or that the shapes of the tensors describe."""
+    named = named_network(file, archive, options, stated)
+    if named is None:
+        return _fitting(archive, file, options, stated, None)
+    try:
+        fit = _fitting(archive, file, options, stated, named)
+    except UnknownLayout:
+        if named.binding:
+            raise
+        fit = _fitting(archive, file, options, stated, None)
+        note = f"The file names {named.spelled}, and its tensors are not that network's."
+        network = dataclasses.replace(fit.network, notes=(note, *fit.network.notes))
+        return dataclasses.replace(fit, network=network)
+    return fit if named.asked else _told_apart(fit, archive, file, options, stated)
+
+
+def _fitting(
     archive: Archive,
+    file: File,
     options: ReadingOptions,
     stated: Mapping[str, Stated],
     named: ByName | None,
-) -> tuple[Layout, list[Choice], Choice, Network, Pieces]:
-    """Layout, its networks in the file, the one that is evaluated, and its description with its pieces."""
+) -> own.Fitted:
+    """Layout, its networks in the file, and the one that is evaluated with its pieces."""
     if named is not None and named.places:
         file = file.with_encoders(named.places)
     entry = layout_of(file, options.layout)
@@ -161,36 +178,35 @@ def _network(
     if options.layout is None and named is None:
         _check_model_type(file, choice.found, archive.config.get("model_type"))
     try:
-        return entry, choices, choice, *fitted(choice.found, entry, hints, named)
+        network, pieces = fitted(choice.found, entry, hints, named)
+        preprocessing, prepared = preparation.preprocessing(network, stated)
     except NotThisNetwork as error:
         raise UnknownLayout(_cannot_be_built(file, entry, choice.found, error)) from error
     except AmbiguousArchitecture as error:
-        raise _ambiguous(file, entry, choice.found, error) from error
+        raise AmbiguousArchitecture(
+            f"{file.path.name} ({archive.container}), layout {entry.name!r}, "
+            f"{choice.found.spelled!r}: {error}."
+        ) from error
+    return own.Fitted(entry, choices, choice, network, pieces, preprocessing, prepared)
 
 
 def _told_apart(
-    network: Network, file: File, archive: Archive, options: ReadingOptions, stated: Mapping[str, Stated]
-) -> Network:
-    """The network of a record; its numbers are not joined with those of the network that its shapes describe.
+    fit: own.Fitted, archive: Archive, file: File, options: ReadingOptions, stated: Mapping[str, Stated]
+) -> own.Fitted:
+    """A record's network; its numbers are not joined with those of another that its shapes describe.
 
     Earlier versions of this package read shapes alone.
     """
     try:
-        by_shapes = _network(file, archive, options, stated, None)[3]
-        alike = architecture.computes_the_same(network, by_shapes)
+        by_shapes = _fitting(archive, file, options, stated, None).network
+        alike = architecture.computes_the_same(fit.network, by_shapes)
     except (CheckpointError, NotThisNetwork):
-        return network  # there are no such numbers
+        return fit  # there are no such numbers
     facts = (
         dataclasses.replace(fact, usual=alike) if fact.name == "architecture" else fact
-        for fact in network.facts
+        for fact in fit.network.facts
     )
-    return dataclasses.replace(network, facts=tuple(facts))
-
-
-def _ambiguous(file: File, layout: Layout, found: Found, error: Exception) -> AmbiguousArchitecture:
-    return AmbiguousArchitecture(
-        f"{file.path.name} ({file.container}), layout {layout.name!r}, {found.spelled!r}: {error}."
-    )
+    return dataclasses.replace(fit, network=dataclasses.replace(fit.network, facts=tuple(facts)))
 
 
 def _cannot_be_built(file: File, layout: Layout, found: Found, error: NotThisNetwork) -> str:
@@ -199,7 +215,7 @@ def _cannot_be_built(file: File, layout: Layout, found: Found, error: NotThisNet
     missing = f" ({counted(lacking, len(names))})" if lacking else ""
     return file.says(
         f"the encoder at {found.spelled!r} (layout {layout.name!r}) cannot be built: {error}{missing}",
-        "Choose another network with --encoder, or name a timm model with --arch",
+        f"Choose another network with --encoder, name a timm model with --arch, {OWN}",
     )
 
 

@@ -20,12 +20,11 @@ def read(archive: Archive, options: ReadingOptions) -> dict[str, Stated]:
 
 
 def _asked(options: ReadingOptions) -> dict[str, Stated]:
-    size = options.image_size
     given = {
         "mean": options.mean,
         "std": options.std,
         "interpolation": options.interpolation,
-        "image_size": (size, size) if isinstance(size, int) else size,
+        "image_size": options.image_size,
     }
     return {
         name: Stated(value, f"--{name.replace('_', '-')}")

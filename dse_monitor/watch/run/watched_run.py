@@ -179,7 +179,7 @@ class WatchedRun:
     def preparation(self, device: str) -> dict[str, Any]:
         """What a worker is asked while a file lies still: what will be measured, and the last image size."""
         measuring = jobs.measuring(self._context.options, self._context.out, device)
-        return {"prepare": measuring, "crop": jobs.last_crop(self.history)}
+        return {"prepare": measuring, "images": jobs.last_images(self.history)}
 
     def put_back(self, candidate: Candidate) -> None:
         """It was not evaluated; unless there is a newer version, it waits again."""

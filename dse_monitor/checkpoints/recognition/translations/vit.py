@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dse_monitor.checkpoints.families.network import NotThisNetwork
-from dse_monitor.checkpoints.recognition.translations.pieces import Pieces, joined_qkv, renamed, stacked
+from dse_monitor.checkpoints.recognition.translations.pieces import (
+    Pieces,
+    first_axis,
+    joined_qkv,
+    renamed,
+    stacked,
+)
 
 
 def _gated(pieces: Pieces) -> bool:
     """Whether the feed-forward part has a gate, as a layer of its own or packed into the first one."""
     first, second = (pieces.get(f"blocks.0.mlp.{layer}.weight") for layer in ("fc1", "fc2"))
-    packed = first is not None and second is not None and first.shape[0] == 2 * second.shape[1]
-    return packed or "blocks.0.mlp.fc1_g.weight" in pieces
+    if first is None or second is None or not first.shape or len(second.shape) < 2:
+        return "blocks.0.mlp.fc1_g.weight" in pieces
+    return first.shape[0] == 2 * second.shape[1] or "blocks.0.mlp.fc1_g.weight" in pieces
 
 
 def timm(pieces: Pieces) -> Pieces:
@@ -45,7 +52,7 @@ def timm(pieces: Pieces) -> Pieces:
             value = out.pop(f"{block}.v_bias", None)
             out.pop(name)
             out.pop(f"{block}.k_bias", None)
-            out[f"{block}.qkv.bias"] = stacked([piece, None, value], piece.shape[0])
+            out[f"{block}.qkv.bias"] = stacked([piece, None, value], first_axis(piece))
     return out
 
 
