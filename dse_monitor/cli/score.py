@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from dse_monitor.cli.checkpoints import check_layout
+from dse_monitor.cli.checkpoints import check_arch, check_layout
 from dse_monitor.cli.printing import FAILED, number, print_json, progress
 from dse_monitor.errors import CheckpointError, RunError
 from dse_monitor.evaluation.config import EvaluationConfig, Placement
@@ -49,6 +49,7 @@ class ScoreOptions:
 def score(options: ScoreOptions) -> int:
     """Measure what is named and print a line for each checkpoint."""
     check_layout(options.config.layout)
+    check_arch(options.config)
     if run := _one_run(options.checkpoints):
         return _score_run(run, options)
     from dse_monitor.evaluation.evaluator import Evaluator

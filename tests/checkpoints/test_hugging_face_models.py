@@ -107,29 +107,6 @@ def test_folder_of_many_shards_is_read(tmp_path, made):
     assert torch.allclose(load_encoder(tmp_path).dense_tokens(images), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("model", ["Beit", "Data2VecVision", "Yolos"])
-def test_other_models_are_refused_by_their_type(tmp_path, model):
-    transformers = pytest.importorskip("transformers")
-    settings = getattr(transformers, f"{model}Config")(**MODELS["ViT"] | {"image_size": [32, 32]})
-    settings.image_size = settings.image_size if model == "Yolos" else 32
-    network = getattr(transformers, f"{model}Model")(settings)
-    network.save_pretrained(tmp_path)
-    with pytest.raises(
-        UnknownLayout, match=rf"model_type '{settings.model_type}', which is not read.*--arch"
-    ):
-        load_encoder(tmp_path)
-
-
-def test_swin_version_2_is_refused_by_name(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    settings = transformers.Swinv2Config(
-        image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4
-    )
-    transformers.Swinv2Model(settings).save_pretrained(tmp_path)
-    with pytest.raises(UnknownLayout, match=r"Swin transformer version 2.*--arch"):
-        load_encoder(tmp_path)
-
-
 @pytest.mark.parametrize("key", ["downsample_in_first_stage", "downsample_in_bottleneck"])
 def test_strides_elsewhere_are_refused(tmp_path, key):
     transformers = pytest.importorskip("transformers")

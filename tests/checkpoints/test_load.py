@@ -330,8 +330,7 @@ def test_refusal_names_file_container_contents_and_what_helps(saved):
         "torch zip",
         "'net', 'epoch'",
         "'net/a.weight'",
-        "--layout",
-        "dse-monitor layouts",
+        "Give the checkpoint of the whole network",
     ):
         assert part in message
 

@@ -45,7 +45,9 @@ def test_timms_saver_with_averaged_weights(tmp_path):
     saver = CheckpointSaver(
         model=vit,
         optimizer=optimiser,
-        args=argparse.Namespace(model="vit_tiny_patch16_224"),
+        args=argparse.Namespace(
+            model="vit_tiny_patch16_224", model_kwargs={"img_size": 32, "patch_size": 8, "depth": 2}
+        ),
         model_ema=averaged,
         checkpoint_dir=str(tmp_path),
         recovery_dir=str(tmp_path),

@@ -45,12 +45,14 @@ class Stated:
         source: where it stands, in words.
         rival: what a place of the same standing says instead, and which place; empty if none does.
         read_before: earlier versions of this package read it there too.
+        assumed: it stands in a library for networks of that name, and nothing says that this file follows it.
     """
 
     value: Any
     source: str
     rival: str = ""
     read_before: bool = False
+    assumed: bool = False
 
 
 # The option that settles what is stated twice; --arch does for the rest.
@@ -155,6 +157,9 @@ class Network:
         heads: attention heads as used, for records; empty for convolutional networks.
         facts: what changes its tokens and is not to be seen in its tensors.
         computed: tensors that need not be in a file: the module makes them, and keeps them where they lack.
+        defaults: how images are prepared for it where nothing of the file says so: as the library that
+            defines it does, by the names of `Hints.stated`.
+        outside: tensors of its class that take no part in its tokens, such as a classifier's.
         renamed: pieces that replace same-named ones (folding, splitting), by name in the network; their
             sources are names in the network too.
         notes: what was assumed, in full sentences.
@@ -178,6 +183,8 @@ class Network:
     heads: str = ""
     facts: tuple[Fact, ...] = ()
     computed: frozenset[str] = frozenset()
+    defaults: Mapping[str, Stated] = field(default_factory=dict)
+    outside: frozenset[str] = frozenset()
     renamed: Mapping[str, Piece] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     transform: Callable[[Path], Any] | None = None

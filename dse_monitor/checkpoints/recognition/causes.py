@@ -22,8 +22,8 @@ _NETWORKS = (
     (r"(?:^|.*\.)patch_embedding\.patch_embeddings\..+", "a network of MONAI"),
     (r"(?:^|.*\.)to_patch_embedding\.\d+\..+", "a network of vit-pytorch"),
     (r"(?:^|.*\.)(?:down|inc|up)\d*\.(?:maxpool_)?(?:double_)?conv\..+", "a U-Net"),
-    (r"(?:^|.*\.)conv_stem\.weight", "an EfficientNet or MobileNet of timm"),
 )  # fmt: skip
+_EFFICIENT = re.compile(r"(?:^|.*\.)conv_stem\.weight")
 _FLAT = re.compile(r"(?:.*\.)?_?flat_param(?:_\d+)?")
 _OPTIMISER = ("optimizer", "optimiser", "optim", "optimizer_states", "optimizer_state_dict")
 
@@ -139,6 +139,12 @@ def _known_network(states: Sequence[StateDict]) -> Cause | None:
         found = next((name for name in names if matcher.fullmatch(name)), "")
         if found:
             return Cause(f"it looks like {words}, which is not read ({found})", _OWN_CODE)
+    stem = next((name for name in names if _EFFICIENT.fullmatch(name)), "")
+    if stem:
+        return Cause(
+            f"it looks like an EfficientNet or MobileNet of timm, whose sort its shapes do not tell ({stem})",
+            "Name it with --arch MODEL",
+        )
     if names and sum(name.endswith(".kernel") for name in names) * 4 >= len(names):
         return Cause(
             "its weights are called kernel, as JAX and Keras name them, and lie in their order of axes",

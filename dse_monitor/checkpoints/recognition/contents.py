@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -29,10 +30,16 @@ class File:
         self.path = archive.path
         self.container = archive.container
         self.tree: Any = archive.tree
-        self.states: list[StateDict] = state_dicts(archive.tree)
+        self.states: list[StateDict] = state_dicts(archive.tree, archive.sidecars.get("adapter_config.json"))
         self.encoders: list[Found] = architecture.encoders(self.states)
         self.marks = marks(archive.tree, self.states)
         self.left_out = [note for note in archive.notes if " not built: " in note]
+
+    def with_encoders(self, encoders: Iterable[Found]) -> File:
+        """The same file, in which these are the encoders."""
+        other = copy.copy(self)
+        other.encoders = list(encoders)
+        return other
 
     def says(self, problem: str, advice: str) -> str:
         """One sentence each: the file and what is in it, the problem, what to do."""
@@ -79,11 +86,11 @@ def _half_an_encoder(file: File) -> tuple[int, str, list[str]]:
     """How many tensors an encoder without its first one has, what it was known by, and names it lacks."""
     for dialect in (*DIALECTS, *families.dialects()):
         for state in file.states:
-            for name in state.tensors:
+            for name in state.weights:
                 if name != dialect.needs and not name.endswith(f".{dialect.needs}"):
                     continue
                 prefix = name[: len(name) - len(dialect.needs)]
-                if prefix + dialect.anchor not in state.tensors:
+                if prefix + dialect.anchor not in state.weights:
                     names = list(state.below(prefix))
                     return len(names), dialect.needs, [dialect.anchor, *gaps(names)]
     return 0, "", []

@@ -158,6 +158,9 @@ def find(states: list[StateDict], dialects: Sequence[Dialect] | None = None) -> 
                         break
 
 
+# Names of a network that transformers itself builds from config.json.
+TRANSFORMERS = "Hugging Face, as its class writes them"
+
 # What transformers builds from the same ViT blocks, with these values of config.json's model_type.
 _VITS = ("vit", "vit_mae", "vit_msn", "deit", "ijepa")
 

@@ -20,8 +20,7 @@ from dse_monitor.checkpoints.options import ReadingOptions
 from dse_monitor.checkpoints.recognition import preparation
 from dse_monitor.checkpoints.recognition.choice import Choice, choices_of, chosen, layout_of
 from dse_monitor.checkpoints.recognition.contents import File, some
-from dse_monitor.checkpoints.recognition.dialects import Dialect, Found, Pieces
-from dse_monitor.checkpoints.recognition.fit import HEADS
+from dse_monitor.checkpoints.recognition.dialects import HEADS, Dialect, Found, Pieces
 from dse_monitor.checkpoints.recognition.own_module import Made, Output, give_out, made, output_of, user_of
 from dse_monitor.errors import NetworkError, UnknownLayout
 from dse_monitor.facts import Fact

@@ -9,7 +9,7 @@ from dse_monitor.checkpoints.families.network import Network, NotThisNetwork, St
 from dse_monitor.checkpoints.layouts.statistics import IMAGENET_MEAN, IMAGENET_STD
 from dse_monitor.errors import AmbiguousArchitecture
 from dse_monitor.facts import Fact
-from dse_monitor.preprocessing import Preprocessing, default_resize
+from dse_monitor.preprocessing import CROP_MODES, Preprocessing, default_resize
 
 _USUAL = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bicubic", "crop_mode": "center"}
 _EVIDENCE = {
@@ -44,12 +44,18 @@ def preprocessing(network: Network, stated: Mapping[str, Stated]) -> tuple[Prepr
         )
     facts: list[Fact] = []
     values: dict[str, Any] = {}
+    stated = {**network.defaults, **stated}
     for name, usual in _USUAL.items():
         found = say(stated, name)
         values[name], source = (usual, _EVIDENCE[name]) if found is None else (found.value, found.source)
         if name in ("mean", "std"):
             values[name] = _for_channels(name, values[name], network.channels, found)
-        facts.append(Fact(_LABELS.get(name, name), _said(values[name]), source, found is None))
+        facts.append(Fact(_LABELS.get(name, name), _said(values[name]), source, _assumed(found)))
+    if values["crop_mode"] not in CROP_MODES:
+        raise NotThisNetwork(
+            f"{stated['crop_mode'].source} says {values['crop_mode']!r}, and images are cropped here as "
+            f"{' or '.join(CROP_MODES)}"
+        )
     made = Preprocessing(
         channels=network.channels,
         image_size=network.image_size,
@@ -60,11 +66,15 @@ def preprocessing(network: Network, stated: Mapping[str, Stated]) -> tuple[Prepr
         found = say(stated, "resize") or say(stated, "crop_pct")
         covered = " x ".join(map(str, made.covered))
         source = _EVIDENCE["resize"] if found is None else found.source
-        facts.append(Fact("resize", f"to {covered} px before its centre is cut out", source, found is None))
+        facts.append(Fact("resize", f"to {covered} px before its centre is cut out", source, _assumed(found)))
     return made, tuple(facts)
 
 
 _LABELS = {"crop_mode": "crop"}
+
+
+def _assumed(found: Stated | None) -> bool:
+    return found is None or found.assumed
 
 
 def _resize(size: tuple[int, int], stated: Mapping[str, Stated]) -> tuple[int, int] | None:

@@ -63,7 +63,7 @@ def pretrained_cfg(config: Mapping[str, Any], place: str) -> Iterator[Statement]
     ):
         yield from stated(name, found, f"{name} of {place}")
     mode = config.get("crop_mode")
-    yield from stated("crop_mode", mode if mode in ("center", "squash") else None, f"crop_mode of {place}")
+    yield from stated("crop_mode", values.word(mode), f"crop_mode of {place}")
 
 
 def normalisation(

@@ -119,10 +119,12 @@ def _timm(tree: Mapping[str, Any]) -> Iterator[Statement]:
     if arch is None or "version" not in tree or "state_dict" not in tree:
         return
     yield Statement("arch", arch, "field 'arch' of the file")
-    said = [
-        *hugging_face.normalisation(args.get("mean"), args.get("std"), "mean", "std", "args in the file"),
-    ]
+    said: list[Statement] = []
+    mean, std = values.numbers(args.get("mean")), values.numbers(args.get("std"))
     for name, field, found in (
+        ("mean", "mean", mean),
+        ("std", "std", std if std and min(std) > 0 else None),
+        ("crop_mode", "crop_mode", values.word(args.get("crop_mode"))),
         ("interpolation", "interpolation", values.interpolation(args.get("interpolation"))),
         ("crop_pct", "crop_pct", values.share(args.get("crop_pct"))),
         ("image_size", "input_size", values.size(args.get("input_size"))),
