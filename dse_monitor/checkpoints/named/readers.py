@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,7 @@ def _of_features(module: Any, features: Any, size: tuple[int, int], layers: int)
         raise NotThisNetwork(f"its features are {found}, neither tokens nor a map, so DSE cannot be measured")
     width = getattr(module, "num_features", 0)
     if len(shape) == 4:
-        return _of_map(module, shape[1:], width, layers)
+        return _of_map(module, list(shape[1:]), width, layers)
     grid, prefix = _grid(module, shape[1], size)
     if shape[2] != width and shape[1] == width:
         raise NotThisNetwork(f"its features are {list(shape)}, channels before tokens")
@@ -120,7 +121,7 @@ def _of_features(module: Any, features: Any, size: tuple[int, int], layers: int)
     return Reading(SEQUENCE, grid, shape[2], prefix, cls, layers)
 
 
-def _of_map(module: Any, shape: tuple[int, ...], width: int, layers: int) -> Reading:
+def _of_map(module: Any, shape: Sequence[int], width: int, layers: int) -> Reading:
     """A map [D, rows, columns] or [rows, columns, D]: the axis of the features is known by its length."""
     first, last = shape[0] == width, shape[2] == width
     if first == last:  # neither, or both by chance
