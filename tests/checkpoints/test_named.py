@@ -216,3 +216,14 @@ def test_weights_that_are_kept_in_another_form_are_found_by_name_too(saved):
     torch.nn.utils.parametrizations.weight_norm(model.conv_stem)
     encoder = load_encoder(saved(model.state_dict()), arch="test_efficientnet")
     torch.testing.assert_close(encoder.dense_tokens(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_gives_out_no_tokens_wants_a_layer_by_number(saved):
+    name = "pit_ti_224"
+    path = saved(from_timm(made(name), name))
+    with pytest.raises(
+        UnknownLayout, match=r"neither|not rows and columns.*--layer N takes the map of one of its 3"
+    ):
+        load_encoder(path)
+    encoder = load_encoder(path, layer=3)
+    assert encoder.grid[0] * encoder.grid[1] == encoder.dense_tokens(torch.randn(1, 3, 224, 224)).shape[1]

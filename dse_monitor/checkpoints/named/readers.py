@@ -5,7 +5,6 @@ Shapes: B images, C channels, H x W pixels, N dense tokens per image, D feature 
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import math
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 SEQUENCE = "tokens in sequence"
 ROWS_FIRST = "a map, channels last"
 CHANNELS_FIRST = "a map, channels first"
-LAST_STAGE = "the map of the last stage, as forward_features returns no tokens of places"
+LAST_STAGE = "the map of a stage alone"
 _CLASS_TOKENS = ("cls_token", "cls_tokens", "cls_token1")
 
 
@@ -81,8 +80,14 @@ def _map(module: Any, images: Tensor, layer: int, *, with_prefix: bool = False) 
     return found
 
 
-def reading(made: Template, channels: int, size: tuple[int, int]) -> Reading:
+def reading(made: Template, channels: int, size: tuple[int, int], *, by_layer: bool = False) -> Reading:
     """How the tokens of a network of timm are read at this image size.
+
+    Args:
+        made: the network.
+        channels: C.
+        size: height and width, px.
+        by_layer: whether a layer's map is asked for, which some networks have that give out no tokens.
 
     Raises:
         NotThisNetwork: it takes no such images, or its output is no map of tokens.
@@ -92,18 +97,22 @@ def reading(made: Template, channels: int, size: tuple[int, int]) -> Reading:
     layers = _layers(module)
     try:
         return _of_features(module, features, size, layers)
-    except NotThisNetwork:
-        if not layers:
+    except NotThisNetwork as error:
+        dense = _last_stage(made, (channels, *size), layers)
+        if dense is None:
             raise
-        last = Reading(LAST_STAGE, (0, 0), 0, layers=layers)
-        try:
-            dense = output_of(made, lambda model, images: _map(model, images, layers), (channels, *size))
-        except NotThisNetwork:
-            dense = None
-        if dense is None or getattr(dense, "ndim", 0) != 4:
-            raise
+        if not by_layer:
+            raise NotThisNetwork(f"{error}; --layer N takes the map of one of its {layers} stages") from error
         _, width, rows, columns = dense.shape
-        return dataclasses.replace(last, grid=(rows, columns), width=width)
+        return Reading(LAST_STAGE, (rows, columns), width, layers=layers)
+
+
+def _last_stage(made: Template, size: tuple[int, int, int], layers: int) -> Tensor | None:
+    try:
+        dense = output_of(made, lambda model, images: _map(model, images, layers), size) if layers else None
+    except NotThisNetwork:
+        return None
+    return dense if getattr(dense, "ndim", 0) == 4 else None
 
 
 def _of_features(module: Any, features: Any, size: tuple[int, int], layers: int) -> Reading:

@@ -37,6 +37,7 @@ class Named:
         arguments: what it is built with beside its name.
         image_size: height and width of the images it was made for, px, and where that is said.
         prepared: what the file itself says of its images, by timm's names of a `pretrained_cfg`.
+        by_layer: whether a layer's tokens are asked for by its number.
         trained_by_timm: whether timm's own training wrote the file, whose preprocessing follows from the
             network's configuration wherever the file says nothing else.
     """
@@ -46,6 +47,7 @@ class Named:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     image_size: Stated | None = None
     prepared: Mapping[str, Stated] = field(default_factory=dict)
+    by_layer: bool = False
     trained_by_timm: bool = False
 
     @property
@@ -287,18 +289,18 @@ def _at_size(
         sized = None if "img_size" in arguments else _attempt(named.arch, {**arguments, "img_size": size})
         if sized is not None and not sized.misfits(dict(shapes)):
             try:
-                found = reading(sized, channels, size)
+                found = reading(sized, channels, size, by_layer=named.by_layer)
             except NotThisNetwork:
                 pass
             else:
                 arguments["img_size"] = size
                 return sized, found, size, (stated.source, False)
         try:
-            return made, reading(made, channels, size), size, (stated.source, False)
+            return made, reading(made, channels, size, by_layer=named.by_layer), size, (stated.source, False)
         except NotThisNetwork:
             if stated.source.startswith("--") and "img_size" not in arguments and own == size:
                 raise
-    return made, reading(made, channels, own), own, source
+    return made, reading(made, channels, own, by_layer=named.by_layer), own, source
 
 
 def _own_size(
@@ -332,7 +334,8 @@ def _channels(made: Template, arguments: Mapping[str, Any]) -> int:
 def _any_size(made: Template, channels: int, size: tuple[int, int], read: Reading) -> bool:
     """Whether images of another size are taken: twice as high and wide."""
     try:
-        return reading(made, channels, (2 * size[0], 2 * size[1])).kind == read.kind
+        bigger = (2 * size[0], 2 * size[1])
+        return reading(made, channels, bigger, by_layer=True).kind == read.kind
     except NotThisNetwork:
         return False
 
