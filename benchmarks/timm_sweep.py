@@ -21,6 +21,7 @@ from dse_monitor.checkpoints.families.network import Hints, NotThisNetwork
 from dse_monitor.checkpoints.meta import without_storage
 from dse_monitor.checkpoints.named import timm_networks
 from dse_monitor.checkpoints.named.document import CLASSES
+from dse_monitor.checkpoints.named.readers import LAST_STAGE
 
 SAME = 1e-4  # of the standard deviation of the tokens
 
@@ -37,7 +38,7 @@ def smallest() -> dict[str, str]:
 
 def measured(name: str) -> dict[str, Any]:
     """One network on one image: how its output is read, and whether its last layer by number is the same."""
-    named = timm_networks.Named(arch=name, source="--arch")
+    named = timm_networks.Named(arch=name, source="--arch", by_layer=True)
     try:
         network = timm_networks.recognise(named, timm_networks.plain(named).tensors, Hints())
     except NotThisNetwork as error:
@@ -46,6 +47,8 @@ def measured(name: str) -> dict[str, Any]:
     row = {"example": name, "output": reading.kind, "prefix": reading.prefix, "layers": network.layers}
     torch.manual_seed(0)
     module, images = network.build(), torch.randn(1, network.channels, *network.image_size)
+    if reading.kind == LAST_STAGE:
+        return row
     with torch.no_grad():
         last = network.tokens(module, images, None).dense
         if last.shape[1:] != (network.num_tokens, network.width):

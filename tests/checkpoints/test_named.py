@@ -53,7 +53,7 @@ def test_the_file_of_timms_saver_is_read_without_options(saved, name):
 def test_a_bare_state_dict_is_read_by_its_networks_name(saved):
     model = made("test_efficientnet", num_classes=7)
     path = saved({"student": {f"module.net.{name}": value for name, value in model.state_dict().items()}})
-    with pytest.raises(UnknownLayout, match="no encoder was recognised|Name it with --arch MODEL"):
+    with pytest.raises(UnknownLayout, match=r"no encoder was recognised|Name it with --arch MODEL"):
         load_encoder(path)
     encoder = load_encoder(path, arch="test_efficientnet", encoder="student")
     images = torch.randn(1, 3, *encoder.image_size)
@@ -124,7 +124,7 @@ def test_a_name_elsewhere_counts_only_if_every_tensor_fits(saved):
     assert inspection.network.startswith("vit 64x")
     convolutional = {f"model.{name}": value for name, value in made("test_efficientnet").state_dict().items()}
     right = {**fields, "state_dict": convolutional, "hyper_parameters": {"encoder_name": "test_resnet2"}}
-    with pytest.raises(UnknownLayout, match="no encoder was recognised|Name it with --arch MODEL"):
+    with pytest.raises(UnknownLayout, match=r"no encoder was recognised|Name it with --arch MODEL"):
         load_encoder(saved(right))
 
 
@@ -216,3 +216,14 @@ def test_weights_that_are_kept_in_another_form_are_found_by_name_too(saved):
     torch.nn.utils.parametrizations.weight_norm(model.conv_stem)
     encoder = load_encoder(saved(model.state_dict()), arch="test_efficientnet")
     torch.testing.assert_close(encoder.dense_tokens(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_gives_out_no_tokens_wants_a_layer_by_number(saved):
+    name = "pit_ti_224"
+    path = saved(from_timm(made(name), name))
+    with pytest.raises(
+        UnknownLayout, match=r"neither|not rows and columns.*--layer N takes the map of one of its 3"
+    ):
+        load_encoder(path)
+    encoder = load_encoder(path, layer=3)
+    assert encoder.grid[0] * encoder.grid[1] == encoder.dense_tokens(torch.randn(1, 3, 224, 224)).shape[1]

@@ -5,9 +5,9 @@ Shapes: B images, C channels, H x W pixels, N dense tokens per image, D feature 
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SEQUENCE = "tokens in sequence"
 ROWS_FIRST = "a map, channels last"
 CHANNELS_FIRST = "a map, channels first"
-LAST_STAGE = "the map of the last stage, as forward_features returns no tokens of places"
+LAST_STAGE = "the map of a stage alone"
 _CLASS_TOKENS = ("cls_token", "cls_tokens", "cls_token1")
 
 
@@ -80,8 +80,14 @@ def _map(module: Any, images: Tensor, layer: int, *, with_prefix: bool = False) 
     return found
 
 
-def reading(made: Template, channels: int, size: tuple[int, int]) -> Reading:
+def reading(made: Template, channels: int, size: tuple[int, int], *, by_layer: bool = False) -> Reading:
     """How the tokens of a network of timm are read at this image size.
+
+    Args:
+        made: the network.
+        channels: C.
+        size: height and width, px.
+        by_layer: whether a layer's map is asked for, which some networks have that give out no tokens.
 
     Raises:
         NotThisNetwork: it takes no such images, or its output is no map of tokens.
@@ -91,18 +97,22 @@ def reading(made: Template, channels: int, size: tuple[int, int]) -> Reading:
     layers = _layers(module)
     try:
         return _of_features(module, features, size, layers)
-    except NotThisNetwork:
-        if not layers:
+    except NotThisNetwork as error:
+        dense = _last_stage(made, (channels, *size), layers)
+        if dense is None:
             raise
-        last = Reading(LAST_STAGE, (0, 0), 0, layers=layers)
-        try:
-            dense = output_of(made, lambda model, images: _map(model, images, layers), (channels, *size))
-        except NotThisNetwork:
-            dense = None
-        if dense is None or getattr(dense, "ndim", 0) != 4:
-            raise
+        if not by_layer:
+            raise NotThisNetwork(f"{error}; --layer N takes the map of one of its {layers} stages") from error
         _, width, rows, columns = dense.shape
-        return dataclasses.replace(last, grid=(rows, columns), width=width)
+        return Reading(LAST_STAGE, (rows, columns), width, layers=layers)
+
+
+def _last_stage(made: Template, size: tuple[int, int, int], layers: int) -> Tensor | None:
+    try:
+        dense = output_of(made, lambda model, images: _map(model, images, layers), size) if layers else None
+    except NotThisNetwork:
+        return None
+    return dense if getattr(dense, "ndim", 0) == 4 else None
 
 
 def _of_features(module: Any, features: Any, size: tuple[int, int], layers: int) -> Reading:
@@ -112,7 +122,7 @@ def _of_features(module: Any, features: Any, size: tuple[int, int], layers: int)
         raise NotThisNetwork(f"its features are {found}, neither tokens nor a map, so DSE cannot be measured")
     width = getattr(module, "num_features", 0)
     if len(shape) == 4:
-        return _of_map(module, shape[1:], width, layers)
+        return _of_map(module, list(shape[1:]), width, layers)
     grid, prefix = _grid(module, shape[1], size)
     if shape[2] != width and shape[1] == width:
         raise NotThisNetwork(f"its features are {list(shape)}, channels before tokens")
@@ -120,7 +130,7 @@ def _of_features(module: Any, features: Any, size: tuple[int, int], layers: int)
     return Reading(SEQUENCE, grid, shape[2], prefix, cls, layers)
 
 
-def _of_map(module: Any, shape: tuple[int, ...], width: int, layers: int) -> Reading:
+def _of_map(module: Any, shape: Sequence[int], width: int, layers: int) -> Reading:
     """A map [D, rows, columns] or [rows, columns, D]: the axis of the features is known by its length."""
     first, last = shape[0] == width, shape[2] == width
     if first == last:  # neither, or both by chance

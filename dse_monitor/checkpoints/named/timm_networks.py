@@ -17,7 +17,7 @@ from dse_monitor.checkpoints.named.construction import Template, quiet, template
 from dse_monitor.checkpoints.named.readers import CHANNELS_FIRST, LAST_STAGE, Reading, reading
 from dse_monitor.errors import AmbiguousArchitecture
 from dse_monitor.facts import Fact
-from dse_monitor.preprocessing import CROP_MODES, INTERPOLATIONS
+from dse_monitor.preprocessing import INTERPOLATIONS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,6 +37,7 @@ class Named:
         arguments: what it is built with beside its name.
         image_size: height and width of the images it was made for, px, and where that is said.
         prepared: what the file itself says of its images, by timm's names of a `pretrained_cfg`.
+        by_layer: whether a layer's tokens are asked for by its number.
         trained_by_timm: whether timm's own training wrote the file, whose preprocessing follows from the
             network's configuration wherever the file says nothing else.
     """
@@ -46,6 +47,7 @@ class Named:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     image_size: Stated | None = None
     prepared: Mapping[str, Stated] = field(default_factory=dict)
+    by_layer: bool = False
     trained_by_timm: bool = False
 
     @property
@@ -287,18 +289,18 @@ def _at_size(
         sized = None if "img_size" in arguments else _attempt(named.arch, {**arguments, "img_size": size})
         if sized is not None and not sized.misfits(dict(shapes)):
             try:
-                found = reading(sized, channels, size)
+                found = reading(sized, channels, size, by_layer=named.by_layer)
             except NotThisNetwork:
                 pass
             else:
                 arguments["img_size"] = size
                 return sized, found, size, (stated.source, False)
         try:
-            return made, reading(made, channels, size), size, (stated.source, False)
+            return made, reading(made, channels, size, by_layer=named.by_layer), size, (stated.source, False)
         except NotThisNetwork:
             if stated.source.startswith("--") and "img_size" not in arguments and own == size:
                 raise
-    return made, reading(made, channels, own), own, source
+    return made, reading(made, channels, own, by_layer=named.by_layer), own, source
 
 
 def _own_size(
@@ -332,7 +334,8 @@ def _channels(made: Template, arguments: Mapping[str, Any]) -> int:
 def _any_size(made: Template, channels: int, size: tuple[int, int], read: Reading) -> bool:
     """Whether images of another size are taken: twice as high and wide."""
     try:
-        return reading(made, channels, (2 * size[0], 2 * size[1])).kind == read.kind
+        bigger = (2 * size[0], 2 * size[1])
+        return reading(made, channels, bigger, by_layer=True).kind == read.kind
     except NotThisNetwork:
         return False
 
@@ -362,14 +365,15 @@ def _defaults(named: Named, module: Any, channels: int) -> dict[str, Stated]:
     found: dict[str, Stated] = {}
     own = module.pretrained_cfg
     for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode"):
-        usual = Stated(own.get(name), f"timm's configuration of {named.arch}", not named.trained_by_timm)
+        source = f"timm's configuration of {named.arch}"
+        usual = Stated(own.get(name), source, assumed=not named.trained_by_timm)
         stated = named.prepared.get(name, usual)
         if not _usable(name, stated.value, channels):
             stated = usual
         if _usable(name, stated.value, channels):
             numbers = name in ("mean", "std")
             value = tuple(float(number) for number in stated.value) if numbers else stated.value
-            found[name] = Stated(value, stated.source, stated.assumed)
+            found[name] = Stated(value, stated.source, assumed=stated.assumed)
     return found
 
 
@@ -379,4 +383,4 @@ def _usable(name: str, value: Any, channels: int) -> bool:
         return numbers and len(value) in (1, channels)
     if name == "crop_pct":
         return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1
-    return value in (INTERPOLATIONS if name == "interpolation" else CROP_MODES)
+    return value in INTERPOLATIONS if name == "interpolation" else isinstance(value, str)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dse_monitor.checkpoints.archive import Archive
 from dse_monitor.checkpoints.families.network import Hints, Network, NotThisNetwork, Stated
@@ -49,7 +49,7 @@ def named_network(
     try:
         if options.arch is not None:
             named = recorded.asked(options.arch, options.arch_option, stated.get("image_size"), archive)
-            return _of_timm(file, named, asked=True, binding=True)
+            return _of_timm(file, replace(named, by_layer=options.layer != "last"), asked=True, binding=True)
         if options.layout is not None and not options.arch_option:
             return None  # read as that layout reads it
         found = _recorded(file, archive, options, stated)
@@ -86,6 +86,7 @@ def _recorded(
         return None
     if options.arch_option:
         named = recorded.asked(named.arch, options.arch_option, stated.get("image_size"), archive)
+    named = replace(named, by_layer=options.layer != "last")
     try:
         return _of_timm(file, named, asked=False, binding=record.binding)
     except NotThisNetwork as error:
