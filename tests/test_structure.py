@@ -81,7 +81,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "plugins": ("errors",),
     "scenes": ("atomic", "errors"),
     "runs.record": ("facts", "metric.components"),
-    "runs": ("atomic", *BASE),
+    "runs.order": (),
+    "runs": ("atomic", "checkpoints.names", "runs.order", *BASE),
     "encoder": ("facts", "preprocessing", "tokens", *BASE),
     "checkpoints.options": ("flags",),
     "evaluation.config": ("checkpoints.options", "flags"),
@@ -157,7 +158,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "alerts.message": BASE,
     "alerts.sinks": ("alerts.message", "plugins", *BASE),
-    "alerts": ("alerts.message", "flags", "runs", *BASE),
+    "alerts": ("alerts.message", "flags", "runs", "runs.order", *BASE),
     "watch.workers": ("evaluation", "evaluation.config", "runs", *BASE),
     "watch.console": BASE,
     "watch.options": (
