@@ -144,7 +144,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *BASE,
     ),
     "evaluation": ("atomic", "checkpoints", "encoder", "evaluation.config", "metric", *BASE),
-    "publish": ("atomic", "runs", *BASE),
+    "publish": ("atomic", "runs", "runs.order", *BASE),
     "probe": (
         "checkpoints",
         "checkpoints.options",

@@ -52,7 +52,9 @@ def compose(
     if key.rule == "degradation":
         since = "" if status.since is None else series.place(int(np.searchsorted(series.x, status.since)))
         return _with_drop(alert, series, since, causes=causes, still=key.change is Change.REMINDER)
-    return dataclasses.replace(alert, message=_story(key.rule, status, alert, newest, series, evidence, rules))
+    return dataclasses.replace(
+        alert, message=_story(key.rule, status, alert, newest, series, evidence, rules)
+    )
 
 
 def _with_drop(alert: Alert, series: Series, since: str, *, causes: bool, still: bool) -> Alert:

@@ -295,7 +295,9 @@ class Trace:
         line = lineage(evaluations)
         chosen, x, self.axis = line.evaluations, line.x, line.axis
         self._furthest, self._extends = line.furthest, line.extends
-        self.newest = chosen.last_seq if isinstance(chosen, Selection) else max((e.seq for e in chosen), default=0)
+        self.newest = (
+            chosen.last_seq if isinstance(chosen, Selection) else max((e.seq for e in chosen), default=0)
+        )
         columns = chosen.terms() if isinstance(chosen, Selection) else terms(chosen)
         now = np.vstack([x, columns, line.untrained])
         if not isinstance(evaluations, History):

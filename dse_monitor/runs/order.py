@@ -293,7 +293,8 @@ def _replaced(places: Places) -> list[tuple[int, int]]:
     with np.errstate(over="ignore"):
         parts = [_bits(places.epoch), _bits(places.step), places.path.view(np.uint64)]
         key = sum(
-            (part * np.uint64(mix) for part, mix in zip(parts, _MIX, strict=True)), np.zeros(len(places), "u8")
+            (part * np.uint64(mix) for part, mix in zip(parts, _MIX, strict=True)),
+            np.zeros(len(places), "u8"),
         )
     rows = np.flatnonzero(placed)
     rows = rows[np.argsort(key[rows], kind="stable")]

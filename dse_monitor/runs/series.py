@@ -8,8 +8,8 @@ line, in which order and on which axis, is defined in order.py; what does not co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -162,6 +162,8 @@ class Series:
         candidates: indices of up to three candidates, best first (see :func:`candidates`).
         best: index of the best checkpoint; None when nothing is scored.
         notes: what was scored and does not count, and what the order rests on where it is not plain.
+        aside: why what was measured under the settings of the line is not on it, ``replaced`` or ``merged``, by
+            sequence number; only :meth:`from_evaluations` tells.
     """
 
     evaluations: Sequence[Evaluation]
@@ -176,6 +178,7 @@ class Series:
     candidates: tuple[int, ...]
     best: int | None
     notes: tuple[Note, ...] = ()
+    aside: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.evaluations)
@@ -210,7 +213,10 @@ class Series:
             found, chosen.__getitem__, others=measured - len(chosen), not_finite=scored - measured
         )
         line = tuple(chosen[row] for row in found.rows)
-        return cls.from_columns(line, found.axis, found.x, found.untrained, terms(line), lam, notes)
+        aside = {chosen[row].seq: "replaced" for row, _ in found.replaced}
+        aside |= {chosen[row].seq: "merged" for row, _ in found.merged}
+        made = cls.from_columns(line, found.axis, found.x, found.untrained, terms(line), lam, notes)
+        return replace(made, aside=aside)
 
     @classmethod
     def from_columns(
@@ -329,7 +335,9 @@ def notes_of(
     if others:
         say("settings", f"{_checkpoints(others, 'was', 'were')} measured under other settings: not compared")
     if not_finite:
-        say("finite", f"{_checkpoints(not_finite, 'has', 'have')} terms that are not finite: not on the curve")
+        say(
+            "finite", f"{_checkpoints(not_finite, 'has', 'have')} terms that are not finite: not on the curve"
+        )
     if found.replaced:
         (old, new), count = (get(row).source for row in found.replaced[0]), len(found.replaced)
         again = old.content == new.content
