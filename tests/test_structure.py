@@ -74,7 +74,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "facts": (),
     "tokens": (),
     "preprocessing": (),
-    "preprocessing": (),
     "metric.components": (),
     "metric": ("metric.components",),
     "errors": ("metric.components",),
@@ -240,7 +239,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "trainers.methods",
         "trainers.settings",
     ),
-    "tb_plugin": BASE,
+    "tb_plugin": ("runs", "runs.order", *BASE),
     "cli": (
         "alerts",
         "alerts.sinks",

@@ -27,6 +27,7 @@ export function banners({ focus, shown, apart, lost }) {
     }
     if (run.points.header.skipped) say('skipped', `${short(run.name, 80)}: ${count(run.points.header.skipped)} records could not be read and are left out.`);
     if (run.line?.otherSettings) say('settings', `${short(run.name, 80)}: ${count(run.line.otherSettings)} checkpoints measured under earlier settings are not drawn.`);
+    if (run === focus && run.line?.notes.length) say('order', `${short(run.name, 80)}: ${run.line.notes.map((note) => short(note, 300)).join('. ')}.`);
     if (run.unplaced) say('unplaced', `${short(run.name, 80)}: ${count(run.unplaced)} checkpoints have no place on this axis.`);
   }
   if (focus?.clock?.estimated && (focus.axis === 'epoch' || focus.axis === 'step')) {
