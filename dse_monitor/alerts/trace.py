@@ -162,13 +162,14 @@ def _on_branch(found: Order, same_weights: Callable[[int, int], bool]) -> Bools:
         found: the order; its rows are in the order of measuring.
         same_weights: whether two rows hold the same weights.
     """
-    rewritten = [new for old, new in found.replaced if not same_weights(old, new)]
+    rewritten = {new for old, new in found.replaced if not same_weights(old, new)}
     if not rewritten:
         return np.ones(len(found.rows), bool)
-    anew = np.zeros(int(found.rows.max()) + 1, bool)
-    anew[rewritten] = True
-    since = np.where(anew[found.rows], found.rows, -1)
-    return found.rows > np.concatenate([[-1], np.maximum.accumulate(since)[:-1]])
+    counted = dict(found.merged)  # what was written anew may hold the weights of another name, which counts for it
+    anew = np.full(int(found.rows.max()) + 1, -1)
+    for row in sorted(rewritten):
+        anew[counted.get(row, row)] = row
+    return found.rows > np.concatenate([[-1], np.maximum.accumulate(anew[found.rows])[:-1]])
 
 
 class Trace:

@@ -264,14 +264,14 @@ def _inserted(rows: Ints, rest: Ints, other: Floats, time: Floats) -> Ints:
     """
     anchors = np.flatnonzero(np.isfinite(other[rows]))
     values = np.maximum.accumulate(other[rows[anchors]]) if len(anchors) else np.empty(0)
-    at, before = np.empty(len(rest), np.int64), 0
-    smooth = _smooth(time[rows])
+    at, before, stretch, smooth = np.empty(len(rest), np.int64), 0, (-1, -1), time[:0]
     for k, row in enumerate(rest):
         passed = int(np.searchsorted(values, other[row], side="right"))
         low = int(anchors[passed - 1]) + 1 if passed else 0
         high = int(anchors[passed]) if passed < len(anchors) else len(rows)
-        place = low + int(np.searchsorted(smooth[low:high], time[row], side="right"))
-        before = at[k] = max(before, place)
+        if stretch != (low, high):
+            stretch, smooth = (low, high), _smooth(time[rows[low:high]])
+        before = at[k] = max(before, low + int(np.searchsorted(smooth, time[row], side="right")))
     return np.insert(rows, at, rest)
 
 
