@@ -138,8 +138,9 @@ class Run:
             return f"<Run {self.name}: {len(self.evaluations)} evaluations, nothing scored yet>"
         error = f" ± {best.dse_se:.3f}" if math.isfinite(best.dse_se) else ""
         return (
-            f"<Run {self.name}: {len(self.series)} checkpoints scored, best at "
-            f"{self.series.place(self.series.candidates[0])} with DSE {best.dse:+.3f}{error} at lambda {self.series.lam:.3g}>"
+            f"<Run {self.name}: {len(self.series)} checkpoints scored, "
+            f"best at {self.series.place(self.series.candidates[0])} with DSE {best.dse:+.3f}{error} "
+            f"at lambda {self.series.lam:.3g}>"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +22,13 @@ class Line:
     """What a page needs to draw the checkpoints in their order.
 
     Attributes:
-        table: float64 [n, len(COLUMNS)] in training order: sequence number, position on the axis, epochs done with
-            their fractions where those are known (NaN where they are not), and 1 for the untrained network.
+        table: float64 [n, len(COLUMNS)] in training order: sequence number, position on the axis, epochs
+            done with their fractions where those are known (NaN where they are not), and 1 for the
+            untrained network.
         axis: ``epoch``, ``step`` or ``order``; unit of the positions.
         settings: the fingerprint they were measured under as a whole number; -1 where it is unknown.
-        aside: sequence numbers of those that do not count, with why (``replaced``, ``merged``) and the sequence number
-            of the one that counts in their place.
+        aside: sequence numbers of those that do not count, with why (``replaced``, ``merged``) and the
+            sequence number of the one that counts in their place.
         other_settings: how many were measured under other settings.
         notes: what there is to say of all that, a sentence each.
     """
@@ -51,7 +52,7 @@ class Line:
         }
 
 
-def line_of(points: Points, details: Callable[[list[int]], list[Mapping[str, Any]]]) -> Line:
+def line_of(points: Points, details: Callable[[list[int]], Sequence[Mapping[str, Any]]]) -> Line:
     """The line of a run's points.
 
     Args:
@@ -95,7 +96,10 @@ def line_of(points: Points, details: Callable[[list[int]], list[Mapping[str, Any
 
 
 def _sources(
-    found: Order, places: Places, seqs: np.ndarray, details: Callable[[list[int]], list[Mapping[str, Any]]]
+    found: Order,
+    places: Places,
+    seqs: np.ndarray,
+    details: Callable[[list[int]], Sequence[Mapping[str, Any]]],
 ) -> Callable[[int], Evaluation]:
     """What the notes ask of some rows: their names are not among the numbers."""
     named = [row for pair in (*found.replaced[:1], *found.merged[:1]) for row in pair]

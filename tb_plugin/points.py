@@ -57,9 +57,9 @@ class Shard:
 def decode_rows(values: Iterable[Any]) -> tuple[Floats, int]:
     """Rows of points, and how many values were no such rows.
 
-    A row is float64 [C], C at least FIRST_COLUMNS. More columns than POINT_COLUMNS, of a newer minor version, are
-    left out; those that a row of an earlier version lacks are NaN.
-    Unusable: a larger schema, or a sequence number that is no positive whole number below 2**53.
+    A row is float64 [C], C at least FIRST_COLUMNS. More columns than POINT_COLUMNS, of a newer minor
+    version, are left out; those that a row of an earlier version lacks are NaN. Unusable: a larger schema,
+    or a sequence number that is no positive whole number below 2**53.
     """
     rows, skipped = [], 0
     width = len(POINT_COLUMNS)

@@ -93,7 +93,7 @@ def stale(alert: Alert, path: str, seconds: float) -> str:
 
 
 def plateau(alert: Alert, newest: str, checkpoints: int) -> str:
-    """The story of an alert on so many checkpoints without progress, the newest of them at ``newest``, in words."""
+    """The story of an alert on so many checkpoints without progress; ``newest`` is the last, in words."""
     if alert.status == "resolved":
         return f"DSE moves again at {newest}."
     return f"DSE has made no progress for {checkpoints} checkpoints, up to {newest}."

@@ -75,9 +75,9 @@ def replay(path: Path, rules: Rules | None = None) -> ReplayResult:
     """Run the rules over a finished run as if its checkpoints came one by one, in training order.
 
     Args:
-        path: a run that was watched (or its output folder), or a CSV file with the columns ``epoch`` or ``step``
-            (or both), ``dse`` and, if known, ``dse_se``. Of two rows at one place the later counts, as after a
-            resume.
+        path: a run that was watched (or its output folder), or a CSV file with the columns ``epoch`` or
+            ``step`` (or both), ``dse`` and, if known, ``dse_se``. Of two rows at one place the later
+            counts, as after a resume.
         rules: when to speak; None for the defaults.
 
     Raises:

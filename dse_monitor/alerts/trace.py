@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from dse_monitor.alerts.condensed import NEWEST, Condensed
 from dse_monitor.alerts.parameters import Rules
 from dse_monitor.alerts.rules import Judgement, judge
@@ -35,8 +36,8 @@ from dse_monitor.runs.series import (
 
 PUT_OFF = 0.25  # of a line's length: so many older checkpoints may arrive before it is judged again; ours
 JUDGING = 3  # raised whenever rules.py, condensed.py or this file judge otherwise than before the change
-# Of the table of a trace: positions, the five of series.terms, whether it is the untrained network, lambda as known at
-# each checkpoint.
+# Of the table of a trace: positions, the five of series.terms, whether it is the untrained network, lambda
+# as known at each checkpoint.
 _ROWS = 8
 
 
@@ -165,7 +166,9 @@ def _on_branch(found: Order, same_weights: Callable[[int, int], bool]) -> Bools:
     rewritten = {new for old, new in found.replaced if not same_weights(old, new)}
     if not rewritten:
         return np.ones(len(found.rows), bool)
-    counted = dict(found.merged)  # what was written anew may hold the weights of another name, which counts for it
+    counted = dict(
+        found.merged
+    )  # what was written anew may hold the weights of another name, which counts for it
     anew = np.full(int(found.rows.max()) + 1, -1)
     for row in sorted(rewritten):
         anew[counted.get(row, row)] = row
@@ -300,7 +303,7 @@ class Trace:
             chosen.last_seq if isinstance(chosen, Selection) else max((e.seq for e in chosen), default=0)
         )
         columns = chosen.terms() if isinstance(chosen, Selection) else terms(chosen)
-        now = np.vstack([x, columns, line.untrained])
+        now = np.vstack([x, columns, line.untrained.astype(np.float64)])
         if not isinstance(evaluations, History):
             self._weights = {_weights(e) for e in evaluations if is_measured(e)}
         same = _shared(before, now) if self.phases else self._take_recalled(now)
@@ -353,7 +356,7 @@ class Trace:
         if not self.evaluations or not self._extends or new.source.step == 0:
             return False
         last = self.evaluations[-1]
-        back = None not in (new.source.epoch, last.source.epoch) and new.source.epoch < last.source.epoch
+        back = (new.source.epoch or math.inf) < (last.source.epoch or 0.0)
         ahead = self._furthest < self._position(new) < math.inf and not back
         return ahead and new.seq > self.newest and new.settings == last.settings
 

@@ -94,8 +94,8 @@ def _table(series: Series, choices: Sequence[Choice], files: Sequence[Path | Non
         )
     lost = float(series.dse[series.candidates[0]] - series.dse[-1])
     lines.append(
-        f"Take {series.place(series.candidates[0])}: best of {series.counted} scored, {lost:.3f} above the last "
-        f"(lambda {series.lam:.3g})."
+        f"Take {series.place(series.candidates[0])}: best of {series.counted} scored, "
+        f"{lost:.3f} above the last (lambda {series.lam:.3g})."
     )
     for note in series.notes:
         lines += textwrap.wrap(f"note: {note.text}", WIDTH, subsequent_indent=" " * 6, break_long_words=False)

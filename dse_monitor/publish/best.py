@@ -164,11 +164,11 @@ def describe(
         kept: the kept file of an evaluation's sequence number.
 
     Returns:
-        ``run``, ``folder`` (of the run), ``axis``, ``lam``, ``measured`` (checkpoints the best is chosen among),
-        ``notes`` (what was scored and is not among them, and what the order rests on), ``best`` (None before the
-        first), and ``candidates``, best first. Each entry has ``path``, ``epoch``, ``step``, ``dse``, ``dse_se``,
-        ``seq``, ``exists``, ``file`` (where it can be read now, relative to the run; None if it is gone) and
-        ``kept``. ``surviving`` is the best entry that can still be read.
+        ``run``, ``folder`` (of the run), ``axis``, ``lam``, ``measured`` (checkpoints the best is chosen
+        among), ``notes`` (what was scored and is not among them, and what the order rests on), ``best`` (None
+        before the first), and ``candidates``, best first. Each entry has ``path``, ``epoch``, ``step``,
+        ``dse``, ``dse_se``, ``seq``, ``exists``, ``file`` (where it can be read now, relative to the run;
+        None if it is gone) and ``kept``. ``surviving`` is the best entry that can still be read.
     """
 
     def entry(index: int) -> dict[str, Any]:

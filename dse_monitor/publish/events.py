@@ -41,6 +41,7 @@ from dse_monitor.publish.event_files import EventFile, event_path
 from dse_monitor.publish.published import published
 from dse_monitor.publish.scalar_steps import ScalarSteps
 from dse_monitor.publish.tags import TagSequence
+from dse_monitor.runs.growing import LambdaOfRun
 from dse_monitor.runs.record import (
     PLUGIN_STATE,
     SCALAR_TAGS,
@@ -53,7 +54,6 @@ from dse_monitor.runs.record import (
     Evaluation,
     to_json,
 )
-from dse_monitor.runs.growing import LambdaOfRun
 
 PENDING_LIMIT = 500  # events queued before they are written while a folder is brought up to date; ours
 
@@ -239,7 +239,7 @@ class EventWriter:
         self._append(Event(wall_time=encoding.event_time(record), step=step, summary=Summary(value=values)))
 
     def _remember(self, evaluation: Evaluation) -> int:
-        """Keep what the adaptive lambda needs, one per settings; the step of the plain scalars, 0 without any."""
+        """Keep what lambda needs, one per settings; returns the step of the plain scalars, if any."""
         if evaluation.status != "scored" or not evaluation.components or not evaluation.settings:
             return 0
         self._lambdas.setdefault(evaluation.settings.fingerprint, LambdaOfRun()).add(evaluation)

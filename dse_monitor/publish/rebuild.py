@@ -87,7 +87,8 @@ def rebuild_numbers(
         tag: prefix of the plain scalars' tags.
         measured: evaluations in the order of their sequence numbers, when each number was found (seconds
             since 1970), and the numbers by name; those that are not finite are left out.
-        evaluations: every evaluation of the run in that order: the numbers stand at the steps of its own scalars.
+        evaluations: every evaluation of the run in that order: the numbers stand at the steps of its own
+            scalars.
 
     Raises:
         OutputError: it could not be written; the old files are untouched.

@@ -1,10 +1,10 @@
 """The step of a checkpoint in TensorBoard's own tab, which draws whole numbers only.
 
-It is the optimiser step where the file states one. Else it is what the epoch is worth: that many steps where other
-checkpoints of the run state both (series and tab say how many make an epoch), the steps of the newest that is
-not later where they leave that open, and the epoch itself where none states a step. Where neither is known it is
-how many were measured. A number that another checkpoint has is followed by the next free one, so no two of a run fall
-on one point; the DSE tab and the tables hold the true places.
+It is the optimiser step where the file states one. Else it is what the epoch is worth: that many steps
+where other checkpoints of the run state both (series and tab say how many make an epoch), the steps of the
+newest that is not later where they leave that open, and the epoch itself where none states a step. Where
+neither is known it is how many were measured. A number that another checkpoint has is followed by the next
+free one, so no two of a run fall on one point; the DSE tab and the tables hold the true places.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dse_monitor.runs.record import Evaluation, Source
 
 
 class ScalarSteps:
-    """Gives each checkpoint of a run its step; the same to whoever asks in the order they were measured in."""
+    """Gives each checkpoint of a run its step: the same to all who ask in the order of measuring."""
 
     def __init__(self) -> None:
         self._owners: dict[int, int] = {}  # of each step: the version of a name at a place

@@ -8,7 +8,8 @@ Columns of the CSV, one row per evaluation in the order of recording; empty wher
     labels, miou_linear, miou_linear_std, miou_knn and miou_knn_std. `lam` is the adaptive lambda of
     the rows under the newest settings and 1 for all others, and `dse` is at `lam`.
     Where epochs alone do not order the run (order.py), or something scored under the newest settings does not
-    count: axis and at (the position on it, empty for what is not on the line), and aside (`replaced`: an older
+    count: axis and at (the position on it, empty for what is not on the line), and aside (`replaced`: an
+        older
     version of a file; `merged`: the weights of another name; `untrained`: on the line, but no part of lambda
     and best).
 """

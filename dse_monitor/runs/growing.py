@@ -1,8 +1,8 @@
 """The adaptive lambda of a run that grows by one checkpoint at a time, whatever order they are measured in.
 
 Nearly every checkpoint is one more that counts, and lambda follows from means and sums of squares in constant
-time. One that may replace another, holds weights seen before or may be the untrained network changes which of them
-count: then the order is made anew, by the one definition of order.py.
+time. One that may replace another, holds weights seen before or may be the untrained network changes which
+of them count: then the order is made anew, by the one definition of order.py.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PlaceColumns:
 
 
 class LambdaOfRun:
-    """The lambda of what was measured under one settings so far: that of ``Series.from_evaluations``, to rounding.
+    """The lambda of what was measured so far, under one settings: that of ``Series``, to rounding.
 
     Evaluations come in the order they were measured in.
     """

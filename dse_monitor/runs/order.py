@@ -4,11 +4,13 @@ A place in training is what is known of (epochs done, steps done). From the plac
 under one settings follow
 
 1. *which count*. A name that was rewritten at the same place counts in its newest version; the older one is
-   ``replaced``. Names that hold the same weights and contradict each other in no place are one checkpoint, the one
-   whose place says most; the others are ``merged`` into it. Everything else stays, however many share an epoch.
+   ``replaced``. Names that hold the same weights and contradict each other in no place are one checkpoint,
+   the one whose place says most; the others are ``merged`` into it. Everything else stays, however many
+   share an epoch.
 2. *their order*. Epoch first, then step, then file time, then the order of measuring. Where some know
    only their epoch and others only their step: by steps per epoch where those are known
-   (:func:`steps_per_epoch`), else between the checkpoints that know both, and among what is left by file time.
+   (:func:`steps_per_epoch`), else between the checkpoints that know both, and among what is left by file
+   time.
 3. *the axis*, the first of these on which no two share a position:
 
    ==========  ====================================================================================
@@ -20,8 +22,8 @@ under one settings follow
    ``order``   otherwise: 1, 2, 3, ...
    ==========  ====================================================================================
 
-4. *which of them is the untrained network*: step 0; or no step and epoch 0, unless it was saved within that epoch
-   or another is earlier. It is drawn, and takes no part in lambda, rules and the choice of the best.
+4. *which of them is the untrained network*: step 0; or no step and epoch 0, unless it was saved within that
+   epoch or another is earlier. It is drawn, and takes no part in lambda, rules and the choice of the best.
 
 None of this depends on the order in which checkpoints were measured, but for which version of a name is the
 newest, and for ties on everything else.
@@ -134,10 +136,11 @@ def order(places: Places) -> Order:
 def steps_per_epoch(epoch: Floats, step: Floats) -> int | None:
     """Steps in an epoch, where checkpoints that state both leave one answer; None otherwise.
 
-    With s steps in an epoch, a checkpoint with e whole epochs and t steps done has e s <= t < (e + 1) s. So s is
-    at most the least t / e and above every t / (e + 1). It is known if a single whole number satisfies all, or if
-    the largest that does, the least t / e, is attained at two different epochs: two checkpoints saved at the ends
-    of epochs. Fractional epochs say nothing here and need nothing: they are places of their own.
+    With s steps in an epoch, a checkpoint with e whole epochs and t steps done has e s <= t < (e + 1) s. So
+    s is at most the least t / e and above every t / (e + 1). It is known if a single whole number satisfies
+    all, or if the largest that does, the least t / e, is attained at two different epochs: two checkpoints
+    saved at the ends of epochs. Fractional epochs say nothing here and need nothing: they are places of
+    their own.
 
     Args:
         epoch: epochs done [n]; nan where unknown.
@@ -160,7 +163,7 @@ def steps_per_epoch(epoch: Floats, step: Floats) -> int | None:
 
 
 def fractions(places: Places, per_epoch: int | None) -> Floats:
-    """Epochs done with their fractions [n]: step / per_epoch, else the epoch as it is; nan where neither is known.
+    """Epochs done with their fractions [n]: step / per_epoch, else the epoch as it is, else nan.
 
     The quotient is the float64 nearest to the exact one: step 5 at 10 steps per epoch is 0.5.
 
@@ -213,7 +216,7 @@ def _line(places: Places) -> _Line:
 
 
 def _by_all(places: Places, known: Floats) -> tuple[Ints, int, int]:
-    """Rows in the order of everything known, how many of them steps told apart, and how many file times alone."""
+    """Rows in the order of all that is known; how many steps told apart, and how many file times alone."""
     has_epoch, has_step = np.isfinite(known), np.isfinite(places.step)
     by_epoch = has_epoch.sum() >= has_step.sum()
     mine, other = (known, places.step) if by_epoch else (places.step, known)
@@ -254,7 +257,7 @@ def _chain(mine: Floats, other: Floats, time: Floats) -> tuple[Ints, int, int]:
 
 
 def _inserted(rows: Ints, rest: Ints, other: Floats, time: Floats) -> Ints:
-    """Rows with the rest among them: after those known to be no later, then by file time up to the next known.
+    """Rows with the rest among them: behind those known to be no later, and from there by file time.
 
     Args:
         rows: the chain, in order.
@@ -319,7 +322,8 @@ def _merged(places: Places, replaced: list[tuple[int, int]]) -> list[tuple[int, 
 def _merged_group(places: Places, group: Ints) -> list[tuple[int, int]]:
     """The same of rows that hold the same weights.
 
-    Those whose place says most come first; of a step counted in two epochs (one that has just ended) the later.
+    Those whose place says most come first; of a step counted in two epochs (one that has just ended) the
+    later.
     """
     epoch, step, time = places.epoch[group], places.step[group], places.time[group]
     has_epoch, has_step = np.isfinite(epoch), np.isfinite(step)
@@ -377,7 +381,7 @@ def _grows(values: Floats) -> bool:
 
 
 def in_words(axis: str, at: float | None, epoch: float | None = None, step: float | None = None) -> str:
-    """A position, and what else is known of the place: ``epoch 120``, ``step 1,200 (epoch 3)``, ``checkpoint 7``.
+    """A position and what else is known: ``epoch 120``, ``step 1,200 (epoch 3)``, ``checkpoint 7``.
 
     Args:
         axis: ``epoch``, ``step`` or ``order``.

@@ -2,7 +2,8 @@
 
 Pure functions over numpy and records; no torch. Components are what is stored; DSE is derived here, again
 each time a checkpoint arrives, because the adaptive lambda moves as the run grows. Which evaluations make the
-line, in which order and on which axis, is defined in order.py; what does not count is said in ``Series.notes``.
+line, in which order and on which axis, is defined in order.py; what does not count is said in
+``Series.notes``.
 """
 
 from __future__ import annotations
@@ -137,7 +138,8 @@ class Note(NamedTuple):
     """Something about a line that its numbers do not show.
 
     Attributes:
-        kind: ``settings``, ``finite``, ``replaced``, ``merged``, ``untrained``, ``steps``, ``times`` or ``fractions``.
+        kind: ``settings``, ``finite``, ``replaced``, ``merged``, ``untrained``, ``steps``, ``times`` or
+            ``fractions``.
         text: what, in one line.
     """
 
@@ -162,8 +164,8 @@ class Series:
         candidates: indices of up to three candidates, best first (see :func:`candidates`).
         best: index of the best checkpoint; None when nothing is scored.
         notes: what was scored and does not count, and what the order rests on where it is not plain.
-        aside: why what was measured under the settings of the line is not on it, ``replaced`` or ``merged``, by
-            sequence number; only :meth:`from_evaluations` tells.
+        aside: why what was measured under the settings of the line is not on it, ``replaced`` or
+            ``merged``, by sequence number; only :meth:`from_evaluations` tells.
     """
 
     evaluations: Sequence[Evaluation]
@@ -197,8 +199,8 @@ class Series:
     def from_evaluations(cls, evaluations: Iterable[Evaluation], lam: float | None = None) -> Series:
         """Put what was measured into one line.
 
-        Only scored evaluations with finite components take part, and only those under the settings of the newest
-        of them; order.py says which of these count, and their order. ``notes`` tell of all others.
+        Only scored evaluations with finite components take part, and only those under the settings of the
+        newest of them; order.py says which of these count, and their order. ``notes`` tell of all others.
 
         Args:
             evaluations: in any order, of any status.
@@ -361,8 +363,8 @@ def notes_of(
     if found.by_step:
         say("steps", f"{found.by_step} checkpoints share their epoch with another: ordered by step")
     if found.by_time:
-        text = f"{_checkpoints(found.by_time, 'has its', 'have their')} place by file time: epoch and step do not tell"
-        say("times", text)
+        who = _checkpoints(found.by_time, "has its", "have their")
+        say("times", f"{who} place by file time: epoch and step do not tell")
     if found.axis == "epoch" and found.steps_per_epoch is not None:
         say("fractions", f"positions are epochs with fractions, at {found.steps_per_epoch:,} steps per epoch")
     return tuple(notes)

@@ -48,7 +48,8 @@ class Row:
         axis: unit of ``x``: ``epoch``, ``step`` or ``order``.
         x: where the checkpoint stands.
         place: the same in words.
-        settled: whether ``lam`` follows from the run. Before that, DSE compares with nothing and is not shown.
+        settled: whether ``lam`` follows from the run. Before that, DSE compares with nothing and is not
+            shown.
         dse: DSE at ``lam``.
         dse_se: its standard error.
         delta: DSE less the best before this checkpoint; None for the first.

@@ -31,7 +31,7 @@ def kinds(series):
     return [note.kind for note in series.notes]
 
 
-# ---- the axis -------------------------------------------------------------------------------------------------
+# ---- the axis ---------------------------------------------------------------------------------------------
 
 
 def test_distinct_epochs_are_the_axis_whatever_the_steps_say():
@@ -52,7 +52,7 @@ def test_steps_are_the_axis_where_an_epoch_is_missing():
 
 
 def test_fractions_are_the_axis_where_the_steps_of_an_epoch_are_known():
-    """10 steps an epoch, from two that state both; the third knows its step alone, the fourth its epoch alone."""
+    """Ten steps an epoch, from two that state both; others know their step or their epoch alone."""
     axis, x, order = shown((1, 10), (2, 20), (None, 5), (3, None), (0, 7))
     assert (axis, x, order) == ("epoch", [0.5, 0.7, 1, 2, 3], [3, 5, 1, 2, 4])
     series = Series.from_evaluations([measured(1, 1, 10), measured(2, 2, 20), measured(3, None, 5)])
@@ -157,7 +157,7 @@ def test_places_in_words(arguments, words):
     assert in_words(*arguments) == words
 
 
-# ---- what counts ----------------------------------------------------------------------------------------------
+# ---- what counts ------------------------------------------------------------------------------------------
 
 
 def test_of_a_name_rewritten_at_its_place_the_newer_version_counts_and_the_older_is_said():

@@ -1,4 +1,4 @@
-"""All who keep a run's line agree on it, whatever ties, is missing or comes late: records, columns, lambda, trace."""
+"""All who keep a run's line agree on it, whatever ties, is missing or comes late."""
 
 import dataclasses
 

@@ -144,7 +144,8 @@ def test_several_checkpoints_of_one_epoch_stand_apart_on_every_axis(call):
     """Ten steps an epoch; the files of an epoch say the same epoch."""
     script = ROWS + (
         "const line = series.lineOf(points, series.orderOf(points, order));"
-        "return ['epoch', 'step', 'order'].map((axis) => [...axes.positions(points, rows, axis, null, 0, line).x]);"
+        "const all = (axis) => [...axes.positions(points, rows, axis, null, 0, line).x];"
+        "return ['epoch', 'step', 'order'].map(all);"
     )
     points = {
         "epoch": [0, 1, 1, 2],

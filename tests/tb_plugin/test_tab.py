@@ -139,7 +139,8 @@ def test_page_and_python_agree_on_lambda_candidates_best_and_errors(ready, open_
         found = tab.frame.evaluate(
             """([columns, rows, reply, order, lam]) => {
               const number = (values) => Float64Array.from(values, (value) => value ?? NaN);
-              const all = (columns) => Object.fromEntries(Object.entries(columns).map(([k, v]) => [k, number(v)]));
+              const all = (columns) => Object.fromEntries(
+                Object.entries(columns).map(([k, v]) => [k, number(v)]));
               const [typed, ordered] = [all(columns), all(order)];
               const points = {rows, columns: typed};
               const {lineOf, orderOf} = window.__dse.series;

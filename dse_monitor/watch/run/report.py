@@ -85,12 +85,14 @@ class Report:
 
     def _best_moved(self, series: Series, evaluation: Evaluation) -> None:
         """Say so if another checkpoint than the one just measured became the best, as lambda moved."""
-        best = None if series.best is None else series.evaluations[series.best]
-        moved = best is not None and best.seq not in (self._best, evaluation.seq)
-        if moved and self._best and series.counted >= FEWEST_FOR_LAMBDA:
-            text = f"best is now {series.place(series.best or 0)} ({best.source.path}), at lambda {series.lam:.3g}"
+        if series.best is None or series.counted < FEWEST_FOR_LAMBDA:
+            self._best = -1
+            return
+        best = series.evaluations[series.best]
+        if self._best and best.seq not in (self._best, evaluation.seq):
+            text = f"best is now {series.place(series.best)} ({best.source.path}), at lambda {series.lam:.3g}"
             self._console.notice(Notice(run=self._run, text=text, mark="best"))
-        self._best = best.seq if best is not None and series.counted >= FEWEST_FOR_LAMBDA else -1
+        self._best = best.seq
 
     def _row(self, index: int, series: Series, rule: str, alert: Alert | None, kept: str) -> None:
         evaluation = series.evaluations[index]
