@@ -344,7 +344,8 @@ def notes_of(
         (old, new), count = (get(row).source for row in found.replaced[0]), len(found.replaced)
         again = old.content == new.content
         did = "measured again" if again else "rewritten with other weights"
-        at = in_words("epoch", new.epoch) if new.epoch is not None else in_words("step", new.step)
+        by_epoch = new.step is None or (found.axis == "epoch" and new.epoch is not None)
+        at = in_words("epoch", new.epoch) if by_epoch else in_words("step", new.step, new.epoch)
         first = f"{new.path} was {did} at {at}" if count == 1 else f"{count} checkpoints were rewritten or "
         first += "" if count == 1 else f"measured again at their place (first {new.path}, {at})"
         say("replaced", f"{first}: the newer version counts")

@@ -10,13 +10,24 @@ from dse_monitor.runs.record import Evaluation, Settings, Source
 HELD_OUT = Settings(images="f" * 12, num_images=64)
 
 
-def measured(seq, epoch=None, step=None, *, time=None, path=None, content=None, dse=None, status="scored"):
-    """One checkpoint; its time, name and weights are its own unless given."""
+def measured(
+    seq,
+    epoch=None,
+    step=None,
+    *,
+    time=None,
+    path=None,
+    content=None,
+    dse=None,
+    m_dim=None,
+    status="scored",
+):
+    """One checkpoint; its time, name and weights are its own unless given. m_dim 0 leaves lambda no part."""
     parts = Components(
         m_inter=math.sin(seq) if dse is None else dse,
         m_intra_image=0.0,
         m_intra_batch=0.0,
-        m_dim=0.5 + 0.1 * math.cos(3 * seq),
+        m_dim=0.5 + 0.1 * math.cos(3 * seq) if m_dim is None else m_dim,
         m_dim_se=0.001,
         separability_se=0.004,
         separability_dim_cov=0.0,

@@ -122,6 +122,7 @@ class FakeEvaluate:
         seed = self.config.seed
         settings = Settings(images="f" * 12, num_images=64, seed=seed)
         score = {"m_inter": facts["m_inter"]} if "m_inter" in facts else {}
+        score["step"] = facts.get("step")
         return make_evaluation(name, epoch=facts["epoch"], content=content, settings=settings, **score)
 
     def wake(self):
