@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dse_monitor.runs.order import Order, Places, fractions, order, steps_per_epoch
+from dse_monitor.runs.order import Order, Places, epoch_bounds, fractions, order, steps_per_epoch
 from dse_monitor.runs.record import POINT_COLUMNS, STATUS_CODES, Evaluation, Source
 from dse_monitor.runs.series import notes_of
 from dse_monitor.tb_plugin.points import Floats, Points
@@ -23,8 +23,9 @@ class Line:
 
     Attributes:
         table: float64 [n, len(COLUMNS)] in training order: sequence number, position on the axis, epochs
-            done with their fractions where those are known (NaN where they are not), and 1 for the
-            untrained network.
+            done with their fractions (NaN where there is nothing to tell them from), and 1 for the untrained
+            network.
+        estimated: whether the fractions are at the most steps an epoch can have, as its length is not known.
         axis: ``epoch``, ``step`` or ``order``; unit of the positions.
         settings: the fingerprint they were measured under as a whole number; -1 where it is unknown.
         aside: sequence numbers of those that do not count, with why (``replaced``, ``merged``) and the
@@ -34,6 +35,7 @@ class Line:
     """
 
     table: Floats
+    estimated: bool
     axis: str
     settings: int
     aside: tuple[tuple[int, str, int], ...]
@@ -45,6 +47,7 @@ class Line:
         return {
             "columns": COLUMNS,
             "axis": self.axis,
+            "estimated": self.estimated,
             "settings": self.settings,
             "aside": self.aside,
             "other_settings": self.other_settings,
@@ -78,11 +81,13 @@ def line_of(points: Points, details: Callable[[list[int]], Sequence[Mapping[str,
     )
     found, seqs = order(places), known["seq"].astype(np.int64)
     per_epoch = found.steps_per_epoch or steps_per_epoch(places.epoch, places.step)
+    bounds = epoch_bounds(places.epoch, places.step) if per_epoch is None else None
     others, not_finite = len(measured) - len(chosen), int(scored.sum()) - len(measured)
     notes = notes_of(found, _sources(found, places, seqs, details), others=others, not_finite=not_finite)
-    epochs = fractions(places, per_epoch)[found.rows]
+    epochs = fractions(places, per_epoch or (bounds and bounds[1]))[found.rows]
     return Line(
         table=np.stack([seqs[found.rows], found.x, epochs, found.untrained], 1).astype(np.float64),
+        estimated=bounds is not None,
         axis=found.axis,
         settings=int(current),
         aside=tuple(

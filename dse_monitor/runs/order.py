@@ -146,20 +146,25 @@ def steps_per_epoch(epoch: Floats, step: Floats) -> int | None:
         epoch: epochs done [n]; nan where unknown.
         step: steps done [n]; nan where unknown.
     """
+    found = epoch_bounds(epoch, step)
+    if found is None:
+        return None
+    above, most = found
+    if math.floor(above) == most - 1:
+        return most
+    ends = epoch[(epoch >= 1) & (step == epoch * most)]
+    return most if len(ends) and ends.min() < ends.max() else None
+
+
+def epoch_bounds(epoch: Floats, step: Floats) -> tuple[float, int] | None:
+    """What the steps in an epoch are above, and the most they can be; None where no number fits."""
     both = np.isfinite(epoch) & np.isfinite(step) & (epoch == np.floor(epoch))
     e, t = epoch[both], step[both]
     late = e >= 1
     if not late.any() or e.min() == e.max():
         return None
-    least = float((t[late] / e[late]).min())
-    most = math.floor(least)
-    above = float((t / (e + 1)).max())
-    if most < 1 or most <= above:
-        return None
-    if math.floor(above) == most - 1:
-        return most
-    ends = e[late][t[late] == e[late] * most]
-    return most if len(ends) and ends.min() < ends.max() else None
+    above, most = float((t / (e + 1)).max()), math.floor(float((t[late] / e[late]).min()))
+    return (above, most) if most >= 1 and most > above else None
 
 
 def fractions(places: Places, per_epoch: int | None) -> Floats:

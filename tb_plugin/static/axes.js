@@ -145,7 +145,10 @@ export function positions(points, rows, axis, clock, start, line = null) {
     const at = line?.index.get(row);
     if (axis === 'order') return line ? (at ?? NaN) + 1 : i + 1;
     if (axis === line?.axis && at !== undefined) return line.x[at];
-    if (axis === 'epoch' && Number.isFinite(line?.epochs[at])) return line.epochs[at];
+    if (axis === 'epoch' && Number.isFinite(line?.epochs[at])) {
+      estimated[i] = line.estimated && line.epochs[at] !== c.epoch[row] ? 1 : 0;
+      return line.epochs[at];
+    }
     if (axis === 'wall' || axis === 'relative') {
       const time = Number.isFinite(c.mtime[row]) ? c.mtime[row] : c.wall_time[row];
       return axis === 'wall' ? time : (time - start) / 3600;

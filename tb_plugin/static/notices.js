@@ -33,6 +33,9 @@ export function banners({ focus, shown, apart, lost }) {
   if (focus?.clock?.estimated && (focus.axis === 'epoch' || focus.axis === 'step')) {
     say('estimated', `Epochs and steps are matched by ${focus.clock.source}: positions are estimates.`);
   }
+  if (focus?.line?.estimated && focus.axis === 'epoch' && focus.line.axis !== 'epoch') {
+    say('fractions', 'No file says how many steps an epoch has: positions within an epoch are estimates.');
+  }
   if (apart.length) {
     const names = apart.map((run) => short(run.name, 60)).join(', ');
     say('apart', `Not drawn beside ${short(focus.name, 60)}: ${names}, measured with other settings (${difference(focus, apart)}).`);

@@ -297,11 +297,12 @@ function marksOf(runs, focus, view) {
     }
     marks.spans = spans(focus);
     marks.resumed = resumes(focus.points, line).map((index) => focus.x[index]).filter(Number.isFinite);
-    const replaced = line.superseded.filter((row) => line.aside.get(row).why === 'replaced'); // the same weights stand there already
-    const old = positions(focus.points, replaced, focus.axis, focus.clock, focus.start, line).x;
-    replaced.forEach((row, i) => {
-      if (Number.isFinite(old[i])) marks.superseded.push({ x: old[i], y: focus.separability[row] + line.lambda * focus.points.columns.m_dim[row] });
-    });
+    const byTime = focus.axis === 'wall' || focus.axis === 'relative';
+    for (const [row, { why, by }] of line.aside) {
+      if (why !== 'replaced') continue; // where weights are merged, the same stand there already
+      const x = byTime ? positions(focus.points, [row], focus.axis, focus.clock, focus.start).x[0] : focus.x[line.index.get(by)];
+      if (Number.isFinite(x)) marks.superseded.push({ x, y: focus.separability[row] + line.lambda * focus.points.columns.m_dim[row] });
+    }
     focus.x.forEach((x, i) => {
       if (focus.estimated[i] && Number.isFinite(x)) marks.estimated.push({ x, y: line.dse[i], colour: () => colourOf(focus) });
     });

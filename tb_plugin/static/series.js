@@ -62,7 +62,7 @@ export function separabilityOf(points) {
  * @param {Object} points
  * @param {{header: Object, columns: Object, rows: number}} reply
  * @returns {{rows: number[], axis, x, epochs, untrained, index: Map, settings, superseded: number[], aside: Map, otherSettings, notes}}
- *   `epochs` are epochs done with their fractions, NaN where unknown; `aside` says why a row is not on the line
+ *   `epochs` are epochs done with their fractions (`estimated` where nobody says how long an epoch is), NaN where unknown; `aside` says why a row is not on the line
  */
 export function orderOf(points, reply) {
   const rowOfSeq = new Map(Array.from(points.columns.seq, (seq, row) => [seq, row]));
@@ -84,6 +84,7 @@ export function orderOf(points, reply) {
     aside,
     otherSettings: header.other_settings,
     notes: header.notes,
+    estimated: header.estimated,
   };
 }
 
