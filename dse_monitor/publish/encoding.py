@@ -75,7 +75,7 @@ def metadata(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _whole_number(text: str) -> int:
-    """48 bits of a digest, which float64 holds exactly."""
+    """48 bits of a digest of a text, which float64 holds exactly."""
     return int(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12], 16)
 
 
