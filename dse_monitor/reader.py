@@ -74,8 +74,13 @@ class Run:
 
     @property
     def axis(self) -> str:
-        """What orders the checkpoints: ``epoch``, ``step`` or ``order``."""
+        """What orders the checkpoints: ``epoch``, ``step`` or ``order``; `runs/order.py` says when which."""
         return self.series.axis
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was scored and does not count, and what the order rests on where it is not plain."""
+        return tuple(note.text for note in self.series.notes)
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
@@ -133,8 +138,9 @@ class Run:
             return f"<Run {self.name}: {len(self.evaluations)} evaluations, nothing scored yet>"
         error = f" ± {best.dse_se:.3f}" if math.isfinite(best.dse_se) else ""
         return (
-            f"<Run {self.name}: {len(self.series)} checkpoints scored, best at {self.axis} {best.at:g} "
-            f"with DSE {best.dse:+.3f}{error} at lambda {self.series.lam:.3g}>"
+            f"<Run {self.name}: {len(self.series)} checkpoints scored, "
+            f"best at {self.series.place(self.series.candidates[0])} with DSE {best.dse:+.3f}{error} "
+            f"at lambda {self.series.lam:.3g}>"
         )
 
 

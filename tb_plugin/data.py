@@ -28,6 +28,7 @@ from dse_monitor.runs.record import (
     TAG_POINT,
     TAG_STATE,
 )
+from dse_monitor.tb_plugin.line import Line, line_of
 from dse_monitor.tb_plugin.pictures import picture
 from dse_monitor.tb_plugin.points import SEQ, Floats, Points, Shard, decode_rows, join_shards
 from dse_monitor.tb_plugin.training import loss_score, scalar_sources, trained_run
@@ -140,6 +141,10 @@ class Reader:
             while len(self._shards) > RUNS_CACHED:
                 self._shards.popitem(last=False)
         return join_shards({tag.removeprefix(TAG_POINT): shard for tag, shard in fresh.items()})
+
+    def line(self, ctx: Any, experiment: str, run: str, points: Points) -> Line:
+        """Order, axis and positions of a run's checkpoints."""
+        return line_of(points, lambda seqs: self.metadata(ctx, experiment, run, seqs, points))
 
     def metadata(
         self, ctx: Any, experiment: str, run: str, seqs: Iterable[int], points: Points | None = None

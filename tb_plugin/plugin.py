@@ -90,6 +90,7 @@ class DSEPlugin(base_plugin.TBPlugin):
             "/static/*": self._serve_static,
             "/runs": self._serve_runs,
             "/points": self._serve_points,
+            "/line": self._serve_line,
             "/meta": self._serve_metadata,
             "/companions": self._serve_companions,
             "/alerts": self._serve_alerts,
@@ -141,6 +142,17 @@ class DSEPlugin(base_plugin.TBPlugin):
             lambda: pack(header, table),
             "application/octet-stream",
         )
+
+    @read_only
+    def _serve_line(self, request: wrappers.Request) -> wrappers.Response:
+        run = _required(request, "run")
+        points = self._reader.points(*_context(request), run)
+
+        def content() -> bytes:
+            line = self._reader.line(*_context(request), run, points)
+            return pack({**line.header(), "version": points.version}, line.table)
+
+        return _conditional(request, points.version, content, "application/octet-stream")
 
     @read_only
     def _serve_metadata(self, request: wrappers.Request) -> wrappers.Response:

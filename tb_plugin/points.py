@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dse_monitor.runs.record import POINT_COLUMNS, SCHEMA
+from dse_monitor.runs.record import FIRST_COLUMNS, POINT_COLUMNS, SCHEMA
 
 Floats = np.ndarray
 SEQ = POINT_COLUMNS.index("seq")
@@ -57,21 +57,22 @@ class Shard:
 def decode_rows(values: Iterable[Any]) -> tuple[Floats, int]:
     """Rows of points, and how many values were no such rows.
 
-    A row is float64 [C], C at least len(POINT_COLUMNS); more columns, of a newer minor version, are left out.
-    Unusable: a larger schema, or a sequence number that is no positive whole number below 2**53.
+    A row is float64 [C], C at least FIRST_COLUMNS. More columns than POINT_COLUMNS, of a newer minor
+    version, are left out; those that a row of an earlier version lacks are NaN. Unusable: a larger schema,
+    or a sequence number that is no positive whole number below 2**53.
     """
     rows, skipped = [], 0
     width = len(POINT_COLUMNS)
     for value in values:
         usable = isinstance(value, np.ndarray) and value.dtype == np.float64 and value.ndim == 1
-        if not usable or len(value) < width:
+        if not usable or len(value) < FIRST_COLUMNS:
             skipped += 1
             continue
         schema, seq = value[0], value[SEQ]
         if not (1 <= schema <= SCHEMA and 0 < seq < 2**53 and seq == math.floor(seq)):
             skipped += 1
             continue
-        rows.append(value[:width])
+        rows.append(np.append(value, np.full(max(width - len(value), 0), np.nan))[:width])
     return (np.stack(rows) if rows else EMPTY), skipped
 
 

@@ -91,7 +91,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "plugins": ("errors",),
     "scenes": ("atomic", "errors"),
     "runs.record": ("facts", "metric.components", "preprocessing"),
-    "runs": ("atomic", *BASE),
+    "runs.order": (),
+    "runs": ("atomic", "checkpoints.names", "runs.order", *BASE),
     "encoder": ("facts", "preprocessing", "tokens", *BASE),
     "checkpoints.network_code": ("errors", "plugins"),
     "checkpoints.options": ("checkpoints.network_code", "flags", "preprocessing"),
@@ -184,7 +185,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "preprocessing",
         *BASE,
     ),
-    "publish": ("atomic", "runs", *BASE),
+    "publish": ("atomic", "runs", "runs.order", *BASE),
     "probe": (
         "checkpoints",
         "checkpoints.options",
@@ -200,7 +201,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "alerts.message": BASE,
     "alerts.sinks": ("alerts.message", "plugins", *BASE),
-    "alerts": ("alerts.message", "flags", "runs", *BASE),
+    "alerts": ("alerts.message", "flags", "runs", "runs.order", *BASE),
     "watch.workers": ("evaluation", "evaluation.config", "preprocessing", "runs", *BASE),
     "watch.console": BASE,
     "watch.options": (
@@ -282,7 +283,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "trainers.methods",
         "trainers.settings",
     ),
-    "tb_plugin": BASE,
+    "tb_plugin": ("runs", "runs.order", *BASE),
     "cli": (
         "alerts",
         "alerts.sinks",

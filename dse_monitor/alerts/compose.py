@@ -13,7 +13,6 @@ from dse_monitor.alerts.keys import AlertKey, Change
 from dse_monitor.alerts.parameters import Rules
 from dse_monitor.alerts.rules import errors, shares
 from dse_monitor.alerts.status import KINDS, Status
-from dse_monitor.runs.history import series_of
 from dse_monitor.runs.record import Alert, Evaluation
 from dse_monitor.runs.series import Series
 
@@ -31,7 +30,7 @@ def compose(
         causes: whether a cause can be named.
         now: seconds since 1970.
     """
-    series = series_of(evidence.trace.evaluations, lam=rules.lam)
+    series = evidence.trace.series()
     newest = next(reversed(evidence.seen_by(key.rule)), None)
     best = series.evaluations[series.best].source if series.best is not None else None
     alert = Alert(
@@ -51,14 +50,21 @@ def compose(
         wall_time=now,
     )
     if key.rule == "degradation":
-        return _with_drop(alert, series, causes=causes, still=key.change is Change.REMINDER)
-    return dataclasses.replace(alert, message=_story(key.rule, status, alert, newest, evidence, rules))
+        since = "" if status.since is None else series.place(int(np.searchsorted(series.x, status.since)))
+        return _with_drop(alert, series, since, causes=causes, still=key.change is Change.REMINDER)
+    return dataclasses.replace(
+        alert, message=_story(key.rule, status, alert, newest, series, evidence, rules)
+    )
 
 
-def _with_drop(alert: Alert, series: Series, *, causes: bool, still: bool) -> Alert:
+def _with_drop(alert: Alert, series: Series, since: str, *, causes: bool, still: bool) -> Alert:
+    """The alert with its drop and its story; ``since`` is where that began, in words."""
     assert series.best is not None
     best, last = series.best, len(series) - 1
-    sigma = np.where(np.isfinite(series.dse_se), series.dse_se, errors(series.x, series.dse, series.dse_se))
+    counted = ~series.untrained
+    sigma = np.full(len(series), np.nan)
+    sigma[counted] = errors(series.x[counted], series.dse[counted], series.dse_se[counted])
+    sigma = np.where(np.isfinite(series.dse_se), series.dse_se, sigma)
     drop_se = math.hypot(sigma[best], sigma[last])
     part, cause = shares(
         float(series.separability[best] - series.separability[last]),
@@ -72,11 +78,20 @@ def _with_drop(alert: Alert, series: Series, *, causes: bool, still: bool) -> Al
         shares=part if causes else {},
         cause=cause if causes else "",
     )
-    return dataclasses.replace(alert, message=message.degradation(alert, float(series.x[last]), still=still))
+    story = message.degradation(
+        alert, now=series.place(last), best=series.place(best), since=since, still=still
+    )
+    return dataclasses.replace(alert, message=story)
 
 
 def _story(
-    rule: str, status: Status, alert: Alert, newest: Evaluation | None, evidence: Evidence, rules: Rules
+    rule: str,
+    status: Status,
+    alert: Alert,
+    newest: Evaluation | None,
+    series: Series,
+    evidence: Evidence,
+    rules: Rules,
 ) -> str:
     path = newest.source.path if newest else "the newest checkpoint"
     reason = newest.reason if newest else ""
@@ -86,4 +101,4 @@ def _story(
         return message.failures(alert, path, reason, status.streak)
     if rule == "stale":
         return message.stale(alert, path, alert.wall_time - evidence.last_time)
-    return message.plateau(alert, float(evidence.trace.x[-1]), rules.plateau)
+    return message.plateau(alert, series.place(len(series) - 1), rules.plateau)

@@ -17,8 +17,9 @@ from dse_monitor.alerts.parameters import Rules
 from dse_monitor.alerts.rules import median
 from dse_monitor.alerts.trace import Trace
 from dse_monitor.runs.history import History, Selection
+from dse_monitor.runs.order import order
 from dse_monitor.runs.record import Evaluation
-from dse_monitor.runs.series import position
+from dse_monitor.runs.series import places_of
 
 
 class Evidence:
@@ -146,15 +147,10 @@ class Evidence:
         return self._ordered
 
     def _sort(self) -> Sequence[Evaluation]:
-        axis = self.trace.axis
         if isinstance(self._by_age, History):
-            return self._by_age.read(axis)
+            return self._by_age.read()
         known = [e for e in self._by_age if e.status != "failed"]
-        if axis == "order" or any(
-            (e.source.epoch if axis == "epoch" else e.source.step) is None for e in known
-        ):
-            return known
-        return sorted({position(e, axis): e for e in known}.values(), key=lambda e: position(e, axis))
+        return [known[row] for row in order(places_of(known)).rows]
 
     def _note_failures(self, added: Sequence[Evaluation]) -> None:
         """Keep the files that failed since the last success."""

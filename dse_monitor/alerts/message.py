@@ -36,22 +36,23 @@ def title(alert: Alert) -> str:
     return f"{alert.run or 'run'}: {words}"
 
 
-def degradation(alert: Alert, at: float, *, still: bool = False) -> str:
+def degradation(alert: Alert, *, now: str, best: str, since: str, still: bool = False) -> str:
     """The story of a degradation alert in one or two sentences.
 
     Args:
         alert: with everything but its message.
-        at: position of the newest checkpoint on the alert's axis.
+        now: where the newest checkpoint stands, in words (see ``Series.place``).
+        best: the same of the best.
+        since: the same of the one from which the drop is counted.
         still: whether this was said before.
     """
-    best = f"the best, {place(alert.axis, alert.best_at)}{_path(alert)}"
-    now = place(alert.axis, at)
+    best = f"the best, {best}{_path(alert)}"
     if alert.status == "resolved":
         return f"DSE at {now} is back near {best}."
     error = f" ± {alert.drop_se:.3g}" if math.isfinite(alert.drop_se) else ""
     story = (
         f"DSE at {now} is {alert.drop:.3g}{error} below {best}; "
-        f"{'still ' if still else ''}degraded since {place(alert.axis, alert.since)}."
+        f"{'still ' if still else ''}degraded since {since}."
     )
     if alert.cause in _CAUSE:
         story += f" {alert.shares[alert.cause]:.0%} of the drop is {_CAUSE[alert.cause]}."
@@ -91,20 +92,11 @@ def stale(alert: Alert, path: str, seconds: float) -> str:
     return f"No new checkpoint for {hours:.1f} hours; the last is {path}. Has the run ended or stopped?"
 
 
-def plateau(alert: Alert, at: float, checkpoints: int) -> str:
-    """The story of an alert on so many checkpoints without progress, the newest at position ``at``."""
-    newest = place(alert.axis, at)
+def plateau(alert: Alert, newest: str, checkpoints: int) -> str:
+    """The story of an alert on so many checkpoints without progress; ``newest`` is the last, in words."""
     if alert.status == "resolved":
         return f"DSE moves again at {newest}."
     return f"DSE has made no progress for {checkpoints} checkpoints, up to {newest}."
-
-
-def place(axis: str, at: float | None) -> str:
-    """A position in words: ``epoch 120``, ``step 5,000``, ``checkpoint 7``."""
-    unit = "checkpoint" if axis == "order" else axis
-    if at is None or not math.isfinite(at):
-        return f"{unit} ?"
-    return f"{unit} {at:,.6g}" if at % 1 else f"{unit} {at:,.0f}"
 
 
 def advice(alert: Alert) -> list[str]:

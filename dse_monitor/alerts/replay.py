@@ -10,7 +10,7 @@ import csv
 import dataclasses
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ from dse_monitor.alerts.trace import lineage
 from dse_monitor.errors import RunError
 from dse_monitor.metric.components import Components
 from dse_monitor.runs import ledger
+from dse_monitor.runs.order import order
 from dse_monitor.runs.record import OUTPUT_FOLDER, Alert, Evaluation, Source, to_json
-from dse_monitor.runs.series import Series, position
+from dse_monitor.runs.series import Series, places_of
 
-COLUMNS = ("epoch", "dse", "dse_se")  # of a CSV file; the last is optional
+COUNTS = ("epoch", "step")  # columns of a CSV file that tell the place; one of them is needed
+COLUMNS = (*COUNTS, "dse", "dse_se")  # the last is optional
 INFORMATION = ("plateau",)  # kinds that are told, but are no alarm
 
 
@@ -73,8 +75,9 @@ def replay(path: Path, rules: Rules | None = None) -> ReplayResult:
     """Run the rules over a finished run as if its checkpoints came one by one, in training order.
 
     Args:
-        path: a run that was watched (or its output folder), or a CSV file with the columns ``epoch``, ``dse``
-            and, if known, ``dse_se``. Of two rows at one epoch the later counts, as after a resume.
+        path: a run that was watched (or its output folder), or a CSV file with the columns ``epoch`` or
+            ``step`` (or both), ``dse`` and, if known, ``dse_se``. Of two rows at one place the later
+            counts, as after a resume.
         rules: when to speak; None for the defaults.
 
     Raises:
@@ -96,7 +99,7 @@ def replay(path: Path, rules: Rules | None = None) -> ReplayResult:
         causes=causes,
     )
     told = [alert for k, e in enumerate(arrivals) for alert in book.advance([e], now=float(k))]
-    series = Series.from_evaluations(lineage(arrivals)[0], lam=rules.lam)
+    series = Series.from_evaluations(lineage(arrivals).evaluations, lam=rules.lam)
     return ReplayResult(
         name=str(path),
         series=series,
@@ -110,21 +113,14 @@ def replay(path: Path, rules: Rules | None = None) -> ReplayResult:
 def _from_ledger(folder: Path) -> tuple[list[Evaluation], list[str]]:
     """The measured checkpoints of a watched run in training order, numbered anew as if they came so."""
     view = ledger.read(ledger.find(folder) or folder / OUTPUT_FOLDER)
-    line, axis = lineage(view.evaluations)
+    line = lineage(view.evaluations)
     bad = [e for e in view.evaluations if e.status == "invalid"]
-    merged = [(position(e, axis, e.seq), e) for e in line]
-    for e in bad:
-        done = {"epoch": e.source.epoch, "step": e.source.step, "order": e.seq}[axis]
-        before = [x for x, scored in merged if scored.seq < e.seq and scored.status == "scored"]
-        merged.append((max(before, default=-math.inf) if done is None else float(done), e))
-    merged.sort(key=lambda pair: (pair[0], pair[1].seq))
-    notes = list(view.warnings)
-    left = sum(e.status == "scored" for e in view.evaluations) - len(line)
-    if left:
-        notes.append(
-            f"{left} measured under other settings, replaced later, or on an abandoned branch: left out"
-        )
-    return [dataclasses.replace(e, seq=k) for k, (_, e) in enumerate(merged, 1)], notes
+    known = sorted((*line.evaluations, *bad), key=lambda e: e.seq)
+    merged = [known[row] for row in order(places_of(known)).rows]
+    notes = [*view.warnings, *(note.text for note in Series.from_evaluations(view.evaluations).notes)]
+    if line.abandoned:
+        notes.append(f"{line.abandoned} on a branch that was abandoned when the run was resumed: left out")
+    return [dataclasses.replace(e, seq=k) for k, e in enumerate(merged, 1)], notes
 
 
 def _from_csv(path: Path) -> tuple[list[Evaluation], list[str]]:
@@ -139,12 +135,12 @@ def _from_csv(path: Path) -> tuple[list[Evaluation], list[str]]:
     if not numbered:
         raise RunError(f"{path} is empty; expected a first line 'epoch,dse' or 'epoch,dse,dse_se'")
     names = [name.lower() for name in numbered[0][1]]
-    for name in COLUMNS[:2]:
-        if name not in names:
-            raise RunError(
-                f"{path} has no column {name!r}; its first line names {', '.join(map(repr, names))}, "
-                f"expected 'epoch,dse' or 'epoch,dse,dse_se'"
-            )
+    missing = "epoch" if not any(name in names for name in COUNTS) else "dse" if "dse" not in names else ""
+    if missing:
+        raise RunError(
+            f"{path} has no column {missing!r}; its first line names {', '.join(map(repr, names))}, "
+            f"expected 'epoch,dse' or 'epoch,dse,dse_se', or 'step' in place of or beside the epoch"
+        )
     twice = [name for name in COLUMNS if names.count(name) > 1]
     if twice:
         raise RunError(f"{path} has the column {twice[0]!r} twice; leave one")
@@ -152,7 +148,7 @@ def _from_csv(path: Path) -> tuple[list[Evaluation], list[str]]:
         raise RunError(f"{path} names its columns but holds no checkpoint; expected a line for each")
     notes = [f"column {name!r} is not used" for name in names if name not in COLUMNS]
     measured = [_row(path, line, names, row, k) for k, (line, row) in enumerate(numbered[1:], 1)]
-    line, _ = lineage(measured)
+    line = lineage(measured).evaluations
     if len(line) < len(measured):
         notes.append(
             f"{len(measured) - len(line)} rows are replaced by later ones of the same or an earlier epoch"
@@ -164,9 +160,8 @@ def _row(path: Path, line: int, names: Sequence[str], row: Sequence[str], seq: i
     if len(row) != len(names):
         raise RunError(f"{path}, line {line}: {len(row)} values for {len(names)} columns")
     cells = dict(zip(names, row, strict=True))
-    epoch, dse = (_number(path, line, name, cells[name]) for name in COLUMNS[:2])
-    if epoch < 0:
-        raise RunError(f"{path}, line {line}: epoch is {cells['epoch']}; expected epochs done, 0 or more")
+    done = _done(path, line, cells)
+    dse = _number(path, line, "dse", cells["dse"])
     written = cells.get("dse_se", "")
     se = math.nan if written.lower() in ("", "nan") else _number(path, line, "dse_se", written)
     if se < 0:
@@ -181,8 +176,23 @@ def _row(path: Path, line: int, names: Sequence[str], row: Sequence[str], seq: i
         separability_se=se,
         separability_dim_cov=0.0,
     )
-    source = Source(path="", epoch=epoch, content=f"line {line}")
+    step = int(done["step"]) if "step" in done else None
+    source = Source(path="", epoch=done.get("epoch"), step=step, content=f"line {line}")
     return Evaluation(status="scored", source=source, components=components, seq=seq)
+
+
+def _done(path: Path, line: int, cells: Mapping[str, str]) -> dict[str, float]:
+    """Epochs and steps done; of two columns one may be empty."""
+    asked = [name for name in COUNTS if name in cells]
+    done = {}
+    for name in asked:
+        if not cells[name] and len(asked) == 2 and any(cells[other] for other in asked):
+            continue
+        done[name] = _number(path, line, name, cells[name])
+        if done[name] < 0 or (name == "step" and done[name] % 1):
+            kind = "epochs done, 0 or more" if name == "epoch" else "a whole number of steps, 0 or more"
+            raise RunError(f"{path}, line {line}: {name} is {cells[name]}; expected {kind}")
+    return done
 
 
 def _number(path: Path, line: int, name: str, cell: str) -> float:
@@ -226,26 +236,27 @@ def _whole(value: float) -> int | float:
 
 def _render(result: ReplayResult) -> str:
     series = result.series
-    unit = {"epoch": "epoch", "step": "step", "order": "checkpoint"}[series.axis]
     lines = [f"{result.name}: {len(series)} checkpoints"]
     if len(series):
-        lines[0] += f", {unit}s {_whole(series.x[0]):,} to {_whole(series.x[-1]):,}, lambda {series.lam:.3g}"
-    lines += [f"note: {note}" for note in result.notes]
+        unit = {"epoch": "epochs", "step": "steps", "order": "in order"}[series.axis]
+        span = f"{unit} {_whole(series.x[0]):,} to {_whole(series.x[-1]):,}"
+        lines[0] += f", {span}, lambda {series.lam:.3g}"
+    lines += [line for note in result.notes for line in textwrap.wrap(f"note: {note}", WIDTH)]
     for alert in sorted((*result.alerts, *result.information), key=lambda a: a.wall_time):
-        lines += ["", *_story(alert, unit)]
+        lines += ["", *_story(alert)]
     if not result.alerts:
         lines += ["", "No alarm."]
     if series.best is not None:
         places = ", ".join(f"{_whole(series.x[i]):,}" for i in series.candidates)
-        lines += ["", f"best        {unit} {_whole(series.x[series.best]):,}", f"candidates  {places}"]
+        lines += ["", f"best        {series.place(series.best)}", f"candidates  {places}"]
         if result.before_alarm and result.before_alarm != series.candidates:
             early = ", ".join(f"{_whole(series.x[i]):,}" for i in result.before_alarm)
             lines.append(f"            before the first alarm: {early}")
     return "\n".join(lines)
 
 
-def _story(alert: Alert, unit: str) -> Iterable[str]:
-    at = {"epoch": alert.epoch, "step": alert.step}.get(unit)
+def _story(alert: Alert) -> Iterable[str]:
+    at = {"epoch": alert.epoch, "step": alert.step}.get(alert.axis)
     mark = "▲" if alert.status == "firing" and alert.kind not in INFORMATION else "●"
     place = "" if at is None else f"{_whole(at):>8,}"
     yield f"{place:>8} {mark} {alert.kind} {alert.status} ({alert.severity})"

@@ -108,6 +108,6 @@ def before_alarm(series: Series, rules: Rules | None = None) -> list[int]:
     """
     trace = Trace(rules or Rules())
     trace.update(series.evaluations)
-    alarms = (x for x, phase in zip(trace.x, trace.phases, strict=True) if phase.status == "firing")
-    first = next(alarms, math.inf)
-    return candidates(series.dse[: int(np.searchsorted(series.x, first, side="right"))])
+    firing = (k for k, phase in enumerate(trace.phases) if phase.status == "firing")
+    known = next(firing, len(series)) + 1  # a line given again is the same line
+    return candidates(np.where(series.untrained, np.nan, series.dse)[:known])

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,20 +22,23 @@ from dse_monitor.alerts.condensed import NEWEST, Condensed
 from dse_monitor.alerts.parameters import Rules
 from dse_monitor.alerts.rules import Judgement, judge
 from dse_monitor.runs.history import History, Selection
+from dse_monitor.runs.order import Bools, Floats, Order, order
 from dse_monitor.runs.record import Evaluation
 from dse_monitor.runs.series import (
-    Floats,
     GrowingLambda,
+    Series,
+    comparable,
     dse_errors,
-    in_training_order,
     is_measured,
-    position,
+    places_of,
     terms,
 )
 
 PUT_OFF = 0.25  # of a line's length: so many older checkpoints may arrive before it is judged again; ours
-JUDGING = 2  # raised whenever rules.py, condensed.py or this file judge otherwise than before the change
-_ROWS = 7  # of the table of a trace: positions, the five of series.terms, lambda as known at each checkpoint
+JUDGING = 3  # raised whenever rules.py, condensed.py or this file judge otherwise than before the change
+# Of the table of a trace: positions, the five of series.terms, whether it is the untrained network, lambda
+# as known at each checkpoint.
+_ROWS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,32 +101,78 @@ def _step(phase: Phase, judgement: Judgement, index: int, rules: Rules) -> Phase
     )
 
 
-def lineage(evaluations: Iterable[Evaluation]) -> tuple[list[Evaluation] | Selection, str]:
-    """The line of checkpoints that led to the newest one, in training order, and its axis.
+@dataclass(frozen=True)
+class Lineage:
+    """The line of checkpoints that led to the newest one.
+
+    Attributes:
+        evaluations: in training order.
+        axis: unit of ``x``.
+        x: positions [n], those of the whole run (Series).
+        untrained: which are the untrained network [n].
+        abandoned: how many were left out because they belong to an abandoned branch.
+        furthest: the largest position of the whole run; minus infinity if there is none.
+        extends: whether a checkpoint beyond ``furthest`` simply comes behind the others, on the same axis.
+    """
+
+    evaluations: list[Evaluation] | Selection
+    axis: str
+    x: Floats
+    untrained: Bools
+    abandoned: int
+    furthest: float
+    extends: bool
+
+
+def lineage(evaluations: Iterable[Evaluation]) -> Lineage:
+    """The line of checkpoints that led to the newest one.
 
     When a run is resumed from an older checkpoint, files appear again under their old names with other
     weights. What was measured before that beyond this point belongs to an abandoned branch and is left out
     until it, too, is measured anew.
     """
-    if isinstance(evaluations, History) and (plain := evaluations.in_training_order()) is not None:
-        return plain
-    measured = list(evaluations)
-    chosen, axis = in_training_order(measured)
-    if axis == "order":
-        return chosen, axis
-    rewritten: dict[float, int] = {}
-    winners = {(position(e, axis), e.source.path): e for e in chosen}
-    for old in measured:
-        if old.components is None or (old.source.epoch if axis == "epoch" else old.source.step) is None:
-            continue
-        new = winners.get((position(old, axis), old.source.path))
-        if new is None or not old.source.content or not new.source.content:
-            continue
-        if new.source.content != old.source.content and new.settings == old.settings and new.seq > old.seq:
-            rewritten[position(new, axis)] = new.seq
-    return [
-        e for e in chosen if not any(position(e, axis) > x and e.seq < seq for x, seq in rewritten.items())
-    ], axis
+    if isinstance(evaluations, History):
+        measured = evaluations.comparable()
+        found, same_weights = measured.order(), measured.same_weights
+    else:
+        measured = comparable(evaluations)
+        found = order(places_of(measured))
+
+        def same_weights(one: int, other: int) -> bool:
+            contents = {measured[one].source.content, measured[other].source.content}
+            return "" in contents or len(contents) == 1
+
+    kept = _on_branch(found, same_weights)
+    rows = found.rows[kept]
+    chosen = measured.take(rows) if isinstance(measured, Selection) else [measured[row] for row in rows]
+    return Lineage(
+        evaluations=chosen,
+        axis=found.axis,
+        x=found.x[kept],
+        untrained=found.untrained[kept],
+        abandoned=len(found.rows) - len(rows),
+        furthest=float(found.x[-1]) if len(found.x) else -math.inf,
+        extends=found.axis != "order" and found.steps_per_epoch is None,
+    )
+
+
+def _on_branch(found: Order, same_weights: Callable[[int, int], bool]) -> Bools:
+    """Which places of an order are not beyond one that was written anew after them [n].
+
+    Args:
+        found: the order; its rows are in the order of measuring.
+        same_weights: whether two rows hold the same weights.
+    """
+    rewritten = {new for old, new in found.replaced if not same_weights(old, new)}
+    if not rewritten:
+        return np.ones(len(found.rows), bool)
+    counted = dict(
+        found.merged
+    )  # what was written anew may hold the weights of another name, which counts for it
+    anew = np.full(int(found.rows.max()) + 1, -1)
+    for row in sorted(rewritten):
+        anew[counted.get(row, row)] = row
+    return found.rows > np.concatenate([[-1], np.maximum.accumulate(anew[found.rows])[:-1]])
 
 
 class Trace:
@@ -147,6 +196,8 @@ class Trace:
         self._lambda = GrowingLambda()
         self._condensed = self._nothing()
         self._put_off: set[float] = set()  # positions of checkpoints that are not on the line yet
+        self._furthest, self._extends = -math.inf, False  # of the lineage
+        self._weights: set[tuple[str, str]] = set()  # of evaluations that are kept in a plain list
 
     @property
     def x(self) -> Floats:
@@ -162,6 +213,17 @@ class Trace:
     def complete(self) -> bool:
         """Whether everything known is on the line; see ``more`` in :meth:`update`."""
         return not self._put_off
+
+    def series(self) -> Series:
+        """The line as it stands, with the lambda of the rules or the adaptive one."""
+        columns = self._table[1:6, : len(self.evaluations)]
+        return Series.from_columns(
+            self.evaluations, self.axis, self.x, self._untrained, columns, self.rules.lam
+        )
+
+    @property
+    def _untrained(self) -> Bools:
+        return self._table[6, : len(self.evaluations)] != 0
 
     def update(
         self,
@@ -180,10 +242,11 @@ class Trace:
                 of the line, as each of them means that everything behind it is judged again; together the
                 judgements grow with the number of checkpoints and not with its square.
         """
-        if added is not None and len(added) == 1 and self._grows_by(added[0]):
-            self._grow(added[0])
-        elif added is not None and added and all(map(self._stands_between, added)):
-            self._put_off.update(position(e, self.axis) for e in added)
+        plain = [e for e in added or () if is_measured(e) and self._is_new(e, evaluations)]
+        if len(plain) == 1 == len(added or ()) and self._grows_by(plain[0]):
+            self._grow(plain[0])
+        elif plain and len(plain) == len(added or ()) and all(map(self._stands_between, plain)):
+            self._put_off.update(map(self._position, plain))
         elif added is None or any(map(is_measured, added)):
             self._replace(evaluations)
         if self._put_off and not (more and len(self._put_off) <= PUT_OFF * len(self.phases)):
@@ -222,8 +285,9 @@ class Trace:
         n = len(self.evaluations)
         if n == self._table.shape[1]:
             self._table = np.hstack([self._table, np.empty((_ROWS, max(n, 64)))])
-        self._table[0, n] = position(new, self.axis)
-        self._table[1:-1, n : n + 1] = terms([new])
+        self._table[0, n] = self._furthest = self._position(new)
+        self._table[1:6, n : n + 1] = terms([new])
+        self._table[6, n] = False
         self.evaluations.append(new)
         self.newest = new.seq
         self._judge_from(n)
@@ -232,16 +296,16 @@ class Trace:
         """Put everything known into training order anew."""
         self._put_off.clear()
         before = self._table[:-1, : len(self.evaluations)]
-        chosen, self.axis = lineage(evaluations)
-        self.newest = max((e.seq for e in chosen), default=0)
-        if isinstance(evaluations, History) and isinstance(chosen, list):
-            chosen = evaluations.select(chosen)
-        if isinstance(chosen, Selection):
-            x, columns = chosen.positions(self.axis), chosen.terms()
-        else:
-            x = np.array([position(e, self.axis, k) for k, e in enumerate(chosen, 1)], np.float64)
-            columns = terms(chosen)
-        now = np.vstack([x, columns])
+        line = lineage(evaluations)
+        chosen, x, self.axis = line.evaluations, line.x, line.axis
+        self._furthest, self._extends = line.furthest, line.extends
+        self.newest = (
+            chosen.last_seq if isinstance(chosen, Selection) else max((e.seq for e in chosen), default=0)
+        )
+        columns = chosen.terms() if isinstance(chosen, Selection) else terms(chosen)
+        now = np.vstack([x, columns, line.untrained.astype(np.float64)])
+        if not isinstance(evaluations, History):
+            self._weights = {_weights(e) for e in evaluations if is_measured(e)}
         same = _shared(before, now) if self.phases else self._take_recalled(now)
         self.evaluations, self._table = chosen, np.vstack([now, np.empty(len(x))])
         self._lambda, self._condensed = GrowingLambda(), self._nothing()
@@ -253,38 +317,57 @@ class Trace:
         """Judge the checkpoints from this index on."""
         del self.phases[first:]
         for k in range(first, len(self.evaluations)):
-            self._look_at(k)
-            self.phases.append(step(self.phase, self._judge(k), k, self.rules))
+            counts = self._look_at(k)
+            self.phases.append(step(self.phase, self._judge(k), k, self.rules) if counts else self.phase)
 
     def _nothing(self) -> Condensed:
         """Nothing looked at yet."""
-        return Condensed(_ROWS - 1, max(NEWEST, 2 * self.rules.plateau))
+        return Condensed(_ROWS - 2, max(NEWEST, 2 * self.rules.plateau))
 
-    def _look_at(self, k: int) -> None:
-        """Know the checkpoint with this index as well, for the judgement on it and on those behind it."""
-        if k == 1 and self._table[0, 0] == 0:  # an untrained network is nobody's best
-            self._condensed = self._nothing()
-        self._condensed.append(self._table[:-1, k])
-        self._lambda.add(float(self._table[1, k]), float(self._table[2, k]))
+    def _look_at(self, k: int) -> bool:
+        """Know the checkpoint with this index as well, for the judgement on it and on those behind it.
+
+        Returns:
+            False for the untrained network, which is nobody's best and no part of lambda.
+        """
+        counts = not self._table[6, k]
+        if counts:
+            self._condensed.append(self._table[:6, k])
+            self._lambda.add(float(self._table[1, k]), float(self._table[2, k]))
         self._table[-1, k] = self._lambda.value
+        return counts
+
+    def _position(self, new: Evaluation) -> float:
+        """Its position on the axis; nan where it has none."""
+        done = new.source.epoch if self.axis == "epoch" else new.source.step
+        return math.nan if done is None else float(done)
+
+    def _is_new(self, new: Evaluation, evaluations: Collection[Evaluation]) -> bool:
+        """Whether it holds weights that no other does, so that it is a checkpoint more."""
+        if isinstance(evaluations, History):
+            return not evaluations.is_repeated(new)
+        weights = _weights(new)
+        known = weights in self._weights and bool(new.source.content)
+        self._weights.add(weights)
+        return not known
 
     def _grows_by(self, new: Evaluation) -> bool:
-        """Whether an evaluation simply stands behind all others."""
-        if not self.evaluations or self.axis == "order" or not is_measured(new):
+        """Whether an evaluation simply stands behind all others, and changes nothing else."""
+        if not self.evaluations or not self._extends or new.source.step == 0:
             return False
-        done = new.source.epoch if self.axis == "epoch" else new.source.step
-        ahead = done is not None and math.isfinite(done) and done > self.x[-1]
-        return ahead and new.seq > self.newest and new.settings == self.evaluations[-1].settings
+        last = self.evaluations[-1]
+        back = (new.source.epoch or math.inf) < (last.source.epoch or 0.0)
+        ahead = self._furthest < self._position(new) < math.inf and not back
+        return ahead and new.seq > self.newest and new.settings == last.settings
 
     def _stands_between(self, new: Evaluation) -> bool:
         """Whether an evaluation takes a free place before the newest, and changes nothing else."""
-        if not self.evaluations or self.axis == "order" or not is_measured(new):
+        if not self.evaluations or not self._extends:
             return False
-        done = new.source.epoch if self.axis == "epoch" else new.source.step
-        if done is None or not done < self.x[-1] or new.settings != self.evaluations[-1].settings:
+        at = self._position(new)
+        if not -math.inf < at < self.x[-1] or new.settings != self.evaluations[-1].settings:
             return False
-        taken = float(self.x[np.searchsorted(self.x, done)]) == done or float(done) in self._put_off
-        return math.isfinite(done) and not taken
+        return at not in self._put_off and float(self.x[np.searchsorted(self.x, at)]) != at
 
     def _judge(self, k: int) -> Judgement:
         """The judgement on the checkpoint looked at last, at the lambda of that time."""
@@ -294,6 +377,12 @@ class Trace:
         dse = columns[0] + lam * columns[1]
         lengths = None if known.block == 1 else known.lengths
         return judge(x, dse, dse_errors(columns, lam), self.rules, lengths)
+
+
+def _weights(evaluation: Evaluation) -> tuple[str, str]:
+    """What is equal for the same weights under the same settings."""
+    settings = evaluation.settings
+    return evaluation.source.content, settings.fingerprint if settings else ""
 
 
 def _shared(before: Floats, now: Floats) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from dse_monitor.errors import RunError
 from dse_monitor.flags import Flag
 from dse_monitor.reader import output_folder
 from dse_monitor.runs.record import finite
+
+WIDTH = 100  # columns of a line of notes; paths may be longer
 
 if TYPE_CHECKING:
     from dse_monitor.alerts.selection import Choice
@@ -60,10 +63,8 @@ def best(options: BestOptions) -> int:
         series = dataclasses.replace(series, candidates=tuple(selection.before_alarm(series)))
     choices = selection.best_table(series, options.top)
     if not choices or series.best is None:
-        raise RunError(
-            f"{options.run}: no checkpoint was scored yet; "
-            f"`dse-monitor status {options.run}` says what happens"
-        )
+        what = "only the untrained network was scored yet" if len(series) else "no checkpoint was scored yet"
+        raise RunError(f"{options.run}: {what}; `dse-monitor status {options.run}` says what happens")
     chosen = [series.evaluations[i] for i in series.candidates[: options.top]]
     files = readable_files(output, chosen)
     if options.path_only:
@@ -74,7 +75,8 @@ def best(options: BestOptions) -> int:
             {**finite(dataclasses.asdict(choice)), "file": None if file is None else str(file)}
             for choice, file in zip(choices, files, strict=True)
         ]
-        print_json({"axis": series.axis, "lambda": series.lam, "candidates": rows})
+        notes = {"notes": [note.text for note in series.notes]} if series.notes else {}
+        print_json({"axis": series.axis, "lambda": series.lam, "candidates": rows, **notes})
         return 0
     print("\n".join(_table(series, choices, files)))
     return 0
@@ -86,15 +88,17 @@ def _table(series: Series, choices: Sequence[Choice], files: Sequence[Path | Non
     for choice, file in zip(choices, files, strict=True):
         name = choice.path if file is None or file.name in choice.path else str(file)
         lines.append(
-            f"{choice.at:8g}  {choice.dse:+6.3f}  {number(choice.dse_se)}  {choice.behind:6.3f}"
+            f"{choice.at:8.10g}  {choice.dse:+6.3f}  {number(choice.dse_se)}  {choice.behind:6.3f}"
             f"  {choice.separability:+12.3f}  {choice.m_dim:5.3f}  {number(choice.better, '      best'):>9}"
             f"  {name}{'' if file else '   (file gone)'}"
         )
     lost = float(series.dse[series.candidates[0]] - series.dse[-1])
     lines.append(
-        f"Take {series.axis} {choices[0].at:g}: best of {len(series)} scored, {lost:.3f} above the last "
-        f"(lambda {series.lam:.3g})."
+        f"Take {series.place(series.candidates[0])}: best of {series.counted} scored, "
+        f"{lost:.3f} above the last (lambda {series.lam:.3g})."
     )
+    for note in series.notes:
+        lines += textwrap.wrap(f"note: {note.text}", WIDTH, subsequent_indent=" " * 6, break_long_words=False)
     return lines
 
 

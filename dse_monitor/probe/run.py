@@ -96,12 +96,13 @@ def probe_run(
 
 def publish(output: Path) -> None:
     """Write the event data of everything probed anew: one file, which takes the place of those before."""
-    by_seq = {evaluation.seq: evaluation for evaluation in ledger.read(output).evaluations}
+    evaluations = ledger.read(output).evaluations
+    by_seq = {evaluation.seq: evaluation for evaluation in evaluations}
     kept = sorted(probed.read(output), key=lambda item: item.seq)
     found = [(by_seq[item.seq], item) for item in kept if item.seq in by_seq]
     if found:
         measured = [(e, item.wall_time, {name: item.numbers[name] for name in DRAWN}) for e, item in found]
-        rebuild.rebuild_numbers(output / PROBE_FOLDER, TAG, measured)
+        rebuild.rebuild_numbers(output / PROBE_FOLDER, TAG, measured, evaluations)
 
 
 def summary(output: Path) -> str:
@@ -113,12 +114,15 @@ def summary(output: Path) -> str:
         return f"{len(at)} of {len(series)} checkpoints probed; two are needed to compare"
     found = [numbers[series.evaluations[k].seq] for k in at]
     dse = series.dse[at]
+    trained = np.where(series.untrained[at], -math.inf, dse)
     lines = [f"{len(at)} of {len(series)} checkpoints probed        linear mIoU    k-NN mIoU"]
     columns = [np.array([item[name] for item in found]) for name in ("miou_linear", "miou_knn")]
-    chosen = {"best by DSE": [int(np.argmax(dse))] * 2, "last": [len(at) - 1] * 2}
+    chosen = {"best by DSE": [int(np.argmax(trained))] * 2, "last": [len(at) - 1] * 2}
     chosen["best of all"] = [int(np.argmax(column)) for column in columns]
     for title, places in chosen.items():
-        cells = (f"{column[k]:.4f} at {series.x[at[k]]:g}" for column, k in zip(columns, places, strict=True))
+        cells = (
+            f"{column[k]:.4f} at {series.x[at[k]]:.10g}" for column, k in zip(columns, places, strict=True)
+        )
         lines.append(f"  {title:<28}" + "    ".join(f"{cell:<14}" for cell in cells).rstrip())
     taus = "    ".join(f"{kendall_tau(dse, column):<+14.2f}" for column in columns)
     lines.append(f"  {'Kendall tau with DSE':<28}{taus}".rstrip())

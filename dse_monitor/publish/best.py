@@ -105,7 +105,7 @@ class Keeper:
                 continue
             found = locate(evaluation)
             if found is not None:
-                self._keep(evaluation, found, f"{line.axis}{line.x[index]:g}", locate)
+                self._keep(evaluation, found, f"{line.axis}{line.x[index]:.10g}", locate)
         self._save()
 
     def _keep(self, evaluation: Evaluation, found: str, position: str, locate: Locate) -> None:
@@ -164,10 +164,11 @@ def describe(
         kept: the kept file of an evaluation's sequence number.
 
     Returns:
-        ``run``, ``folder`` (of the run), ``axis``, ``lam``, ``measured`` (checkpoints in the series),
-        ``best`` (None before the first), and ``candidates``, best first. Each entry has ``path``, ``epoch``,
-        ``step``, ``dse``, ``dse_se``, ``seq``, ``exists``, ``file`` (where it can be read now, relative to
-        the run; None if it is gone) and ``kept``. ``surviving`` is the best entry that can still be read.
+        ``run``, ``folder`` (of the run), ``axis``, ``lam``, ``measured`` (checkpoints the best is chosen
+        among), ``notes`` (what was scored and is not among them, and what the order rests on), ``best`` (None
+        before the first), and ``candidates``, best first. Each entry has ``path``, ``epoch``, ``step``,
+        ``dse``, ``dse_se``, ``seq``, ``exists``, ``file`` (where it can be read now, relative to the run;
+        None if it is gone) and ``kept``. ``surviving`` is the best entry that can still be read.
     """
 
     def entry(index: int) -> dict[str, Any]:
@@ -196,7 +197,8 @@ def describe(
         "folder": str(run.absolute()),
         "axis": line.axis,
         "lam": finite(float(line.lam)),
-        "measured": len(line),
+        "measured": line.counted,
+        "notes": [note.text for note in line.notes],
         "best": candidates[0] if candidates else None,
         "candidates": candidates,
         "surviving": surviving,
@@ -212,6 +214,7 @@ def _perhaps_left(line: Series) -> Iterator[int]:
     index = np.arange(len(line))
     if isinstance(line.evaluations, Selection):
         index = index[line.evaluations.left()]
+    index = index[~line.untrained[index]]
     yield from map(int, index[np.argsort(-line.dse[index], kind="stable")])
 
 

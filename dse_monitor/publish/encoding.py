@@ -24,6 +24,7 @@ from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_STRING
 
 from dse_monitor.metric.components import Components
 from dse_monitor.runs.record import PLUGIN, POINT_COLUMNS, SCHEMA, STATUS_CODES, Alert, Evaluation, to_json
+from dse_monitor.runs.series import is_within_epoch
 
 _COMPONENT_COLUMNS = [
     name for name in POINT_COLUMNS if name in {f.name for f in dataclasses.fields(Components)}
@@ -43,7 +44,9 @@ def point(evaluation: Evaluation) -> list[float]:
         "wall_time": evaluation.wall_time,
         "seconds": evaluation.seconds.get("total"),
         "settings": None if settings is None else int(settings.fingerprint, 16),
-        "file": int(hashlib.sha256(source.path.encode("utf-8", "replace")).hexdigest()[:12], 16),
+        "file": _whole_number(source.path),
+        "within": float(is_within_epoch(source)),
+        "content": _whole_number(source.content) if source.content else None,
     }
     if evaluation.status == "scored" and evaluation.components is not None:
         row.update({name: getattr(evaluation.components, name) for name in _COMPONENT_COLUMNS})
@@ -71,10 +74,9 @@ def metadata(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def plain_step(evaluation: Evaluation, count: int) -> int:
-    """Step of the plain scalars: optimiser steps, else epochs, else how many were measured."""
-    position = evaluation.source.step if evaluation.source.step is not None else evaluation.source.epoch
-    return count if position is None else round(position)
+def _whole_number(text: str) -> int:
+    """48 bits of a digest of a text, which float64 holds exactly."""
+    return int(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12], 16)
 
 
 def event_time(record: Evaluation | Alert) -> float:

@@ -18,7 +18,7 @@ tag                   plugin name     content
 TensorBoard keeps ten events per tag at least, whatever its loader and flags, so a tag holds ten events;
 ``<k>`` is the sequence number of its first. It also takes a falling step for a restart and forgets what came
 before, so the step of an event is the record's sequence number and the optimiser step is part of the payload.
-The plain scalars carry the true step and may be thinned by TensorBoard.
+The plain scalars carry the true step (scalar_steps.py) and may be thinned by TensorBoard.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -39,7 +39,9 @@ from dse_monitor.errors import OutputError
 from dse_monitor.publish import encoding, pictures
 from dse_monitor.publish.event_files import EventFile, event_path
 from dse_monitor.publish.published import published
+from dse_monitor.publish.scalar_steps import ScalarSteps
 from dse_monitor.publish.tags import TagSequence
+from dse_monitor.runs.growing import LambdaOfRun
 from dse_monitor.runs.record import (
     PLUGIN_STATE,
     SCALAR_TAGS,
@@ -52,7 +54,6 @@ from dse_monitor.runs.record import (
     Evaluation,
     to_json,
 )
-from dse_monitor.runs.series import GrowingLambda
 
 PENDING_LIMIT = 500  # events queued before they are written while a folder is brought up to date; ours
 
@@ -87,7 +88,8 @@ class EventWriter:
         self._alerts = TagSequence(TAG_ALERT)
         self._state_step = 0
         self._described: set[str] = set()
-        self._lambdas: dict[str, GrowingLambda] = {}
+        self._lambdas: dict[str, LambdaOfRun] = {}
+        self._scalar_steps = ScalarSteps()
         self._painted = 0
         self._pictures: set[str] = set()
         self._images = b""
@@ -98,7 +100,7 @@ class EventWriter:
         Raises:
             ValueError: the evaluation has no sequence number yet: the ledger gives it one.
         """
-        self._remember(evaluation)
+        scalar_step = self._remember(evaluation)
         if not self.alive:
             return
         values = [
@@ -106,7 +108,7 @@ class EventWriter:
             encoding.json_string(encoding.metadata(evaluation)),
         ]
         self._queue(self._points, evaluation, values)
-        self._queue_scalars(evaluation)
+        self._queue_scalars(evaluation, scalar_step)
         self._queue_map(evaluation)
 
     def add_alert(self, alert: Alert) -> None:
@@ -236,13 +238,14 @@ class EventWriter:
         ]
         self._append(Event(wall_time=encoding.event_time(record), step=step, summary=Summary(value=values)))
 
-    def _remember(self, evaluation: Evaluation) -> None:
-        """Keep what the adaptive lambda needs, one series per settings."""
-        if evaluation.status == "scored" and evaluation.components and evaluation.settings:
-            lam = self._lambdas.setdefault(evaluation.settings.fingerprint, GrowingLambda())
-            lam.add(evaluation.components.separability, evaluation.components.m_dim)
+    def _remember(self, evaluation: Evaluation) -> int:
+        """Keep what lambda needs, one per settings; returns the step of the plain scalars, if any."""
+        if evaluation.status != "scored" or not evaluation.components or not evaluation.settings:
+            return 0
+        self._lambdas.setdefault(evaluation.settings.fingerprint, LambdaOfRun()).add(evaluation)
+        return self._scalar_steps.next(evaluation)
 
-    def _queue_scalars(self, evaluation: Evaluation) -> None:
+    def _queue_scalars(self, evaluation: Evaluation, step: int) -> None:
         parts, settings = evaluation.components, evaluation.settings
         if evaluation.status != "scored" or parts is None or settings is None:
             return
@@ -259,7 +262,6 @@ class EventWriter:
             encoding.scalar_value(tag, number, described=self._described, text=_SCALAR_TEXT.get(tag, ""))
             for tag, number in zip(SCALAR_TAGS, numbers, strict=True)
         ]
-        step = encoding.plain_step(evaluation, known.count)
         time_made = encoding.event_time(evaluation)
         self._append(Event(wall_time=time_made, step=step, summary=Summary(value=values)))
 

@@ -17,6 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from dse_monitor.publish import encoding
 from dse_monitor.publish.event_files import EventFile, replacing_files
 from dse_monitor.publish.events import EventWriter
+from dse_monitor.publish.scalar_steps import ScalarSteps
 from dse_monitor.publish.state import run_state
 from dse_monitor.publish.tags import TagSequence
 from dse_monitor.runs import ledger
@@ -74,7 +75,10 @@ def rebuild(
 
 
 def rebuild_numbers(
-    folder: Path, tag: str, measured: Iterable[tuple[Evaluation, float, dict[str, float]]]
+    folder: Path,
+    tag: str,
+    measured: Iterable[tuple[Evaluation, float, dict[str, float]]],
+    evaluations: Iterable[Evaluation],
 ) -> Path:
     """Write further numbers of evaluations, in a folder of their own, in place of what was there.
 
@@ -83,13 +87,18 @@ def rebuild_numbers(
         tag: prefix of the plain scalars' tags.
         measured: evaluations in the order of their sequence numbers, when each number was found (seconds
             since 1970), and the numbers by name; those that are not finite are left out.
+        evaluations: every evaluation of the run in that order: the numbers stand at the steps of its own
+            scalars.
 
     Raises:
         OutputError: it could not be written; the old files are untouched.
     """
     sequence, events = TagSequence(TAG_META), []
     described: set[str] = set()
-    for count, (evaluation, when, numbers) in enumerate(measured, 1):
+    counter = ScalarSteps()
+    scored = (e for e in evaluations if e.status == "scored" and e.components and e.settings)
+    steps = {e.seq: counter.next(e) for e in scored}
+    for evaluation, when, numbers in measured:
         finite = {name: number for name, number in numbers.items() if math.isfinite(number)}
         step, tags, first = sequence.next(evaluation.seq)
         tensor = encoding.json_string({"seq": evaluation.seq, "companions": finite})
@@ -98,8 +107,8 @@ def rebuild_numbers(
         values = [
             encoding.scalar_value(tag + name, number, described=described) for name, number in finite.items()
         ]
-        plain_step = encoding.plain_step(evaluation, count)
-        events.append(Event(wall_time=when, step=plain_step, summary=Summary(value=values)))
+        at = steps[evaluation.seq]
+        events.append(Event(wall_time=when, step=at, summary=Summary(value=values)))
     with replacing_files(Path(folder)) as (draft, target):
         file = EventFile(draft, time.time())
         try:

@@ -41,8 +41,8 @@ def run_state(
     Returns:
         Plain JSON types: ``schema``, ``run``, ``columns``; counts ``n_written`` (evaluations of any status),
         ``n_scored``, ``n_failed``, ``n_invalid``, ``n_alerts``; ``last_seq``; of the current series ``axis``,
-        ``lambda``, ``points``, ``best``, ``top3`` and ``last``; ``settings`` (current fingerprint) and
-        ``settings_by_fingerprint``; ``alert`` (see `alert_state`); ``watcher``.
+        ``lambda``, ``points``, ``best``, ``top3``, ``last`` and ``notes`` (sentences); ``settings`` (current
+        fingerprint) and ``settings_by_fingerprint``; ``alert`` (see `alert_state`); ``watcher``.
     """
     line = series_of(evaluations)
     counts, used, last = _summary(evaluations)
@@ -63,6 +63,7 @@ def run_state(
         "best": None if line.best is None else _place(line, line.best),
         "top3": [_place(line, index) for index in line.candidates[:3]],
         "last": _place(line, size - 1) if size else None,
+        "notes": [note.text for note in line.notes],
         "settings": "" if current is None else current.fingerprint,
         "settings_by_fingerprint": settings,
         "alert": alert_state(alerts),

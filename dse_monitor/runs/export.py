@@ -7,6 +7,11 @@ Columns of the CSV, one row per evaluation in the order of recording; empty wher
     wall_time, seconds, reason, error, one column per companion metric, and, if the run was probed with
     labels, miou_linear, miou_linear_std, miou_knn and miou_knn_std. `lam` is the adaptive lambda of
     the rows under the newest settings and 1 for all others, and `dse` is at `lam`.
+    Where epochs alone do not order the run (order.py), or something scored under the newest settings does not
+    count: axis and at (the position on it, empty for what is not on the line), and aside (`replaced`: an
+        older
+    version of a file; `merged`: the weights of another name; `untrained`: on the line, but no part of lambda
+    and best).
 """
 
 from __future__ import annotations
@@ -49,7 +54,17 @@ def rows(folder: Path, evaluations: Sequence[Evaluation] | None = None) -> list[
     beside = {e.seq: {**e.companions, **probes.get(e.seq, {})} for e in evaluations}
     names = sorted({name for evaluation in evaluations for name in evaluation.companions})
     names += probed.NUMBERS if probes else ()
-    return [_row(e, line.lam if e.settings == current else 1.0, beside[e.seq], names) for e in evaluations]
+    table = [_row(e, line.lam if e.settings == current else 1.0, beside[e.seq], names) for e in evaluations]
+    at = {e.seq: k for k, e in enumerate(line.evaluations)}
+    epochs = [e.source.epoch for e in line.evaluations]
+    if line.axis != "epoch" or line.aside or line.untrained.any() or epochs != line.x.tolist():
+        for evaluation, row in zip(evaluations, table, strict=True):
+            index = at.get(evaluation.seq)
+            untrained = index is not None and line.untrained[index]
+            row["axis"] = line.axis
+            row["at"] = None if index is None else float(line.x[index])
+            row["aside"] = "untrained" if untrained else line.aside.get(evaluation.seq)
+    return table
 
 
 def write_csv(folder: Path, path: Path | None) -> None:

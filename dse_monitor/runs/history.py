@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dse_monitor.metric.components import Components
+from dse_monitor.runs.growing import content_number
+from dse_monitor.runs.order import NO_CONTENT, Order, Places, order
 from dse_monitor.runs.record import Evaluation, Settings, Source
-from dse_monitor.runs.series import Series
+from dse_monitor.runs.series import Series, is_within_epoch, notes_of
 
 _STATUSES = ("scored", "failed", "invalid")
 _COMPONENTS = tuple(f.name for f in dataclasses.fields(Components))
@@ -39,6 +41,11 @@ class History(Sequence[Evaluation]):
         self._settings = array("h")
         self._words = array("i")
         self._left = array("b")
+        self._names = array("q")  # a number for each path
+        self._weights = array("q")  # and for each content
+        self._within = array("b")  # see order.Places
+        self._seen: set[bytes] = set()  # contents
+        self._repeated: set[int] = set()  # those met more than once
         self._line_now: Series | None = None
         self._paths: list[str] = []
         self._content: list[bytes] = []  # hexadecimal digits take twice the memory of what they say
@@ -79,6 +86,12 @@ class History(Sequence[Evaluation]):
         self._line_now = None
         self._paths.append(source.path)
         self._content.append(_packed(source.content))
+        self._names.append(hash(source.path))
+        self._weights.append(content_number(source.content))
+        self._within.append(is_within_epoch(source))
+        if self._content[-1] in self._seen and source.content:
+            self._repeated.add(self._weights[-1])
+        self._seen.add(self._content[-1])
         if evaluation.reason or evaluation.error:
             self._reasons[row] = (evaluation.reason, evaluation.error)
         if source.aliases:
@@ -129,57 +142,68 @@ class History(Sequence[Evaluation]):
             self._line_now = self._series(np.arange(len(self)), None)
         return self._line_now
 
-    def in_training_order(self) -> tuple[Selection, str] | None:
-        """The comparable scored evaluations in training order and their axis; None if a place is taken twice.
+    def comparable(self) -> Selection:
+        """Those measured under the settings of the newest, in the order they were measured in."""
+        return Selection(self, self._comparable(np.arange(len(self)))[0])
 
-        Then it takes more than numbers to say which of them led to the newest (see alerts/trace.py).
-        """
-        rows, axis, x = self._line(np.arange(len(self)))
-        if axis != "order" and len(rows):
-            scored = np.frombuffer(self._status, np.int8) == _STATUSES.index("scored")
-            same = np.frombuffer(self._settings, np.int16) == self._settings[rows[-1]]
-            places = self._column(axis, np.flatnonzero(scored & same))
-            places = np.sort(places[np.isfinite(places)])
-            if np.any(places[1:] == places[:-1]):
-                return None
-        return Selection(self, rows[np.argsort(x, kind="stable")]), axis
-
-    def read(self, axis: str) -> Selection:
-        """Those that could be read, scored or invalid, in training order, of several at one place the newest.
-
-        Where one has no place on the axis, all of them in the order they were evaluated.
-        """
+    def read(self) -> Selection:
+        """Those that could be read, scored or invalid, under whatever settings, in training order."""
         rows = np.flatnonzero(np.frombuffer(self._status, np.int8) != _STATUSES.index("failed"))
-        if axis == "order":
-            return Selection(self, rows)
-        x = self._column(axis, rows)
-        return Selection(self, rows if np.isnan(x).any() else _newest(rows, x)[0])
+        return Selection(self, rows[order(self._places(rows)).rows])
+
+    def is_repeated(self, evaluation: Evaluation) -> bool:
+        """Whether another evaluation under the same settings holds the same weights."""
+        number = content_number(evaluation.source.content)
+        if number not in self._repeated:
+            return False
+        same = np.array(self._weights) == number
+        place = self._settings[self.row(evaluation.seq)]
+        return int((same & (np.array(self._settings) == place)).sum()) > 1
 
     def select(self, evaluations: Iterable[Evaluation]) -> Selection:
         """Some of these evaluations, known by their sequence numbers."""
         return Selection(self, (self.row(e.seq) for e in evaluations))
 
     def _series(self, rows: NDArray[np.int64], lam: float | None) -> Series:
-        rows, axis, x = self._line(rows)
-        if axis != "order" and np.any(x[1:] <= x[:-1]):  # of several at one place the newest
-            rows, x = _newest(rows, x)
-        columns = self._terms(rows)
-        return Series.from_columns(Selection(self, rows), axis, x, columns, lam)
+        rows, others, not_finite = self._comparable(rows)
+        found = order(self._places(rows))
+        notes = notes_of(found, lambda k: self._get(int(rows[k])), others=others, not_finite=not_finite)
+        line = rows[found.rows]
+        columns = self._terms(line)
+        return Series.from_columns(
+            Selection(self, line), found.axis, found.x, found.untrained, columns, lam, notes
+        )
 
-    def _line(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], str, NDArray[np.float64]]:
-        """Of these rows the measured ones under the settings of the newest of them; axis and positions."""
-        status = np.frombuffer(self._status, np.int8)[rows]
-        rows = rows[status == _STATUSES.index("scored")]
-        separability, m_dim = self._terms(rows)[:2]
-        rows = rows[np.isfinite(separability) & np.isfinite(m_dim)]
-        settings = np.frombuffer(self._settings, np.int16)[rows]
-        rows = rows[settings == settings[-1]] if len(rows) else rows
-        epoch, step = self._column("epoch", rows), self._column("step", rows)
-        if np.isfinite(epoch).all():
-            return rows, "epoch", epoch
-        if not np.isnan(step).any():
-            return rows, "step", step
-        return rows, "order", np.arange(1.0, len(rows) + 1)
+    def _comparable(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int, int]:
+        """Of these rows the measured ones under the settings of the newest of them.
+
+        And how many were measured under other settings, and how many scored with terms that are not finite.
+        """
+        scored = rows[np.frombuffer(self._status, np.int8)[rows] == _STATUSES.index("scored")]
+        separability, m_dim = self._terms(scored)[:2]
+        finite = scored[np.isfinite(separability) & np.isfinite(m_dim)]
+        settings = np.frombuffer(self._settings, np.int16)[finite]
+        found = finite[settings == settings[-1]] if len(finite) else finite
+        return found, len(finite) - len(found), len(scored) - len(finite)
+
+    def _places(self, rows: NDArray[np.int64]) -> Places:
+        """The places of these rows."""
+        weights = np.zeros(len(rows), np.int64)
+        assert NO_CONTENT == 0
+        if self._repeated:  # weights that are there once merge with none
+            weights = np.frombuffer(self._weights, np.int64)[rows]
+            repeated = np.sort(np.fromiter(self._repeated, np.int64))  # np.isin would load numpy.ma, 2 MB
+            at = np.minimum(np.searchsorted(repeated, weights), len(repeated) - 1)
+            weights[repeated[at] != weights] = NO_CONTENT
+        epoch = self._column("epoch", rows)
+        return Places(
+            epoch=np.where(np.isfinite(epoch), epoch, np.nan),
+            step=self._column("step", rows),
+            time=self._column("mtime", rows),
+            path=np.frombuffer(self._names, np.int64)[rows],
+            content=weights,
+            within=np.frombuffer(self._within, np.int8)[rows] != 0,
+        )
 
     def _terms(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """What series.terms says of these rows."""
@@ -261,10 +285,22 @@ class Selection(Sequence[Evaluation]):
         """Of which of them a file may still be there [n]."""
         return np.frombuffer(self._history._left, np.int8)[np.array(self._rows)] != 0
 
-    def positions(self, axis: str) -> NDArray[np.float64]:
-        """Where each stands on an axis [n]; see series.position."""
-        rows = np.array(self._rows)
-        return np.arange(1.0, len(rows) + 1) if axis == "order" else self._history._column(axis, rows)
+    def order(self) -> Order:
+        """Their order (see order.py), which holds indices of these; they must come as they were measured."""
+        return order(self._history._places(np.array(self._rows, np.int64)))
+
+    def take(self, indices: NDArray[np.int64]) -> Selection:
+        """Some of them, in another order."""
+        return Selection(self._history, np.array(self._rows, np.int64)[indices])
+
+    def seqs(self) -> NDArray[np.int64]:
+        """Their sequence numbers [n]."""
+        return np.frombuffer(self._history._seq, np.int64)[np.array(self._rows, np.int64)]
+
+    def same_weights(self, one: int, other: int) -> bool:
+        """Whether two of them hold the same weights, as far as is known."""
+        contents = [self._history._content[self._rows[index]] for index in (one, other)]
+        return _packed("") in contents or contents[0] == contents[1]
 
     def terms(self) -> NDArray[np.float64]:
         """See series.terms [5, n]."""
@@ -295,13 +331,6 @@ def index_of(evaluations: Sequence[Evaluation], seq: int) -> int | None:
     if isinstance(evaluations, Selection):
         return evaluations.find(seq)
     return next((k for k, evaluation in enumerate(evaluations) if evaluation.seq == seq), None)
-
-
-def _newest(rows: NDArray[np.int64], x: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Rows and their places sorted by place, of several rows at one place the last."""
-    order = np.argsort(x, kind="stable")
-    last = np.append(x[order][1:] != x[order][:-1], True)  # np.unique would load numpy.ma, 2 MB
-    return rows[order[last]], x[order[last]]
 
 
 def _components(numbers: list[float]) -> Components:

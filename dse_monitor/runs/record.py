@@ -62,7 +62,11 @@ POINT_COLUMNS = (
     "seconds",  # wall time the evaluation took
     "settings",  # fingerprint of the settings as a whole number (48 bits)
     "file",  # digest of the checkpoint's path as a whole number (48 bits)
+    # Columns that rows of earlier versions lack:
+    "within",  # 1 for a checkpoint whose name tells that it was saved within its first epoch
+    "content",  # the first 48 bits of the encoder's digest, as a whole number
 )
+FIRST_COLUMNS = 20  # that every row has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,8 +225,8 @@ class Alert:
         run: name of the run.
         epoch: epochs done at the checkpoint that changed the state.
         step: steps done at it.
-        since: epoch (or step, if the run counts steps) from which the drop is counted.
-        axis: ``epoch``, ``step`` or ``order``: the unit of ``since`` and ``best_at``.
+        since: position on ``axis`` from which the drop is counted.
+        axis: ``epoch``, ``step`` or ``order``: the unit of ``since`` and ``best_at`` (see order.py).
         best_at: position of the best checkpoint.
         best_path: its path relative to the run.
         layout: name of the training code's layout it was written in.

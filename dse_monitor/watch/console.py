@@ -47,6 +47,9 @@ class Row:
         path: of the checkpoint, relative to the run.
         axis: unit of ``x``: ``epoch``, ``step`` or ``order``.
         x: where the checkpoint stands.
+        place: the same in words.
+        settled: whether ``lam`` follows from the run. Before that, DSE compares with nothing and is not
+            shown.
         dse: DSE at ``lam``.
         dse_se: its standard error.
         delta: DSE less the best before this checkpoint; None for the first.
@@ -70,6 +73,8 @@ class Row:
     m_dim: float
     lam: float
     seconds: float
+    place: str = ""
+    settled: bool = True
     best: bool = False
     mark: str = ""
     story: str = ""
@@ -281,9 +286,13 @@ def heading(axis: str) -> str:
 def numbers(row: Row) -> str:
     """The columns of one checkpoint."""
     delta = "" if row.delta is None else _short(row.delta, signed=True)
+    dse, error, lam = f"{row.dse:.3f}", _short(row.dse_se), f"{row.lam:.3g}"
+    if not row.settled:
+        dse = error = lam = "–"
+        delta = ""
     return (
-        f"{_position(row.x):>8}{row.dse:>9.3f}{_short(row.dse_se):>7}{delta:>10}"
-        f"{row.separability:>15.3f}{row.m_dim:>9.3f}{row.lam:>8.3g}{row.seconds:>7.1f}"
+        f"{_position(row.x):>8}{dse:>9}{error:>7}{delta:>10}"
+        f"{row.separability:>15.3f}{row.m_dim:>9.3f}{lam:>8}{row.seconds:>7.1f}"
     )
 
 

@@ -1,7 +1,8 @@
 /** The list of alerts, and one sentence about a run: is it degrading, since when, why, which checkpoint to take. */
 
-import { ago, copyButton, el, number, position, short } from './dom.js';
+import { ago, copyButton, el, number, short } from './dom.js';
 import { runColour } from './host.js';
+import { placeAt, placeOf } from './series.js';
 
 const CAUSES = { separability: 'separability', m_dim: 'dimensionality (M_dim)', both: 'separability and dimensionality' };
 
@@ -32,16 +33,16 @@ export function confirmed(alerts) {
   });
 }
 
-/** One line about an alert. */
-export function headline(alert) {
+/** One line about an alert of a run. */
+export function headline(alert, run) {
   const kind = KINDS[alert.kind] ?? short(alert.kind, 40);
   if (alert.kind !== 'degradation') return `${kind}: ${short(alert.message, 200)}`;
   const parts = [alert.status === 'resolved' ? 'recovered' : alert.status === 'pending' ? 'may be degrading' : kind];
-  if (Number.isFinite(alert.since)) parts[0] += ` since ${position(alert.axis, alert.since)}`;
+  if (Number.isFinite(alert.since)) parts[0] += ` since ${placeAt(run, alert.axis, alert.since)}`;
   const cause = causeText(alert);
   if (cause && alert.status !== 'resolved') parts.push(cause);
   if (Number.isFinite(alert.drop)) parts.push(`${number(-alert.drop)} against the best when reported`);
-  if (Number.isFinite(alert.best_at)) parts.push(`best is ${position(alert.axis, alert.best_at)}`);
+  if (Number.isFinite(alert.best_at)) parts.push(`best is ${placeAt(run, alert.axis, alert.best_at)}`);
   return parts.join(' · ');
 }
 
@@ -88,7 +89,7 @@ export class AlertList {
       el('span.shape', { text: SHAPES[alert.status] ?? '•', title: short(alert.status, 20) }),
       el('i.swatch', { style: { background: run.colour ?? runColour(run.index) } }),
       el('strong', { text: run.name, title: short(run.name, 300) }),
-      el('span.head', { text: headline(alert), title: short(alert.message, 300) }),
+      el('span.head', { text: headline(alert, run), title: short(alert.message, 300) }),
       el('span.soft.when', { text: ago(now - alert.wall_time) }),
       el('button.quiet', { type: 'button', text: 'Zoom', onclick: () => this.actions.zoom(run, alert) }),
       details,
@@ -108,7 +109,7 @@ export function answer(run, line, meta, time, others) {
   if (alert.status === 'firing' || alert.status === 'pending') {
     tone = alert.status === 'firing' ? 'alert' : 'pending';
     const verb = alert.kind === 'degradation' ? (alert.status === 'firing' ? 'is degrading' : 'may be degrading') : `: ${KINDS[alert.kind] ?? short(alert.kind, 40)}`;
-    const since = Number.isFinite(alert.since) ? ` since ${position(alert.axis, alert.since)}` : '';
+    const since = Number.isFinite(alert.since) ? ` since ${placeAt(run, alert.axis, alert.since)}` : '';
     const fallen = alert.kind === 'degradation' ? lossOf(line) : NaN;
     const now = fallen > 0 ? `, now ${number(fallen)} below its best` : '';
     parts.push(el('span.shape', { text: SHAPES[alert.status] }), name, el('span', { text: ` ${verb}${since}${now}.` }));
@@ -134,10 +135,7 @@ export function answer(run, line, meta, time, others) {
 /** How far the last checkpoint lies below the best. */
 const lossOf = (line) => line.dse[line.best] - line.dse[line.dse.length - 1];
 
-function bestText(run, line) {
-  const row = line.rows[line.best];
-  return line.axis === 'order' ? position('order', line.best + 1) : position(line.axis, run.points.columns[line.axis][row]);
-}
+const bestText = (run, line) => placeOf(run.points, line, line.best);
 
 const LATE = 2.5; // missed words of a watcher after which it counts as silent
 const GRACE = 30; // seconds

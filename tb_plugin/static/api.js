@@ -61,6 +61,7 @@ export async function points(run, known = null) {
   return { header: fresh.header, columns, rows: fresh.header.total };
 }
 
+export const line = (run) => packed('line', { run });
 export const companions = (run) => packed('companions', { run });
 export const alerts = (run) => json('alerts', { run });
 export const scalars = (run) => json('scalars', { run });

@@ -14,7 +14,7 @@ import { banners, emptyPage } from './notices.js';
 import { layOut } from './page.js';
 import { RunList, matcher } from './runs.js';
 import { buildScene, noMarks, prepare, translate } from './scene.js';
-import { adaptiveLambda, candidates, lineOf } from './series.js';
+import { adaptiveLambda, candidates, lineOf, orderOf } from './series.js';
 import { summary } from './summary.js';
 import { Toolbar } from './toolbar.js';
 import { applyAddress, newView, recall, remember } from './view.js';
@@ -230,7 +230,9 @@ class App {
     const xs = run.drawn.x;
     const to = xs[xs.length - 1];
     const pad = (to - from) * 0.1;
-    const row = run.line.rows.findIndex((r) => run.points.columns[alert.axis]?.[r] === (alert[alert.axis] ?? NaN));
+    const { epoch, step } = run.points.columns;
+    const told = (value, known) => (known === null || known === undefined ? !Number.isFinite(value) : value === known);
+    const row = run.line.rows.findIndex((r) => told(epoch[r], alert.epoch) && told(step[r], alert.step));
     const chosen = row >= 0 ? run.points.columns.seq[run.line.rows[row]] : this.view.chosen;
     this.set({ focus, chosen, zoom: pad > 0 ? [from - pad, to + pad] : null });
   }
@@ -344,6 +346,6 @@ class App {
 
 export async function start(body) {
   const app = new App(body);
-  window.__dse = { app, summary: () => summary(app), series: { adaptiveLambda, candidates, lineOf } };
+  window.__dse = { app, summary: () => summary(app), series: { adaptiveLambda, candidates, lineOf, orderOf } };
   await app.start();
 }

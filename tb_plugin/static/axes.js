@@ -6,8 +6,8 @@
  * pairs they give fits within one percent. A position that was estimated is marked as such.
  */
 
-export const AXES = ['epoch', 'step', 'wall', 'relative'];
-export const AXIS_NAMES = { epoch: 'Epoch', step: 'Step', wall: 'Wall time', relative: 'Hours' };
+export const AXES = ['epoch', 'step', 'order', 'wall', 'relative'];
+export const AXIS_NAMES = { epoch: 'Epoch', step: 'Step', order: 'Order', wall: 'Wall time', relative: 'Hours' };
 const ACCEPTED = 0.01; // residual of an estimated line, as a share of its range
 const FEWEST_PAIRS = 3;
 
@@ -133,14 +133,22 @@ function translate(rows, c) {
 }
 
 /**
- * Positions of rows on an axis.
+ * Positions of rows on an axis. Checkpoints of a line stand where its order puts them: on its own axis at its positions, and
+ * among epochs at their fractions where those are known, so that several of one epoch do not fall together.
+ * @param {?Object} line - rows, axis, x, epochs, index; see series.js
  * @returns {{x: Float64Array, estimated: Uint8Array}} one per row
  */
-export function positions(points, rows, axis, clock, start) {
+export function positions(points, rows, axis, clock, start, line = null) {
   const c = points.columns;
   const estimated = new Uint8Array(rows.length);
   const x = Float64Array.from(rows, (row, i) => {
-    if (axis === 'order') return i + 1;
+    const at = line?.index.get(row);
+    if (axis === 'order') return line ? (at ?? NaN) + 1 : i + 1;
+    if (axis === line?.axis && at !== undefined) return line.x[at];
+    if (axis === 'epoch' && Number.isFinite(line?.epochs[at])) {
+      estimated[i] = line.estimated && line.epochs[at] !== c.epoch[row] ? 1 : 0;
+      return line.epochs[at];
+    }
     if (axis === 'wall' || axis === 'relative') {
       const time = Number.isFinite(c.mtime[row]) ? c.mtime[row] : c.wall_time[row];
       return axis === 'wall' ? time : (time - start) / 3600;

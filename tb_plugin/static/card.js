@@ -2,6 +2,7 @@
 
 import { bytes, change, copyButton, count, el, moment, number, position } from './dom.js';
 import { runColour } from './host.js';
+import { placeOf } from './series.js';
 
 const PARTS = [
   ['separability', 'Separability', 'how far apart the clusters are, less how wide they are'],
@@ -37,8 +38,9 @@ export class Card {
     else if (rank > 0) badges.push(el('span.badge.best', { text: `candidate ${rank + 1}` }));
     if (c.status[row] === 1) badges.push(el('span.badge', { text: '✕ failed' }));
     if (c.status[row] === 2) badges.push(el('span.badge.alert', { text: '✕ invalid' }));
-    if (scored && index < 0) badges.push(el('span.badge', { text: 'superseded' }));
-    const where = Number.isFinite(c.epoch[row]) ? position('epoch', c.epoch[row]) : position('step', c.step[row]);
+    if (scored && index < 0) badges.push(el('span.badge', { text: asideText(run, row) }));
+    if (index >= 0 && line.untrained[index]) badges.push(el('span.badge', { text: 'untrained', title: 'drawn, but no part of λ, rules and best' }));
+    const where = index >= 0 ? placeOf(run.points, line, index) : Number.isFinite(c.epoch[row]) ? position('epoch', c.epoch[row]) : position('step', c.step[row]);
     const path = meta?.path;
     const rows = [
       el('header.rail-head', {}, el('h2', { text: isDefault ? 'Best checkpoint' : 'Checkpoint' })),
@@ -92,6 +94,14 @@ export class Card {
       ),
     );
   }
+}
+
+/** Why a checkpoint that was scored is not on the line. */
+function asideText({ points, line }, row) {
+  const aside = line.aside.get(row);
+  if (!aside) return line.settings === (points.columns.settings[row] || -1) ? 'not on the line' : 'other settings';
+  if (aside.why === 'replaced') return 'replaced by a newer version';
+  return line.index.has(aside.by) ? `same weights as ${placeOf(points, line, line.index.get(aside.by))}` : 'same weights as another';
 }
 
 function facts(run, row, meta) {

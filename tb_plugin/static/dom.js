@@ -58,6 +58,14 @@ export function position(axis, value) {
   return `${axis} ${value.toLocaleString('en', { maximumFractionDigits: digits })}`;
 }
 
+/** A position and what else is known of the place: `step 1,200 (epoch 3)`; as `in_words` of dse_monitor/runs/order.py. */
+export function placeInWords(axis, at, epoch, step) {
+  const more = [];
+  if (axis !== 'epoch' && Number.isFinite(epoch)) more.push(position('epoch', epoch));
+  if (Number.isFinite(step) && (axis === 'order' || (axis === 'epoch' && at !== epoch))) more.push(position('step', step));
+  return position(axis, at) + (more.length ? ` (${more.join(', ')})` : '');
+}
+
 /** Local date and time of seconds since 1970. */
 export function moment(seconds) {
   if (!Number.isFinite(seconds) || Math.abs(seconds) > 8.6e12) return '–';

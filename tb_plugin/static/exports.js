@@ -20,7 +20,7 @@ export function cell(value) {
 /** Every evaluation of some runs, whatever is zoomed or thinned on the screen. */
 export async function csv(runs) {
   const lines = [
-    ['run', 'path', 'seq', 'status', 'reason', 'settings', ...NUMBERS, 'separability', 'lambda', 'dse', 'dse_se', 'candidate', 'in_line'].join(','),
+    ['run', 'path', 'seq', 'status', 'reason', 'settings', ...NUMBERS, 'separability', 'lambda', 'dse', 'dse_se', 'candidate', 'in_line', 'axis', 'at', 'aside'].join(','),
   ];
   for (const run of runs) {
     const { points, line } = run;
@@ -41,6 +41,9 @@ export async function csv(runs) {
           index === undefined ? NaN : line.se[index],
           rank < 0 ? '' : rank + 1,
           index === undefined ? 0 : 1,
+          line.axis,
+          index === undefined ? NaN : line.x[index],
+          index !== undefined && line.untrained[index] ? 'untrained' : line.aside.get(row)?.why,
         ].map(cell).join(','),
       );
     }

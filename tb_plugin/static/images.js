@@ -6,7 +6,8 @@
  */
 
 import { mediaAddress } from './api.js';
-import { el, position, short } from './dom.js';
+import { el, short } from './dom.js';
+import { placeOf } from './series.js';
 
 const FRAME_MS = 160; // pause between maps while playing
 const AHEAD = 3; // neighbours loaded before they are asked for
@@ -89,7 +90,7 @@ export class FeatureMaps {
 
   where(index) {
     const { line, points } = this.run;
-    return position(line.axis, line.axis === 'order' ? index + 1 : points.columns[line.axis][line.rows[index]]);
+    return placeOf(points, line, index);
   }
 
   go(index) {
@@ -104,10 +105,8 @@ export class FeatureMaps {
 
   typedPosition() {
     const wanted = Number(this.typed.value.replace(/[^0-9.eE-]/g, ''));
-    const { line, points } = this.run;
     if (!Number.isFinite(wanted)) return;
-    const xs = line.rows.map((row, i) => (line.axis === 'order' ? i + 1 : points.columns[line.axis][row]));
-    const distance = xs.map((x) => Math.abs(x - wanted));
+    const distance = this.run.line.x.map((x) => Math.abs(x - wanted));
     this.go(distance.indexOf(Math.min(...distance)));
   }
 

@@ -44,13 +44,19 @@ export class Store {
   async loadRun(run) {
     const version = [run.state?.last_seq, run.state?.n_written, run.state?.n_alerts].join('-');
     const missing = run.points && run.points.rows < (run.state?.n_written ?? 0);
-    if (run.version === version && !missing && run.points) return;
+    const whole = run.points?.header.version === run.order?.header.version; // a checkpoint may come between two replies
+    if (run.version === version && !missing && run.points && whole) return;
     const started = performance.now();
     const before = run.points?.rows ?? 0;
     try {
-      const [points, alerts] = await Promise.all([api.points(run.id, run.points), run.state?.n_alerts === 0 ? [] : api.alerts(run.id)]);
+      const [points, order, alerts] = await Promise.all([
+        api.points(run.id, run.points),
+        api.line(run.id),
+        run.state?.n_alerts === 0 ? [] : api.alerts(run.id),
+      ]);
       this.timings.points = performance.now() - started;
       run.points = points;
+      run.order = order;
       for (const [seq, meta] of run.details) if (meta === null) run.details.delete(seq); // may be there by now
       run.alerts = alerts.filter((alert) => alert.kind !== 'test');
       run.stuck = missing && points.rows === before;

@@ -27,10 +27,14 @@ export function banners({ focus, shown, apart, lost }) {
     }
     if (run.points.header.skipped) say('skipped', `${short(run.name, 80)}: ${count(run.points.header.skipped)} records could not be read and are left out.`);
     if (run.line?.otherSettings) say('settings', `${short(run.name, 80)}: ${count(run.line.otherSettings)} checkpoints measured under earlier settings are not drawn.`);
+    if (run === focus && run.line?.notes.length) say('order', `${short(run.name, 80)}: ${run.line.notes.map((note) => short(note, 300)).join('. ')}.`);
     if (run.unplaced) say('unplaced', `${short(run.name, 80)}: ${count(run.unplaced)} checkpoints have no place on this axis.`);
   }
   if (focus?.clock?.estimated && (focus.axis === 'epoch' || focus.axis === 'step')) {
     say('estimated', `Epochs and steps are matched by ${focus.clock.source}: positions are estimates.`);
+  }
+  if (focus?.line?.estimated && focus.axis === 'epoch' && focus.line.axis !== 'epoch') {
+    say('fractions', 'No file says how many steps an epoch has: positions within an epoch are estimates.');
   }
   if (apart.length) {
     const names = apart.map((run) => short(run.name, 60)).join(', ');

@@ -1,6 +1,6 @@
 /** The list of runs: colours, search, check boxes; widened, a table that sorts. */
 
-import { change, el, number, position, short } from './dom.js';
+import { change, el, number, placeInWords, short } from './dom.js';
 import { runColour } from './host.js';
 
 const UP = { name: true }; // columns that sort upwards first
@@ -105,7 +105,7 @@ export class RunList {
     const last = state?.last;
     const alert = state?.alert?.status ?? 'none';
     const checked = view.shown.has(run.id);
-    const where = best ? position(state.axis, best.x) : '';
+    const where = best ? placeInWords(state.axis, best.x, best.epoch, best.step) : '';
     const colour = run.colour ?? runColour(run.index);
     const swatch = el('label.swatch', { title: 'Change colour', style: { background: colour } });
     swatch.append(

@@ -1,10 +1,9 @@
 /** From runs and choices to what the charts draw: panels with lines, and marks. Pure; the page's state is in app.js. */
 
-import { position } from './dom.js';
 import { causeText, confirmed } from './alerts.js';
 import { isDark, runColour } from './host.js';
 import { clocks, lastNotAbove, positions, scalarPositions, startOf } from './axes.js';
-import { lineOf, resumes, separabilityOf } from './series.js';
+import { lineOf, orderOf, placeOf, resumes, separabilityOf } from './series.js';
 
 const DASHES = { solid: undefined, dashed: [6, 4], dotted: [2, 3], mixed: [8, 3, 2, 3] };
 
@@ -36,11 +35,11 @@ function faint(colour, opacity) {
  * @param {?string} axis - null for the run's own
  */
 export function prepare(run, lambda, axis) {
-  const key = [run.points.header.version, lambda, axis, run.lossVersion].join('|');
+  const key = [run.points.header.version, run.order.header.version, lambda, axis, run.lossVersion].join('|');
   if (run.prepared === key) return;
   run.prepared = key;
   run.separability = separabilityOf(run.points);
-  run.line = lineOf(run.points, lambda);
+  run.line = lineOf(run.points, orderOf(run.points, run.order), lambda);
   const { line, points } = run;
   const c = points.columns;
   run.start = startOf(points, line.rows, run.loss);
@@ -52,7 +51,7 @@ export function prepare(run, lambda, axis) {
     if (c.status[row] === 0 && !measured) gaps.push(row);
   }
   const rows = [...line.rows, ...gaps];
-  const { x, estimated } = positions(points, rows, run.axis, run.clock, run.start);
+  const { x, estimated } = positions(points, rows, run.axis, run.clock, run.start, line);
   run.x = x.slice(0, line.rows.length);
   run.estimated = estimated;
   const order = rows.map((_, i) => i).filter((i) => Number.isFinite(x[i]));
@@ -61,7 +60,7 @@ export function prepare(run, lambda, axis) {
   run.seqs = run.drawn.index.map((i) => (i < 0 ? null : c.seq[line.rows[i]]));
   run.unplaced = line.rows.length - run.drawn.index.filter((i) => i >= 0).length;
   run.rowOfSeq = new Map(Array.from(c.seq, (seq, row) => [seq, row]));
-  run.indexOfRow = new Map(line.rows.map((row, i) => [row, i]));
+  run.indexOfRow = line.index;
   run.failed = failures(run);
 }
 
@@ -72,7 +71,7 @@ function failures(run) {
   const last = new Map();
   for (let row = 0; row < points.rows; row++) last.set(c.file[row], row);
   const rows = [...last.values()].filter((row) => c.status[row] !== 0);
-  const { x } = positions(points, rows, run.axis, run.clock, run.start);
+  const { x } = positions(points, rows, run.axis, run.clock, run.start, line);
   const byTime = line.rows.map((row, i) => [c.mtime[row], run.x[i]]).filter(([t, p]) => Number.isFinite(t) && Number.isFinite(p));
   byTime.sort((a, b) => a[0] - b[0]);
   const times = byTime.map(([t]) => t);
@@ -94,7 +93,7 @@ export function translate(run, axis, value) {
   const { line, points } = run;
   if (!Number.isFinite(value) || !line.rows.length) return NaN;
   if (axis === run.axis) return value;
-  const own = line.rows.map((row, i) => (axis === 'order' ? i + 1 : points.columns[axis]?.[row] ?? NaN));
+  const own = line.rows.map((row, i) => (axis === line.axis ? line.x[i] : axis === 'order' ? i + 1 : points.columns[axis]?.[row] ?? NaN));
   let best = -1;
   own.forEach((at, i) => {
     if (Number.isFinite(at) && Number.isFinite(run.x[i]) && (best < 0 || Math.abs(at - value) < Math.abs(own[best] - value))) best = i;
@@ -267,7 +266,7 @@ export const noMarks = () => ({ best: [], candidates: [], alerts: [], spans: [],
 
 function marksOf(runs, focus, view) {
   const marks = noMarks();
-  const where = (run, index) => position(run.line.axis, run.line.axis === 'order' ? index + 1 : run.points.columns[run.line.axis][run.line.rows[index]]);
+  const where = (run, index) => placeOf(run.points, run.line, index);
   for (const run of runs) {
     const { line } = run;
     const own = run === focus;
@@ -298,10 +297,12 @@ function marksOf(runs, focus, view) {
     }
     marks.spans = spans(focus);
     marks.resumed = resumes(focus.points, line).map((index) => focus.x[index]).filter(Number.isFinite);
-    const old = positions(focus.points, line.superseded, focus.axis, focus.clock, focus.start).x;
-    line.superseded.forEach((row, i) => {
-      if (Number.isFinite(old[i])) marks.superseded.push({ x: old[i], y: focus.separability[row] + line.lambda * focus.points.columns.m_dim[row] });
-    });
+    const byTime = focus.axis === 'wall' || focus.axis === 'relative';
+    for (const [row, { why, by }] of line.aside) {
+      if (why !== 'replaced') continue; // where weights are merged, the same stand there already
+      const x = byTime ? positions(focus.points, [row], focus.axis, focus.clock, focus.start).x[0] : focus.x[line.index.get(by)];
+      if (Number.isFinite(x)) marks.superseded.push({ x, y: focus.separability[row] + line.lambda * focus.points.columns.m_dim[row] });
+    }
     focus.x.forEach((x, i) => {
       if (focus.estimated[i] && Number.isFinite(x)) marks.estimated.push({ x, y: line.dse[i], colour: () => colourOf(focus) });
     });

@@ -1,7 +1,9 @@
 /**
- * A run's evaluations as one line: the same rules as dse_monitor/runs/series.py, so that a lambda can be tried here.
- * Points are columns sorted by sequence number; see POINT_COLUMNS in dse_monitor/runs/record.py.
+ * A run's evaluations as one line: the same numbers as dse_monitor/runs/series.py, so that a lambda can be tried here. The
+ * order comes from the backend. Points are columns sorted by sequence number; see POINT_COLUMNS in dse_monitor/runs/record.py.
  */
+
+import { placeInWords, position } from './dom.js';
 
 const NEIGHBOURS = 2; // checkpoints on either side a candidate must not fall below
 const CANDIDATES = 3;
@@ -56,29 +58,46 @@ export function separabilityOf(points) {
 }
 
 /**
- * Rows of the comparable scored evaluations in training order, one per position.
- * @returns {{rows: number[], axis: string, settings: number, superseded: number[], otherSettings: number}}
+ * The order of a run's checkpoints, as the backend tells it (see http_api.md, `line`), in rows of its points.
+ * @param {Object} points
+ * @param {{header: Object, columns: Object, rows: number}} reply
+ * @returns {{rows: number[], axis, x, epochs, untrained, index: Map, settings, superseded: number[], aside: Map, otherSettings, notes}}
+ *   `epochs` are epochs done with their fractions (`estimated` where nobody says how long an epoch is), NaN where unknown; `aside` says why a row is not on the line
  */
-export function trainingOrder(points, separability) {
-  const c = points.columns;
-  const key = (row) => (Number.isFinite(c.settings[row]) ? c.settings[row] : -1);
-  let measured = [];
-  for (let i = 0; i < points.rows; i++) {
-    if (c.status[i] === 0 && Number.isFinite(separability[i]) && Number.isFinite(c.m_dim[i])) measured.push(i);
-  }
-  if (!measured.length) return { rows: [], axis: 'epoch', settings: -1, superseded: [], otherSettings: 0 };
-  const settings = key(measured[measured.length - 1]);
-  const every = measured.length;
-  measured = measured.filter((row) => key(row) === settings);
-  const otherSettings = every - measured.length;
-  const all = (name) => measured.every((row) => Number.isFinite(c[name][row]));
-  const axis = all('epoch') ? 'epoch' : all('step') ? 'step' : 'order';
-  if (axis === 'order') return { rows: measured, axis, settings, superseded: [], otherSettings };
-  const newest = new Map();
-  for (const row of measured) newest.set(c[axis][row], row);
-  const rows = [...newest.values()].sort((a, b) => c[axis][a] - c[axis][b]);
-  const kept = new Set(rows);
-  return { rows, axis, settings, superseded: measured.filter((row) => !kept.has(row)), otherSettings };
+export function orderOf(points, reply) {
+  const rowOfSeq = new Map(Array.from(points.columns.seq, (seq, row) => [seq, row]));
+  const { header, columns } = reply;
+  const told = Array.from({ length: reply.rows }, (_, i) => i).filter((i) => rowOfSeq.has(columns.seq[i])); // others come later
+  const pick = (name) => Float64Array.from(told, (i) => columns[name][i]);
+  const rows = told.map((i) => rowOfSeq.get(columns.seq[i]));
+  const aside = new Map();
+  for (const [seq, why, by] of header.aside) if (rowOfSeq.has(seq)) aside.set(rowOfSeq.get(seq), { why, by: rowOfSeq.get(by) });
+  return {
+    rows,
+    axis: header.axis,
+    x: pick('x'),
+    epochs: pick('epochs'),
+    untrained: pick('untrained'),
+    index: new Map(rows.map((row, i) => [row, i])),
+    settings: header.settings,
+    superseded: [...aside.keys()],
+    aside,
+    otherSettings: header.other_settings,
+    notes: header.notes,
+    estimated: header.estimated,
+  };
+}
+
+/** Where the checkpoint with this index into a line stands, in words: `step 1,200 (epoch 3)`. */
+export function placeOf(points, line, index) {
+  const row = line.rows[index];
+  return placeInWords(line.axis, line.x[index], points.columns.epoch[row], points.columns.step[row]);
+}
+
+/** The same of a position that an alert tells, on the axis the run had then; without more where that has changed since. */
+export function placeAt(run, axis, at) {
+  const index = run.line && axis === run.line.axis ? run.line.x.indexOf(at) : -1;
+  return index >= 0 ? placeOf(run.points, run.line, index) : position(axis, at);
 }
 
 /** Standard error of DSE at a lambda, exact because the covariance is kept; NaN where unknown. */
@@ -90,20 +109,22 @@ export function standardError(points, row, lambda) {
 }
 
 /**
- * The line of a run at a lambda (null: the adaptive one).
- * @returns {{rows, axis, settings, superseded, otherSettings, separability, mDim, adaptive, lambda, dse, se, candidates, best}}
- *   `best` is an index into `rows`, or -1.
+ * The line of a run at a lambda (null: the adaptive one). The untrained network is on it, but no part of lambda and best.
+ * @param {Object} points
+ * @param {Object} order - see orderOf
+ * @returns {{separability, mDim, adaptive, lambda, dse, se, candidates, best}} and all of `order`; `best` is an index into `rows`,
+ *   or -1.
  */
-export function lineOf(points, lambda = null) {
+export function lineOf(points, order, lambda = null) {
   const every = separabilityOf(points);
-  const order = trainingOrder(points, every);
   const separability = Float64Array.from(order.rows, (row) => every[row]);
   const mDim = Float64Array.from(order.rows, (row) => points.columns.m_dim[row]);
-  const adaptive = adaptiveLambda(separability, mDim);
+  const trained = (_, i) => !order.untrained[i];
+  const adaptive = adaptiveLambda(separability.filter(trained), mDim.filter(trained));
   const used = lambda ?? adaptive;
   const dse = separability.map((value, i) => value + used * mDim[i]);
   const se = Float64Array.from(order.rows, (row) => standardError(points, row, used));
-  const found = candidates(dse);
+  const found = candidates(dse.map((value, i) => (order.untrained[i] ? NaN : value)));
   return { ...order, separability, mDim, adaptive, lambda: used, dse, se, candidates: found, best: found[0] ?? -1 };
 }
 
@@ -111,14 +132,14 @@ export function lineOf(points, lambda = null) {
 export function resumes(points, line) {
   if (line.axis === 'order') return [];
   const c = points.columns;
+  const at = (row) => (line.index.has(row) ? line.x[line.index.get(row)] : c[line.axis][row]);
   const measured = [...line.rows, ...line.superseded].filter((row) => Number.isFinite(c.mtime[row]));
   measured.sort((a, b) => c.mtime[a] - c.mtime[b] || a - b);
-  const index = new Map(line.rows.map((row, i) => [row, i]));
   const found = new Set();
   for (let i = 1; i < measured.length; i++) {
     const [before, now] = [measured[i - 1], measured[i]];
-    const back = c[line.axis][now] <= c[line.axis][before] && c.mtime[now] > c.mtime[before];
-    if (back && index.has(now)) found.add(index.get(now));
+    const back = at(now) <= at(before) && c.mtime[now] > c.mtime[before];
+    if (back && line.index.has(now)) found.add(line.index.get(now));
   }
   return [...found].sort((a, b) => a - b);
 }

@@ -126,6 +126,7 @@ class FakeEvaluate:
         if "mean" in facts:  # the file says how its images are normalised
             settings = dataclasses.replace(settings, mean=tuple(facts["mean"]))
         score = {"m_inter": facts["m_inter"]} if "m_inter" in facts else {}
+        score["step"] = facts.get("step")
         made = make_evaluation(name, epoch=facts["epoch"], content=content, settings=settings, **score)
         known = tuple(Fact(name, "x", "y", assumed=True) for name in facts.get("assumed", ()))
         return dataclasses.replace(made, source=dataclasses.replace(made.source, facts=known))

@@ -329,4 +329,4 @@ def test_metadata_repeats_no_number_of_the_row_and_keeps_the_rest():
     assert meta["settings"] == SETTINGS.fingerprint
     assert meta["images"] == 64
     assert not {"epoch", "step", "mtime", "components"} & set(meta)
-    assert set(to_json(record.source)) - set(meta) == {"epoch", "step", "mtime"}
+    assert set(to_json(record)["source"]) - set(meta) == {"epoch", "step", "mtime"}

@@ -1,9 +1,13 @@
 """Where scalars and checkpoints stand on one axis, and segments of resumed runs: the modules of the page."""
 
+import math
+
 import numpy as np
 import pytest
 
 from dse_monitor.runs.record import POINT_COLUMNS
+from dse_monitor.tb_plugin.line import COLUMNS, line_of
+from dse_monitor.tb_plugin.points import Points
 
 CALL = """async (data) => {
   const axes = await import('./static/axes.js');
@@ -14,6 +18,7 @@ CALL = """async (data) => {
     columns: Object.fromEntries(Object.entries(columns).map(([name, values]) => [name, number(values)])),
   };
   const [points, loss, epochs] = [data.points, data.loss, data.epochs].map(table);
+  const order = {...data.order, columns: table(data.order.columns).columns};
   SCRIPT
 }"""
 
@@ -28,11 +33,18 @@ def call(servers, open_tab):
         count = len(points["mtime"])
         every = {name: [None] * count for name in POINT_COLUMNS}
         every |= {"status": [0] * count, "seq": list(range(1, count + 1)), **points}
+        rows = np.array(
+            [[math.nan if v is None else v for v in every[name]] for name in POINT_COLUMNS], float
+        ).T
+        told = line_of(Points(rows, ("0",) * count, 0), lambda seqs: [])
+        columns = dict(zip(COLUMNS, told.table.T, strict=True))
         clean = {
             key: table
             and {name: [None if v is None else float(v) for v in values] for name, values in table.items()}
             for key, table in (("points", every), ("loss", loss), ("epochs", epochs))
         }
+        finite = {name: [None if math.isnan(v) else v for v in column] for name, column in columns.items()}
+        clean["order"] = {"header": told.header(), "rows": len(told.table), "columns": finite}
         return tab.frame.evaluate(CALL.replace("SCRIPT", script), clean)
 
     return go
@@ -128,6 +140,22 @@ def test_missing_steps_are_estimated_and_marked(call):
     assert found == [[100, 200, 300], [0, 1, 0]]
 
 
+def test_several_checkpoints_of_one_epoch_stand_apart_on_every_axis(call):
+    """Ten steps an epoch; the files of an epoch say the same epoch."""
+    script = ROWS + (
+        "const line = series.lineOf(points, series.orderOf(points, order));"
+        "const all = (axis) => [...axes.positions(points, rows, axis, null, 0, line).x];"
+        "return ['epoch', 'step', 'order'].map(all);"
+    )
+    points = {
+        "epoch": [0, 1, 1, 2],
+        "step": [5, 10, 15, 20],
+        "file": [1, 2, 3, 4],
+        "mtime": [START + k for k in range(4)],
+    } | {k: [v] * 4 for k, v in PARTS.items()}
+    assert call(script, points=points) == [[0.5, 1, 1.5, 2], [5, 10, 15, 20], [1, 2, 3, 4]]
+
+
 def test_hours_count_from_the_first_scalar_or_checkpoint(call):
     script = ROWS + (
         "const start = axes.startOf(points, rows, loss);"
@@ -158,7 +186,7 @@ def test_a_resumed_run_is_recognised_by_its_files_times(call, steps, mtimes, exp
         k: [v] * count for k, v in PARTS.items()
     }
     script = (
-        "const line = series.lineOf(points);"
+        "const line = series.lineOf(points, series.orderOf(points, order));"
         "return series.resumes(points, line).map((i) => points.columns.step[line.rows[i]]);"
     )
     assert call(script, points=points) == expected

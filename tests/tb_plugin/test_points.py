@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dse_monitor.runs.record import POINT_COLUMNS, SCHEMA
+from dse_monitor.runs.record import FIRST_COLUMNS, POINT_COLUMNS, SCHEMA
 from dse_monitor.tb_plugin.points import decode_rows, join_shards, pack
 
 pytestmark = pytest.mark.fast
@@ -23,7 +23,7 @@ def row(seq, **columns):
 def test_rows_of_another_kind_are_counted_and_left_out():
     good = row(7, epoch=1.0)
     bad = [
-        good[:-1],
+        good[: FIRST_COLUMNS - 1],
         good.astype(np.float32),
         good.reshape(1, -1),
         np.array([b"x"], dtype=object),
@@ -39,6 +39,13 @@ def test_rows_of_another_kind_are_counted_and_left_out():
     rows, skipped = decode_rows([good, *bad])
     assert rows.tolist()[0][:4] == good.tolist()[:4]
     assert (len(rows), skipped) == (1, len(bad))
+
+
+def test_rows_of_earlier_versions_lack_columns_and_are_used():
+    rows, skipped = decode_rows([row(3, epoch=2.0)[:FIRST_COLUMNS]])
+    assert (rows.shape, skipped) == ((1, WIDTH), 0)
+    assert np.isnan(rows[0, FIRST_COLUMNS:]).all()
+    assert rows[0, POINT_COLUMNS.index("epoch")] == 2.0
 
 
 def test_columns_of_a_newer_minor_version_are_left_out():

@@ -21,6 +21,8 @@ from dse_monitor.publish.events import EventWriter
 from dse_monitor.publish.state import run_state
 from dse_monitor.runs.record import POINT_COLUMNS, Alert, Evaluation, Settings, Source
 from dse_monitor.runs.series import Series
+from dse_monitor.tb_plugin.line import COLUMNS, line_of
+from dse_monitor.tb_plugin.points import Points
 
 HOSTILE = (
     '<img src=x onerror="window.broken=1">\'${1}{{2}}\u202e%00&lt;</script><script>window.broken=2</script>'
@@ -128,21 +130,33 @@ def test_page_and_python_agree_on_lambda_candidates_best_and_errors(ready, open_
             for name, column in zip(POINT_COLUMNS, rows.T, strict=True)
         }
         lam = None if case % 3 else float(rng.uniform(0, 3))
+        told = line_of(Points(rows, ("0",) * len(rows), 0), lambda seqs: [])
+        reply = {"header": told.header(), "rows": len(told.table)}
+        order = {
+            name: [None if math.isnan(value) else value for value in column]
+            for name, column in zip(COLUMNS, told.table.T, strict=True)
+        }
         found = tab.frame.evaluate(
-            """([columns, rows, lam]) => {
+            """([columns, rows, reply, order, lam]) => {
               const number = (values) => Float64Array.from(values, (value) => value ?? NaN);
-              const typed = Object.fromEntries(Object.entries(columns).map(([k, v]) => [k, number(v)]));
-              const line = window.__dse.series.lineOf({rows, columns: typed}, lam);
-              return {...line, dse: [...line.dse], se: [...line.se], separability: null, mDim: null,
+              const all = (columns) => Object.fromEntries(
+                Object.entries(columns).map(([k, v]) => [k, number(v)]));
+              const [typed, ordered] = [all(columns), all(order)];
+              const points = {rows, columns: typed};
+              const {lineOf, orderOf} = window.__dse.series;
+              const line = lineOf(points, orderOf(points, {...reply, columns: ordered}), lam);
+              return {...line, dse: [...line.dse], se: [...line.se], x: [...line.x], separability: null,
+                      mDim: null, index: null, aside: null, epochs: null, untrained: [...line.untrained],
                       seqs: line.rows.map((row) => typed.seq[row])};
             }""",
-            [columns, len(rows), lam],
+            [columns, len(rows), reply, order, lam],
         )
         expected = Series.from_evaluations(evaluations, lam)
         assert found["seqs"] == [e.seq for e in expected.evaluations], case
         assert found["candidates"] == list(expected.candidates), case
         assert found["best"] == (-1 if expected.best is None else expected.best), case
-        assert found["axis"] == expected.axis or not len(expected)
+        assert (found["axis"], found["x"]) == (expected.axis, expected.x.tolist()), case
+        assert found["untrained"] == expected.untrained.astype(float).tolist(), case
         assert found["lambda"] == pytest.approx(expected.lam, rel=1e-12)
         np.testing.assert_allclose(found["dse"], expected.dse, rtol=1e-12)
         np.testing.assert_allclose(np.array(found["se"], float), expected.dse_se, rtol=1e-9, atol=1e-12)
@@ -164,10 +178,16 @@ def random_run(rng, case):
             separability_dim_cov=float(rng.normal()) * 0.1,
         )
         status = "failed" if rng.random() < 0.1 else "scored"
-        epoch = None if case % 5 == 1 and rng.random() < 0.5 else float(rng.integers(1, 20))
-        step = None if case % 10 == 1 and rng.random() < 0.2 else int(rng.integers(1, 30))
+        epoch = None if case % 5 == 1 and rng.random() < 0.5 else float(rng.integers(case % 2, 20))
+        step = None if case % 4 == 1 and rng.random() < 0.4 else int(rng.integers(0, 30))
         settings = Settings(images="ab"[int(rng.random() < 0.2)], num_images=8)
-        source = Source(path=f"{seq}.pth", epoch=epoch, step=step)
+        source = Source(
+            path=f"{seq if case % 3 else seq % 5}.pth",
+            content=f"{seq if case % 6 else seq % 4}",
+            epoch=epoch,
+            step=step,
+            mtime=1e9 + float(rng.integers(0, 10)),
+        )
         scored = status == "scored"
         found.append(
             Evaluation(

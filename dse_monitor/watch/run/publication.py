@@ -192,7 +192,7 @@ class Publication:
         if alert is not None and alert.status == "resolved":
             return "recovered"
         rule = self._alerts.states["degradation"]
-        since = "" if rule.since is None else f" since {rule.since:g}"
+        since = "" if rule.since is None else f" since {rule.since:.10g}"
         if rule.status == "firing":
             return f"{'DEGRADED' if alert is not None else 'degraded'}{since}"
         return f"pending{since}" if rule.status == "pending" else ""

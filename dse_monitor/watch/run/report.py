@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from dse_monitor.evaluation.config import EvaluationConfig
 from dse_monitor.runs.history import History, index_of
 from dse_monitor.runs.record import Alert, Evaluation, Settings
-from dse_monitor.runs.series import Series
+from dse_monitor.runs.series import FEWEST_FOR_LAMBDA, Series
 from dse_monitor.watch.console import Console, Header, Notice, Problem, Row
 
 # What is taken for every network alike where nothing states it; the header need not repeat it.
 _ALIKE = ("interpolation", "crop", "resize", "image size", "attention scale")
-
+NAMED = ("replaced", "merged")  # kinds of notes that name a checkpoint
 REMEMBERED = 1000  # lines that were printed once and are not printed again; chosen by us
 
 
@@ -34,6 +35,7 @@ class Report:
         self._console, self._run = console, run
         self._said: dict[str, None] = {}
         self._settings: list[Settings] = []  # of numbers that belong to what is asked for now, newest last
+        self._best = 0  # sequence number; 0 before anything was shown, -1 while nothing compares
         self.last_problem = ""
 
     def header(
@@ -84,11 +86,29 @@ class Report:
         self.encoder(evaluation)
         self._compare_settings(evaluation)
         index = index_of(series.evaluations, evaluation.seq)
-        if index is None:  # it stands at the place of a newer one, or under other settings
+        if index is not None:
+            self._row(index, series, rule, alert, kept)
+        self._best_moved(series, evaluation)
+        for note in series.notes:
+            # What names a checkpoint is said for each; what counts them, once.
+            self.once(f"note {note.text if note.kind in NAMED else note.kind}", note.text)
+
+    def _best_moved(self, series: Series, evaluation: Evaluation) -> None:
+        """Say so if another checkpoint than the one just measured became the best, as lambda moved."""
+        if series.best is None or series.counted < FEWEST_FOR_LAMBDA:
+            self._best = -1
             return
-        before, after = series.dse[:index], series.dse[index + 1 :]
-        best_other = max(before.max(initial=-math.inf), after.max(initial=-math.inf))
-        is_best = series.best == index
+        best = series.evaluations[series.best]
+        if self._best and best.seq not in (self._best, evaluation.seq):
+            text = f"best is now {series.place(series.best)} ({best.source.path}), at lambda {series.lam:.3g}"
+            self._console.notice(Notice(run=self._run, text=text, mark="best"))
+        self._best = best.seq
+
+    def _row(self, index: int, series: Series, rule: str, alert: Alert | None, kept: str) -> None:
+        evaluation = series.evaluations[index]
+        others = series.dse[(np.arange(len(series)) != index) & ~series.untrained]
+        settled = series.counted >= FEWEST_FOR_LAMBDA
+        is_best, untrained = settled and series.best == index, bool(series.untrained[index])
         story = ""
         if alert is not None:
             story = f"{alert.message} Kept as {kept}." if kept else alert.message
@@ -100,13 +120,15 @@ class Report:
                 x=float(series.x[index]),
                 dse=float(series.dse[index]),
                 dse_se=float(series.dse_se[index]),
-                delta=float(series.dse[index] - best_other) if len(series) > 1 else None,
+                delta=float(series.dse[index] - others.max()) if len(others) and not untrained else None,
+                place=series.place(index),
+                settled=settled,
                 separability=float(series.separability[index]),
                 m_dim=float(series.m_dim[index]),
                 lam=series.lam,
                 seconds=evaluation.seconds.get("total", 0.0),
                 best=is_best,
-                mark="" if is_best else rule,
+                mark="" if is_best else "untrained" if untrained else rule,
                 story=story,
             )
         )
