@@ -27,6 +27,7 @@ from dse_monitor.checkpoints.formats.containers import (
 from dse_monitor.checkpoints.formats.distributed import is_distributed, read_distributed
 from dse_monitor.checkpoints.formats.foreign import foreign_folder, refusal
 from dse_monitor.checkpoints.formats.hugging_face import join_pieces, read_shards, sidecars, weights_of
+from dse_monitor.checkpoints.formats.magic import holds_weights
 from dse_monitor.checkpoints.formats.rank_folders import deepspeed_files, megatron_files, whole_file
 from dse_monitor.checkpoints.formats.safetensors_file import read_safetensors
 from dse_monitor.checkpoints.formats.tensor_bytes import read_tensors
@@ -43,6 +44,7 @@ __all__ = [
     "TensorRef",
     "attributes",
     "check_complete",
+    "holds_weights",
     "module_state",
     "open_archive",
     "walk",
