@@ -231,7 +231,8 @@ def since_rule(text: str, now: float) -> Callable[[NameFacts, float], bool]:
         least = float(text)
 
         def counted(facts: NameFacts, mtime: float) -> bool:
-            done = facts.epoch_done if facts.epoch_done is not None else facts.step_done
+            counts = (facts.epoch_done, facts.step_done, facts.number)
+            done = next((count for count in counts if count is not None), None)
             return done is None or done >= least
 
         return counted

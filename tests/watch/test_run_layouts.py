@@ -199,7 +199,9 @@ def test_checkpoints_of_another_run_behind_a_link_are_not_taken(tmp_path):
 def test_a_link_that_dangles_is_looked_at_again(tmp_path):
     make(tmp_path / "runs" / "exp1", "train.log", "checkpoints -> ../../scratch")
     assert found(tmp_path / "runs") == {}
-    scanner = Scanner(tmp_path / "runs" / "exp1", is_candidate, is_rolling, tells_count=tells_count, joining="rule")
+    scanner = Scanner(
+        tmp_path / "runs" / "exp1", is_candidate, is_rolling, tells_count=tells_count, joining="rule"
+    )
     assert scanner.scan().changed == {}
     make(tmp_path / "scratch", "epoch_1.pth")
     assert set(scanner.scan(deep=False).changed) == {"checkpoints/epoch_1.pth"}

@@ -110,6 +110,9 @@ class WatchedRun:
             OutputError: the output folder cannot be written.
         """
         now = self._context.clock.monotonic()
+        if self._session is not None and self._session.counts.revised:
+            self._suspend(self._session, now)  # what is on record is read anew, in the other unit
+            self._poller.next_scan = now
         self._poller.take_events(now)
         if now >= self._poller.next_scan:
             session = self._session or self._try_to_open()
