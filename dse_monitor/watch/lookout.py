@@ -14,7 +14,6 @@ from pathlib import Path
 
 from dse_monitor.watch.console import Console, Header, Notice
 from dse_monitor.watch.dependencies import Clock, Dependencies
-from dse_monitor.watch.files.contents import Contents
 from dse_monitor.watch.files.discovery import FoundRun, Search
 from dse_monitor.watch.options import WatchOptions
 from dse_monitor.watch.run.watched_run import WatchedRun
@@ -50,11 +49,8 @@ class Lookout:
         make_run: Callable[[Path, Path, str], WatchedRun],
     ):
         self._options, self._console, self._clock, self._make_run = options, console, clock, make_run
-        self._search = Search(
-            is_candidate=dependencies.is_candidate,
-            is_rolling=dependencies.is_rolling,
-            from_name=dependencies.from_name,
-            contents=Contents(dependencies.may_hold_weights, dependencies.holds_weights),
+        self._search = Search.of(
+            dependencies,
             joining=options.joining,
             chosen=options.only,
             skip=frozenset() if options.out is None else frozenset({os.path.abspath(options.out)}),
@@ -71,7 +67,8 @@ class Lookout:
         if now < self.due:
             return
         self._follow_renamed()
-        for folder in self._options.runs:
+        for path in self._options.runs:
+            folder = Path(os.path.realpath(path)) if path.is_symlink() else path  # under its real name
             run = self.runs.get(folder)
             if run is None or run.sees_others:
                 self._look_in(folder)
@@ -117,6 +114,7 @@ class Lookout:
         name = self._name(folder, origin)
         place = self._options.output(folder, None if origin == folder else origin) if out is None else out
         self.runs[folder] = self._make_run(folder, place, name)
+        self.runs[folder].identity = here
         self._origins[folder] = origin
         self._console.several = self._console.several or len(self.runs) > 1 or origin != folder
         return known is None

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from dse_monitor.checkpoints.names import NameFacts
 from dse_monitor.runs.ledger import NAME as LEDGER
@@ -65,6 +66,35 @@ class Survey:
     notes: tuple[str, ...] = ()
 
 
+class SearchParts(Protocol):
+    """The pieces of other packages that a search needs; see watch/dependencies.py."""
+
+    @property
+    def is_candidate(self) -> Callable[[str], bool]:
+        """Judges a path below a run by its name."""
+        ...
+
+    @property
+    def is_rolling(self) -> Callable[[str], bool]:
+        """Judges a name that is written over and over."""
+        ...
+
+    @property
+    def from_name(self) -> Callable[[str], NameFacts]:
+        """What a path says about progress."""
+        ...
+
+    @property
+    def may_hold_weights(self) -> Callable[[str], bool]:
+        """Whether a file whose path does not say so may be a checkpoint all the same."""
+        ...
+
+    @property
+    def holds_weights(self) -> Callable[[str], bool]:
+        """Whether a file begins as one."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Search:
     """How runs are looked for.
@@ -88,6 +118,17 @@ class Search:
     chosen: Sequence[str] = ()
     skip: frozenset[str] = frozenset()
     entry_limit: int = ENTRY_LIMIT
+
+    @classmethod
+    def of(cls, parts: SearchParts, **options: Any) -> Search:
+        """A search with the pieces of other packages that a watch has."""
+        return cls(
+            is_candidate=parts.is_candidate,
+            is_rolling=parts.is_rolling,
+            from_name=parts.from_name,
+            contents=Contents(parts.may_hold_weights, parts.holds_weights),
+            **options,
+        )
 
     def __call__(self, folder: Path) -> Survey:
         """The runs in or below a folder; none while there is no checkpoint."""
@@ -142,7 +183,8 @@ class Search:
         return any(other.startswith(head.path.rstrip("/") + "/") for other in heads)
 
     def _found(self, head: Head, top: Head) -> FoundRun:
-        named = next((path for path in head.examples if self.from_name(path).pattern), head.examples[0])
+        counted = [path for path in head.examples if self.from_name(path).pattern]
+        named = min(counted or head.examples, key=lambda path: (len(path), path))
         return FoundRun(
             folder=Path(head.path),
             checkpoints=head.count,
