@@ -259,6 +259,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "trainers.settings",
         "watch",
         "watch.console",
+        "watch.dependencies",
+        "watch.files",
         "watch.options",
         "watch.run",
         *BASE,

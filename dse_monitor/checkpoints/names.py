@@ -103,7 +103,7 @@ PATTERNS: tuple[Pattern, ...] = (
         "lightning",
         r"(?:[^/]*[-_])?epoch=(?P<epoch>\d+)[-_]step=(?P<step>\d+)(?:[-_][^/]*)?\.ckpt",
         "epoch=9-step=1250-v1.ckpt",
-        "Lightning, lightly, lightly-train",
+        "Lightning, lightly or lightly-train",
         epoch_offset=1,
     ),
     Pattern(

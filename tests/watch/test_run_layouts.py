@@ -84,7 +84,7 @@ def test_what_an_earlier_version_took_for_runs_is_named(tmp_path):
     survey = search()(tmp_path)
     assert [run.folder for run in survey.runs] == [tmp_path]
     (note,) = survey.notes
-    assert note.startswith(f"{tmp_path}/epoch_0 was watched as a run and is a checkpoint of {tmp_path};")
+    assert note.startswith(f"{tmp_path}/epoch_0 was watched as a run and is part of {tmp_path};")
 
 
 def test_own_output_is_no_run(tmp_path):

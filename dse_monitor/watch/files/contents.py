@@ -31,7 +31,7 @@ class Contents:
     @property
     def exhausted(self) -> bool:
         """Whether more files were to be judged than one search may."""
-        return self._left <= 0
+        return self._left < 0
 
     def __call__(self, relative: str, entry: os.DirEntry[str]) -> bool:
         """Whether a file holds weights.

@@ -146,7 +146,8 @@ class Search:
             for path in self._checkpoints(place):
                 place.head.add(path)
             if place.watched:
-                watched.append((place.path, place.head, kind_of(os.path.basename(place.path))))
+                path = place.path if place.inside else place.head.path  # the real one behind a link
+                watched.append((path, place.head, kind_of(os.path.basename(path))))
         walk.settle(walked.heads, lambda path: bool(self.from_name(path).pattern))
         heads = {head.path: head for head in walked.heads if head.run is head and head.count}
         stray = [head for head in heads.values() if self._lies_beside_runs(head, heads)]
@@ -218,7 +219,7 @@ def _watched_before(
         if below:
             notes.append(f"{path} was watched as one run and holds {len(below)}; {scores}")
         elif kind in (Kind.COUNT, Kind.PART, Kind.NUMBER) and head.run.count:
-            notes.append(f"{path} was watched as a run and is a checkpoint of {head.run.path}; {scores}")
+            notes.append(f"{path} was watched as a run and is part of {head.run.path}; {scores}")
         else:
             reason = f"{OUTPUT_FOLDER}/{LEDGER} in it: it was watched before"
             runs.append(FoundRun(Path(path), 0, "", "", reason))

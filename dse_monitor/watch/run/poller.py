@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING
 
@@ -151,6 +152,9 @@ class Poller:
         deep = not self.scans or now - self._last_deep >= (DEEP_SECONDS if listening else pause)
         self._contents.begin()
         scan = self._scanner.scan(deep=deep)
+        if self._contents.exhausted:
+            more = "the first bytes of many files of unknown kind"
+            scan = dataclasses.replace(scan, unlooked="; ".join(filter(None, (scan.unlooked, more))))
         self._cost = self._context.clock.monotonic() - now
         self._last_scan, self.next_scan = now, now + max(pause, COST_FACTOR * self._cost)
         self._last_deep = now if deep else self._last_deep
