@@ -3,8 +3,9 @@
     python benchmarks/watch.py [--checkpoints 10000] [--foreign 0] [--seconds 60] [--alert SINK ...]
 
 Starts the real command (default intervals, change events on) beside so many scored checkpoints, and so many
-files that are none (half in the run's own folder, half in `samples`), and prints one table: its start, processor time per second while idle, resident memory, the time from the end of writing a
-new checkpoint to the worker's answer, and the time to its end after SIGTERM.
+files that are none (half in the run's own folder, half in `samples`), and prints one table: its start,
+processor time per second while idle, resident memory, the time from the end of writing a new checkpoint to
+the worker's answer, and the time to its end after SIGTERM.
 """
 
 from __future__ import annotations

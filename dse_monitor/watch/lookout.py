@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from dse_monitor.watch.console import Console, Header, Notice
-from dse_monitor.watch.dependencies import Clock, Dependencies
+from dse_monitor.watch.dependencies import Dependencies
 from dse_monitor.watch.files.discovery import FoundRun, Search
 from dse_monitor.watch.options import WatchOptions
 from dse_monitor.watch.run.watched_run import WatchedRun
@@ -31,7 +32,6 @@ class Lookout:
         options: what the user asked for.
         dependencies: the pieces of other packages.
         console: says what was found and why.
-        clock: the time.
         make_run: makes a watched run from its folder, its output folder and its name.
 
     Attributes:
@@ -45,10 +45,9 @@ class Lookout:
         options: WatchOptions,
         dependencies: Dependencies,
         console: Console,
-        clock: Clock,
         make_run: Callable[[Path, Path, str], WatchedRun],
     ):
-        self._options, self._console, self._clock, self._make_run = options, console, clock, make_run
+        self._options, self._console, self._make_run = options, console, make_run
         self._search = Search.of(
             dependencies,
             joining=options.joining,
@@ -66,13 +65,14 @@ class Lookout:
         """Find runs, if that is due; with `once` a folder without any is taken for a run itself."""
         if now < self.due:
             return
+        begin = time.thread_time()
         self._follow_renamed()
         for path in self._options.runs:
             folder = Path(os.path.realpath(path)) if path.is_symlink() else path  # under its real name
             run = self.runs.get(folder)
             if run is None or run.sees_others:
                 self._look_in(folder)
-        spent = COST_FACTOR * (self._clock.monotonic() - now)
+        spent = COST_FACTOR * (time.thread_time() - begin)
         if self.runs:
             self.due = now + max(self._options.poll_seconds or DISCOVER_SECONDS, spent)
             return

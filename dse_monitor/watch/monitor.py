@@ -122,7 +122,7 @@ class Monitor:
             self._clock,
             make_worker or (lambda: WorkerProcess.with_limits(options.manners)),
         )
-        self._lookout = Lookout(options, self._dependencies, console, self._clock, self._make_run)
+        self._lookout = Lookout(options, self._dependencies, console, self._make_run)
         self.runs = self._lookout.runs
         self._refused: set[WatchedRun] = set()
         self._opened = 0

@@ -57,39 +57,44 @@ class Counts:
         asked = context.options.unit
         if asked is not None and (self._decision is None or self._decision.unit != asked):
             self._use(Decision(asked, "--unit says so", firm=True))
+            self.revised = False  # nothing was read yet
 
     def of(self, path: str, evaluation: Evaluation) -> Evaluation:
         """The evaluation of a checkpoint, with the number of its name as its epoch or step."""
         facts = self._from_name(path)
         if facts.number is None or facts.saves:
             return evaluation
-        if self._decision is None or (not self._decision.firm and self._is_due()):
-            self._look_again(path, evaluation)
-        assert self._decision is not None
-        return units.with_number(evaluation, facts.number, self._decision)
+        decision = self._decision
+        if decision is None or (not decision.firm and self._is_due()):
+            decision = self._decide(path, evaluation)
+        counted = units.with_number(evaluation, facts.number, decision)
+        if counted is not evaluation and decision != self._decision:
+            self._use(decision)
+        return counted
 
     def _is_due(self) -> bool:
         """Whether to decide anew: often at first, seldom in a long run."""
         self._asked += 1
         return self._asked <= OFTEN or self._asked % SELDOM == 0
 
-    def _look_again(self, path: str, evaluation: Evaluation) -> None:
-        decision = units.decide(
+    def _decide(self, path: str, evaluation: Evaluation) -> Decision:
+        return units.decide(
             list(self._numbered(path, evaluation)),
             {unit for other in self._poller.paths[:LOOKED_AT] if (unit := self._said(other))},
             largest_step(self._context.folder),
         )
-        before = self._decision
-        if before is None or (decision.firm, decision.unit) != (before.firm, before.unit):
-            self.revised = before is not None and before.unit != decision.unit
-            self._use(decision)
 
     def _use(self, decision: Decision) -> None:
-        self._decision = decision
+        """Take a decision for good, or for now: what was counted otherwise has to be read anew."""
+        before, self._decision = self._decision, decision
+        if before is not None and (before.unit, before.firm) == (decision.unit, decision.firm):
+            return
+        self.revised = before is not None and before.unit != decision.unit
         data = {"unit": decision.unit, "why": decision.why, "firm": decision.firm}
         self._ledger.append("unit", data)
-        text = f"bare numbers in names are taken as {decision.unit}s: {decision.why}"
-        self._context.report.once(text, f"{text}; --unit decides otherwise")
+        if before is None or self.revised:
+            text = f"bare numbers in names are taken as {decision.unit}s: {decision.why}"
+            self._context.report.once(text, f"{text}; --unit decides otherwise")
 
     def _numbered(self, path: str, evaluation: Evaluation) -> Iterator[Numbered]:
         """Checkpoints with bare numbers: the one at hand, those on record, those that lie there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from typing import TYPE_CHECKING
 
 from dse_monitor.watch.files import mounts
@@ -54,7 +55,7 @@ class Poller:
         )
         self._events: ChangeEvents | None = None
         self._network = False
-        self._cost = 0.0  # seconds the last scan took
+        self._cost = 0.0  # processor time of the last scan, seconds
         self._last_scan = self._last_deep = -math.inf
         self.settler = self._make_settler("")
         self.scans = 0
@@ -151,11 +152,12 @@ class Poller:
         pause = self._pause(listening)
         deep = not self.scans or now - self._last_deep >= (DEEP_SECONDS if listening else pause)
         self._contents.begin()
+        begin = time.thread_time()
         scan = self._scanner.scan(deep=deep)
         if self._contents.exhausted:
             more = "the first bytes of many files of unknown kind"
             scan = dataclasses.replace(scan, unlooked="; ".join(filter(None, (scan.unlooked, more))))
-        self._cost = self._context.clock.monotonic() - now
+        self._cost = time.thread_time() - begin
         self._last_scan, self.next_scan = now, now + max(pause, COST_FACTOR * self._cost)
         self._last_deep = now if deep else self._last_deep
         self.scans += scan.state == "ok"
