@@ -251,7 +251,7 @@ PATTERNS: tuple[Pattern, ...] = (
         rf"(?:best[-_])?(?:checkpoint[-_]|ckpt[-_]|model[-_])?(?:global_?step|steps?|iterations?|iter)[-_=]?"
         rf"(?P<step>\d+){_BELOW}",
         "step_100/model.safetensors",
-        "accelerate's examples",
+        "accelerate's examples, and often dcp.save",
     ),
     Pattern(
         "accelerate",
@@ -264,7 +264,7 @@ PATTERNS: tuple[Pattern, ...] = (
         "numbered-folder",
         rf"(?:checkpoint|ckpt|ckp|snapshot)[-_]?(?P<number>\d+){_BELOW}",
         "checkpoint_1000/model.pt",
-        "T5X, Ray and others",
+        "a folder or file named by a number",
     ),
     Pattern(
         "numbered",

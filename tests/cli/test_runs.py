@@ -28,12 +28,12 @@ def test_each_run_is_listed_with_its_reason_and_nothing_is_written(command, logs
     assert done.out.splitlines() == [
         f"2 runs in {logs}",
         "  version_0",
-        "      1 checkpoint such as checkpoints/epoch=0-step=10.ckpt, named as Lightning, lightly or "
-        "lightly-train writes them",
+        "      1 checkpoint such as checkpoints/epoch=0-step=10.ckpt, named as by Lightning, lightly or "
+        "lightly-train",
         "      because: its name version_0",
         "  version_1",
-        "      2 checkpoints such as checkpoints/epoch=0-step=10.ckpt, named as Lightning, lightly or "
-        "lightly-train writes them",
+        "      2 checkpoints such as checkpoints/epoch=0-step=10.ckpt, named as by Lightning, lightly or "
+        "lightly-train",
         "      because: hparams.yaml in it",
     ]
     assert sorted(logs.rglob("*")) == before

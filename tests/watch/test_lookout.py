@@ -195,7 +195,7 @@ def test_folders_of_one_training_are_one_run(runs, watching, write):
     assert scored(runs / "exp1") == [1.0, 2.0, 3.0]
     assert not list(runs.glob("exp1/epoch_*/dse"))
     (found,) = said(watch, "found")
-    named = "named as accelerate's examples or torchtune writes them"
+    named = "named as by accelerate's examples or torchtune"
     assert found == f"3 checkpoints such as epoch_0/model.safetensors, {named}"
 
 
@@ -292,3 +292,34 @@ def test_a_link_given_as_the_run_may_come_to_lead_elsewhere(runs, watching, writ
     watch.step(40)
     assert folders(watch) == [runs / "exp1", runs / "exp2"]
     assert (scored(runs / "exp1"), scored(runs / "exp2")) == ([1.0], [5.0])
+
+
+@pytest.mark.slow
+def test_twenty_minutes_of_thirty_runs_that_come_go_and_change_their_names(runs, watching, write):
+    """Three are renamed, two made anew, a link beside them is re-pointed every minute: nothing is mixed."""
+    written = {f"r{number:02d}": [] for number in range(30)}  # by the name a run has now
+    link = runs / "latest"
+    watch = watching(runs)
+    for minute in range(20):
+        for number, (name, epochs) in enumerate(written.items()):
+            if minute % 5 == number % 5:
+                epochs.append(minute + 1)
+                write(runs / name, minute + 1)
+        link.unlink(missing_ok=True)
+        link.symlink_to(sorted(written)[minute])
+        if minute in (4, 9, 14):
+            old = f"r{minute:02d}"
+            (runs / old).rename(runs / f"{old}_renamed")
+            written[f"{old}_renamed"] = written.pop(old)
+        if minute in (7, 12):
+            name = f"r{minute + 10:02d}"
+            shutil.rmtree(runs / name)
+            watch.step(5 if minute == 7 else 0)  # noticed, or not
+            written[name] = [minute + 1]
+            write(runs / name, minute + 1)
+        watch.step(60)
+    watch.step(120)
+    assert folders(watch) == [runs / name for name in sorted(written)]
+    assert {name: sorted(scored(runs / name)) for name in written} == written
+    assert len({run_id(runs / name) for name in written}) == 30
+    assert not [p for p in watch.console.of(Problem) if "gone" not in p.reason and "removed" not in p.reason]

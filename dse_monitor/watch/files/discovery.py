@@ -47,7 +47,7 @@ class FoundRun:
             return "no checkpoint now"
         plural = "checkpoint" if self.checkpoints == 1 else "checkpoints"
         known = self.writer and not self.writer.startswith("a ")  # not only a kind of name
-        writer = f", named as {self.writer} writes them" if known else ""
+        writer = f", named as by {self.writer}" if known else ""
         return f"{self.checkpoints:,} {plural} such as {self.example}{writer}"
 
 
