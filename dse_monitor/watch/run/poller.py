@@ -23,7 +23,7 @@ NETWORK_SECONDS = 60.0  # between scans of a network disk while nothing is being
 DEEP_SECONDS = 120.0  # between scans that stat every known file again, where events come; chosen by us
 HINT_SECONDS = 0.5  # least time between scans that change events ask for; chosen by us
 COST_FACTOR = 100.0  # times as long as a scan took, until the next: one per cent of a core; chosen by us
-WAIT_FACTOR = 10.0  # the same in time that passed, so that a slow disk is not asked all the time; chosen by us
+WAIT_FACTOR = 10.0  # the same in time that passed, so that a slow disk is spared; chosen by us
 HINT_FACTOR = 20.0  # the same where change events ask for a scan; chosen by us
 SLOW_SECONDS = 60.0  # s without growth after which an incomplete file is reported; chosen by us
 
