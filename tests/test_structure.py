@@ -304,6 +304,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "trainers.settings",
         "watch",
         "watch.console",
+        "watch.dependencies",
+        "watch.files",
         "watch.options",
         "watch.run",
         *BASE,

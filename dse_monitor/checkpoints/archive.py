@@ -33,6 +33,7 @@ from dse_monitor.checkpoints.formats.hugging_face import (
     sidecars,
     weights_of,
 )
+from dse_monitor.checkpoints.formats.magic import holds_weights
 from dse_monitor.checkpoints.formats.peft_folder import ADAPTER_FILES, base_folder, joined
 from dse_monitor.checkpoints.formats.rank_folders import deepspeed_files, megatron_files, whole_file
 from dse_monitor.checkpoints.formats.safetensors_file import read_safetensors
@@ -50,6 +51,7 @@ __all__ = [
     "TensorRef",
     "attributes",
     "check_complete",
+    "holds_weights",
     "module_state",
     "open_archive",
     "walk",

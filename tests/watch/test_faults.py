@@ -257,11 +257,12 @@ def test_folder_that_goes_and_comes_back_is_taken_up_where_it_was(run, watching,
     write_checkpoint(run / "checkpoint0000.pth", epoch=1.0)
     watch = watching(run)
     watch.step(10)
-    run.rename(tmp_path / "unmounted")
+    (tmp_path / "other").mkdir()
+    run.rename(tmp_path / "other" / "unmounted")
     watch.step(30)
     assert not run.exists()
     assert len([p for p in watch.console.of(Problem) if "is gone" in p.reason]) == 1
-    (tmp_path / "unmounted").rename(run)
+    (tmp_path / "other" / "unmounted").rename(run)
     write_checkpoint(run / "checkpoint0001.pth", epoch=2.0, value=2)
     watch.step(30)
     assert _scored(run) == [("checkpoint0000.pth", 1.0), ("checkpoint0001.pth", 2.0)]
