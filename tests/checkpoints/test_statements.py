@@ -355,6 +355,7 @@ CHECKS = {
     "crop_mode": lambda v: v in ("center", "squash"),
     "crop_pct": lambda v: 0 < v <= 1,
     "resize": lambda v: len(v) == 2 and all(type(x) is int and x > 0 for x in v),
+    "own_image_size": lambda v: len(v) == 2 and all(type(x) is int and x > 0 for x in v),
     "image_size": lambda v: len(v) == 2 and all(type(x) is int and 0 < x <= values.MAX_SIDE for x in v),
     "channel_order": lambda v: v in ("RGB", "BGR"),
     "arch": lambda v: v.isprintable(),

@@ -4,6 +4,7 @@ Each case is two networks whose files have the same tensors and which give other
 """
 
 import argparse
+import json
 from functools import partial
 
 import pytest
@@ -214,6 +215,20 @@ def test_images_as_opencv_reads_them_are_refused(saved):
     text = "data_preprocessor = dict(mean=[103.53, 116.28, 123.675], std=[57.375, 57.12, 58.395])"
     with pytest.raises(UnknownLayout, match="in the order BGR"):
         load_encoder(saved({"meta": {"cfg": text}, "state_dict": state}))
+
+
+def test_a_folder_of_hugging_face_leaves_nothing_open_but_how_pictures_are_cut(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = dict(hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
+    network = transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=[16, 64], patch_size=8))
+    network.save_pretrained(tmp_path)
+    processor = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"height": 224, "width": 224}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    encoder = load_encoder(tmp_path)
+    assert (encoder.grid, encoder.preprocessing.std) == ((2, 8), (0.25,) * 3)
+    assert {fact.name for fact in encoder.facts if fact.assumed} == {"interpolation"}
+    shape = next(fact for fact in encoder.facts if fact.name == "image shape")
+    assert shape.source == "image_size in config.json"
 
 
 # solo-learn and mmpretrain ----------------------------------------------------------------------------------

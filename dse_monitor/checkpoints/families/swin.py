@@ -130,7 +130,7 @@ def _check_widths(shapes: Mapping[str, Shape], width: int, stages: int) -> None:
 
 def _own_size(hints: Hints) -> int | None:
     """Side of the images it was built for, where a configuration says it; shifts were chosen for these."""
-    stated = hints.say("image_size")
+    stated = hints.say("own_image_size") or hints.say("image_size")
     return None if stated is None or stated.source == "--image-size" else stated.value[0]
 
 

@@ -271,10 +271,9 @@ def _grid(
     if len(position) != 3 or position[0] != 1:
         raise NotThisNetwork(f"pos_embed is {list(position)}, not [1, tokens, D]")
     length, prefix = position[1], int(class_token) + registers
-    stated = hints.say("image_size")
     counts = list(dict.fromkeys((prefix, int(class_token), 0)))
     fits: list[tuple[int, tuple[int, int], Fact]] = []
-    if stated is not None:
+    for stated in filter(None, (hints.say("image_size"), hints.say("own_image_size"))):
         rows, columns = (side // patch for side in stated.value)
         value = f"{rows * patch} x {columns * patch} px"
         fact = Fact("image shape", value, stated.source, usual=rows == columns)

@@ -6,6 +6,7 @@ An architecture's name is believed about its heads only if its width is that of 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from dse_monitor.checkpoints.archive import Archive
 from dse_monitor.checkpoints.families.network import Heads, Hints, Stated
@@ -47,9 +48,16 @@ def hints(
         norm_eps=layout.norm_eps if layout.norm_eps is not None else dialect.norm_eps,
         image_size=None if size is None else size.value,
         stated=stated,
-        code=f"the models of {layout.origin}" if layout.defines else "",
+        code=_code(layout, dialect, archive.config.get("model_type")),
         details=details,
     )
+
+
+def _code(layout: Layout, dialect: Dialect, model_type: Any) -> str:
+    """Whose code the network is of, where that tells what tensors do not show."""
+    if isinstance(model_type, str) and model_type in dialect.model_types:
+        return f"model_type {model_type!r} in config.json"
+    return f"the models of {layout.origin}" if layout.defines else ""
 
 
 def _of_the_code(layout: Layout) -> dict[str, Stated]:

@@ -26,7 +26,8 @@ def read(archive: Archive, options: ReadingOptions) -> dict[str, Stated]:
     """Everything stated, by name.
 
     Names: "mean" and "std" (tuples), "interpolation" (Pillow's name), "crop_mode", "crop_pct" (share of each
-    side that a crop keeps), "resize" (height, width), "image_size" (height, width), "channel_order", "arch"
+    side that a crop keeps), "resize" (height, width), "image_size" (height, width), "own_image_size"
+    (likewise, of the images that the network's table of positions was made for), "channel_order", "arch"
     (a timm model), "num_heads", "heads_by_width" (a mapping), "activation" (a key of
     families.unseen.ACTIVATIONS, or what it is called where it is none), "norm_eps", "rope_theta", "in_chans",
     "strides" (what is unusual about a residual network's; empty if nothing is).

@@ -36,7 +36,8 @@ def _transformers(config: Mapping[str, Any]) -> Iterator[Statement]:
     yield from field("num_heads", "num_attention_heads", values.count(config.get("num_attention_heads")))
     yield from field("norm_eps", "layer_norm_eps", values.epsilon(config.get("layer_norm_eps")))
     yield from field("activation", "hidden_act", values.activation(config.get("hidden_act")))
-    yield from field("image_size", "image_size", values.size(config.get("image_size")))
+    for name in ("image_size", "own_image_size"):  # of images, which a processor may say too; of positions
+        yield from field(name, "image_size", values.size(config.get("image_size")))
     inner = config.get("rope_parameters")
     theta = values.number(inner.get("rope_theta") if isinstance(inner, dict) else config.get("rope_theta"))
     yield from field("rope_theta", "rope_theta", theta if theta is not None and 1 < theta < 1e9 else None)
