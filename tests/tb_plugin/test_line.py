@@ -15,7 +15,6 @@ from dse_monitor.runs.series import Series
 from dse_monitor.tb_plugin.line import COLUMNS, line_of
 from dse_monitor.tb_plugin.points import Points, decode_rows
 
-
 WIDTH = len(POINT_COLUMNS)
 
 
