@@ -24,7 +24,9 @@ from torchvision.transforms import v2
 
 from dse_monitor import scenes
 from dse_monitor.evaluation import images
+from dse_monitor.preprocessing import Preprocessing
 
+USUAL = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SIZES = {"as in ImageNet, 500 x 375": (500, 375), "from a phone, 4000 x 3000": (4000, 3000)}
 
 
@@ -68,12 +70,12 @@ def measure(folder: Path, count: int, repeats: int, place: Path) -> dict[str, fl
     warm = next(caches)
 
     def full() -> None:
-        for name in images.find(folder):
+        for name in images.offered(folder)[0]:
             with Image.open(folder / name) as picture:
                 np.asarray(transform(picture.convert("RGB")))
 
     def prepare(cache: Path, workers: int | None = None) -> images.ImageSet:
-        return images.prepare(folder, num_images=count, size=224, cache=cache, workers=workers)
+        return images.prepare(folder, USUAL, num_images=count, cache=cache, workers=workers)
 
     prepare(warm)
     (pixel_file,) = warm.glob("*.rgb")

@@ -26,6 +26,7 @@ from pathlib import Path
 import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dse_monitor.preprocessing import pair
 from dse_monitor.probe.prober import ProbeConfig, Prober, ProbeResult
 from dse_monitor.runs import ledger
 from dse_monitor.runs.record import OUTPUT_FOLDER, Evaluation
@@ -307,7 +308,7 @@ def measure(run: Run, place: Place) -> int:
             images=labelled / "images",
             masks=labelled / "masks",
             num_images=place.setting.labelled,
-            image_size=run.measured_at * place.setting.size,
+            image_size=pair(run.measured_at * place.setting.size),
             splits=2,
             device=place.device,
         )

@@ -25,6 +25,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 from benchmarks.study import RESULTS, SETTINGS, TRAIN_SEED, prepare
 from dse_monitor import scenes
+from dse_monitor.preprocessing import Preprocessing
 from dse_monitor.probe.prober import IGNORED, ProbeConfig, read_pairs, score_tokens, token_labels
 from dse_monitor.trainers import backbones
 
@@ -80,10 +81,9 @@ def main(
     for network in NETWORKS:
         size = network.measured_at * setting.size
         folder = place.labelled[network.measured_at]
-        labelled = ProbeConfig(
-            images=folder / "images", masks=folder / "masks", num_images=setting.labelled, image_size=size
-        )
-        measured = _scenes(*read_pairs(labelled, size))
+        labelled = ProbeConfig(images=folder / "images", masks=folder / "masks", num_images=setting.labelled)
+        how = Preprocessing(image_size=(size, size), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        measured = _scenes(*read_pairs(labelled, how))
         train = training_scenes(setting.scenes, size)
         for seed in range(seeds):
             torch.manual_seed(seed)
@@ -133,8 +133,8 @@ def fit(model: nn.Module, train: Scenes, epochs: int, seed: int) -> None:
     """Train the network to tell the class of every token, with flips and a one-cycle rate."""
     with torch.no_grad():
         _, count, width = backbones.features(model.eval(), train.images[:1]).dense.shape
-    labels = torch.from_numpy(token_labels(train.masks, count))
     grid = round(count**0.5)
+    labels = torch.from_numpy(token_labels(train.masks, (grid, grid)))
     head = nn.Linear(width, len(scenes.CLASSES))
     weights = [weight for weight in (*model.parameters(), *head.parameters()) if weight.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=LR, weight_decay=WEIGHT_DECAY)
@@ -162,7 +162,8 @@ def score(model: nn.Module, measured: Scenes) -> tuple[str, str]:
     """Linear and nearest-neighbour mIoU, as the study measures them."""
     model.eval()
     tokens = torch.cat([backbones.features(model, part).dense for part in measured.images.split(BATCH)])
-    linear, knn = score_tokens(tokens, token_labels(measured.masks, tokens.shape[1]), splits=2)
+    grid = round(tokens.shape[1] ** 0.5)
+    linear, knn = score_tokens(tokens, token_labels(measured.masks, (grid, grid)), splits=2)
     return f"{linear.miou:.5f}", f"{knn.miou:.5f}"
 
 

@@ -24,6 +24,7 @@ import tyro
 
 from dse_monitor.evaluation.config import EvaluationConfig, Placement
 from dse_monitor.evaluation.evaluator import Evaluator
+from dse_monitor.preprocessing import pair
 from dse_monitor.probe.prober import ProbeConfig, Prober
 from dse_monitor.publish import best
 from dse_monitor.runs import ledger
@@ -141,11 +142,11 @@ def continued(run: Run, place: Place, weight: float, seed: int) -> dict[str, Any
     images, masks, count = labelled / "images", labelled / "masks", place.setting.labelled
     probed = Prober(
         ProbeConfig(
-            images=images, masks=masks, num_images=count, image_size=size, splits=2, device=place.device
+            images=images, masks=masks, num_images=count, image_size=pair(size), splits=2, device=place.device
         )
     )(last)
     held_out = EvaluationConfig(
-        images=place.held_out[run.measured_at], num_images=place.setting.held_out, image_size=size
+        images=place.held_out[run.measured_at], num_images=place.setting.held_out, image_size=pair(size)
     )
     cache = str(place.out / "regularized" / f"cache-{size}")
     parts = Evaluator(held_out, Placement(cache=cache, device=place.device))(last).components

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from dse_monitor.errors import FeatureError
 from dse_monitor.evaluation import decoding, images
 from dse_monitor.evaluation.evaluator import batches
 from dse_monitor.metric import Components, average, measure
+from dse_monitor.preprocessing import Preprocessing
 
 if __package__:
     from benchmarks.study import RESULTS, RUNS, SETTINGS, Place, Run, checkpoints, prepare, read
@@ -215,8 +217,9 @@ def _pixels(experiment: str, place: Place, run: Run, size: int, crop: int) -> ND
     if experiment in ("images", "seeds"):
         return _fresh(place.out.parent / f"fresh-{size}.npy", size)
     folder = place.held_out[run.measured_at]
-    names = images.find(folder)
-    found = decoding.decode(folder, names, crop, images.default_resize(crop))
+    names, _ = images.offered(folder)
+    how = Preprocessing(image_size=(crop, crop), mean=(0.0,) * 3, std=(1.0,) * 3)  # pixels alone are used
+    found = decoding.decode(folder, names, partial(decoding.read_picture, how=how))
     return np.stack([picture for _, picture in found if not isinstance(picture, Exception)])
 
 

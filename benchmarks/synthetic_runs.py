@@ -16,6 +16,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from dse_monitor.facts import Fact
 from dse_monitor.metric.components import Components
 from dse_monitor.publish.events import EventWriter
 from dse_monitor.publish.state import run_state
@@ -155,6 +156,10 @@ def evaluation(
         layout="dino",
         encoder="teacher",
         arch="vit 384x12, 6 heads, patch 16",
+        facts=(
+            Fact("heads", "6", "width 384 in the models of facebookresearch/dino"),
+            Fact("interpolation", "bicubic", "as in most recipes", assumed=True),
+        ),
     )
     measured = status == "scored"
     return Evaluation(

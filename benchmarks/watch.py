@@ -1,10 +1,11 @@
 """What `dse-monitor watch` costs while nothing happens, and how soon it sees a new checkpoint.
 
-    python benchmarks/watch.py [--checkpoints 10000] [--seconds 60] [--alert SINK ...]
+    python benchmarks/watch.py [--checkpoints 10000] [--foreign 0] [--seconds 60] [--alert SINK ...]
 
-Starts the real command (default intervals, change events on) beside so many scored checkpoints and prints one
-table: its start, processor time per second while idle, resident memory, the time from the end of writing a
-new checkpoint to the worker's answer, and the time to its end after SIGTERM.
+Starts the real command (default intervals, change events on) beside so many scored checkpoints, and so many
+files that are none (half in the run's own folder, half in `samples`), and prints one table: its start,
+processor time per second while idle, resident memory, the time from the end of writing a new checkpoint to
+the worker's answer, and the time to its end after SIGTERM.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def write_checkpoint(path: Path) -> None:
 
 def fill(run: Path, count: int, request: str) -> None:
     """Many small checkpoints, all scored already."""
-    run.mkdir(parents=True)
+    run.mkdir(parents=True, exist_ok=True)
     ledger = Ledger.open(run / "dse")
     for number in range(1, count + 1):
         path = run / f"checkpoint{number:05d}.pth"
@@ -76,6 +77,14 @@ def fill(run: Path, count: int, request: str) -> None:
             sync=False,
         )
     ledger.close()
+
+
+def add_foreign(run: Path, count: int) -> None:
+    """Pictures that a training wrote beside its checkpoints."""
+    (run / "samples").mkdir(parents=True)
+    for number in range(count):
+        folder = run / "samples" if number % 2 else run
+        (folder / f"sample_{number:06d}.png").write_bytes(b"\x89PNG")
 
 
 class Stub:
@@ -130,17 +139,18 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoints", type=int, default=10_000)
+    parser.add_argument("--foreign", type=int, default=0, help="files that are no checkpoints")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--alert", nargs="*", default=[], help="as for the command; clients take memory")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="dse-watch-"))
     try:
-        measure(folder, arguments.checkpoints, arguments.seconds, arguments.alert)
+        measure(folder, arguments.checkpoints, arguments.foreign, arguments.seconds, arguments.alert)
     finally:
         shutil.rmtree(folder)
 
 
-def measure(folder: Path, checkpoints: int, seconds: float, alert: list[str]) -> None:
+def measure(folder: Path, checkpoints: int, foreign: int, seconds: float, alert: list[str]) -> None:
     """Run the command beside a run that is scored already."""
     from PIL import Image  # not above: benchmarks/soak_simulated.py measures its own memory
 
@@ -148,6 +158,7 @@ def measure(folder: Path, checkpoints: int, seconds: float, alert: list[str]) ->
     images.mkdir()
     for number in range(16):
         Image.new("RGB", (64, 64), (number, 255 - number, 16 * number % 256)).save(images / f"{number}.png")
+    add_foreign(run, foreign)
     fill(run, checkpoints, WatchOptions(runs=(run,), config=EvaluationConfig(images=images)).request)
     command = [sys.executable, "-m", "dse_monitor", "watch", run, "--images", images, "--plain"]
     begin = time.monotonic()
@@ -182,7 +193,17 @@ def measure(folder: Path, checkpoints: int, seconds: float, alert: list[str]) ->
     }
     for name, value in rows.items():
         print(f"{name:<56}{value:>12}")
-    print(json.dumps({"checkpoints": checkpoints, "seconds": seconds, "pickups": PICKUPS, "alert": alert}))
+    print(
+        json.dumps(
+            {
+                "checkpoints": checkpoints,
+                "foreign": foreign,
+                "seconds": seconds,
+                "pickups": PICKUPS,
+                "alert": alert,
+            }
+        )
+    )
 
 
 def scored(run: Path, pid: int) -> int:

@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from dse_monitor.own_network import OwnNetwork
     from dse_monitor.reader import Run
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "open_run"]
+__all__ = ["OwnNetwork", "__version__", "open_run"]
+
+
+def __getattr__(name: str) -> type[OwnNetwork]:
+    if name != "OwnNetwork":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from dse_monitor.own_network import OwnNetwork
+
+    return OwnNetwork
 
 
 def open_run(path: str | Path) -> Run:

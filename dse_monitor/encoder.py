@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # Images per forward pass; ours. A ViT-S/16 needs about 20 MB of activations per image, so both leave room for
 # others.
 MICRO_BATCH = {"cpu": 32, "cuda": 256, "mps": 64}
+_RANGE = {"uint8": 255, "uint16": 65535, "float32": 1}  # of a pixel's type: what stands for 1
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -47,6 +49,9 @@ class Encoder:
         any_size: whether images of other sizes are possible.
         notes: what was assumed or left out when the file was read, in full sentences.
         non_finite: names of tensors that hold NaN or infinite values; empty for a healthy checkpoint.
+        transform: makes what the network sees of an image's path, [C, H, W], where the network's owner says
+            how; None: `preprocessing` does.
+        transform_id: what tells it from other transforms; empty without one.
     """
 
     def __init__(
@@ -65,6 +70,8 @@ class Encoder:
         facts: tuple[Fact, ...] = (),
         notes: tuple[str, ...] = (),
         non_finite: tuple[str, ...] = (),
+        transform: Callable[[Path], Any] | None = None,
+        transform_id: str = "",
     ):
         self.module = module.eval().requires_grad_(False)
         self.source = source
@@ -82,6 +89,8 @@ class Encoder:
         self._channels_last = convolutional  # faster on CUDA for convolutions
         self.notes = list(notes)
         self.non_finite = non_finite
+        self.transform = transform
+        self.transform_id = transform_id
         self.device = torch.device("cpu")
 
     def __repr__(self) -> str:
@@ -142,6 +151,11 @@ class Encoder:
         height, width = images.shape[-2:]
         if not self.any_size and (height, width) != self.image_size:
             known = " x ".join(map(str, self.image_size))
+            if self.transform is not None:
+                raise FeatureError(
+                    f"{self.arch} takes images of {known} pixels and its transform gave {height} x {width}; "
+                    "have both agree, or say any_size=True"
+                )
             raise FeatureError(
                 f"{self.arch} has learned positions for {known} pixels and was given {height} x {width}; "
                 "leave --image-size out"
@@ -159,18 +173,23 @@ class Encoder:
         device: torch.device | str | None = None,
         precision: str = "float32",
         micro_batch: int | None = None,
+        normalised: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Dense tokens of uint8 images, normalised on the device.
+        """Dense tokens of images, normalised on the device.
+
+        Integers are brought to [0, 1] by their type's range; float32 values are in the unit of the mean
+        and std of `preprocessing` already.
 
         When the device runs out of memory the micro-batch is halved, down to one image, and stays halved. The
         tokens do not depend on it beyond floating-point rounding.
 
         Args:
-            pixels: [n, H, W, 3] uint8.
+            pixels: [n, H, W, C], uint8, uint16 or float32.
             device: where to compute; where the encoder is by default.
             precision: ``float32``, or ``bfloat16`` / ``float16`` for the forward pass (autocast).
             micro_batch: images per forward pass; by device if None.
+            normalised: whether the pixels are what the network sees: float32, to which nothing is done.
             progress: called as progress(images done, n).
 
         Returns:
@@ -179,7 +198,9 @@ class Encoder:
         Raises:
             DeviceError: out of memory even for a single image.
             FeatureError: see :meth:`dense_tokens`.
+            ValueError: pixels of another type or shape, or an unknown precision.
         """
+        kind = _pixel_kind(pixels, self.preprocessing.channels, normalised)
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         if device is not None and torch.device(device) != self.device:
@@ -197,7 +218,7 @@ class Encoder:
                 batch = coming.result()
                 coming = reading.submit(self._read, pixels[done + len(batch) : done + len(batch) + size])
                 try:
-                    tokens = self._forward(batch, precision)
+                    tokens = self._forward(batch, kind, precision)
                 except torch.OutOfMemoryError as error:
                     if size == 1:
                         raise DeviceError(
@@ -218,22 +239,42 @@ class Encoder:
 
     def _read(self, pixels: np.ndarray | Tensor) -> Tensor:
         """Images in memory, on CUDA in pages from which copying does not wait for anything else."""
-        batch = pixels if isinstance(pixels, torch.Tensor) else torch.from_numpy(np.array(pixels))
+        if isinstance(pixels, torch.Tensor):
+            batch = pixels.view(torch.int16) if pixels.dtype == torch.uint16 else pixels
+        else:
+            own = np.array(pixels)
+            batch = torch.from_numpy(own.view(np.int16) if own.dtype == np.uint16 else own)
         return batch.pin_memory() if self.device.type == "cuda" and batch.device.type == "cpu" else batch
 
     @torch.inference_mode()
-    def _forward(self, batch: Tensor, precision: str) -> Tensor:
-        if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[-1] != 3:
-            raise ValueError(f"pixels must be uint8 [n, H, W, 3], not {batch.dtype} {list(batch.shape)}")
-        images = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
-        mean = torch.tensor(self.preprocessing.mean, device=self.device).view(3, 1, 1) * 255
-        std = torch.tensor(self.preprocessing.std, device=self.device).view(3, 1, 1) * 255
-        images = (images - mean) / std
+    def _forward(self, batch: Tensor, kind: str, precision: str) -> Tensor:
+        images = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        if kind == "uint16":  # travels as int16, with which every device can compute
+            images = images.int() & 0xFFFF
+        images = images.float()
+        if kind != "normalised":
+            mean = torch.tensor(self.preprocessing.mean, device=self.device).view(-1, 1, 1) * _RANGE[kind]
+            std = torch.tensor(self.preprocessing.std, device=self.device).view(-1, 1, 1) * _RANGE[kind]
+            images = (images - mean) / std
         if self._channels_last and self.device.type == "cuda":
             images = images.contiguous(memory_format=torch.channels_last)
         half = precision != "float32"
         with torch.autocast(self.device.type, dtype=PRECISIONS[precision]) if half else nullcontext():
             return self.dense_tokens(images).float()
+
+
+def _pixel_kind(pixels: np.ndarray | Tensor, channels: int, normalised: bool) -> str:
+    """Type of the pixels, or "normalised".
+
+    Raises:
+        ValueError: they are of another type or shape than :meth:`Encoder.encode` takes.
+    """
+    kind = str(pixels.dtype).removeprefix("torch.")
+    allowed = ("float32",) if normalised else tuple(_RANGE)
+    if kind not in allowed or len(pixels.shape) != 4 or pixels.shape[-1] != channels:
+        expected = f"{' or '.join(allowed)} [n, H, W, {channels}]"
+        raise ValueError(f"pixels must be {expected}, not {kind} {list(pixels.shape)}")
+    return "normalised" if normalised else kind
 
 
 def _release(device: torch.device) -> None:

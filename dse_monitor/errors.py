@@ -12,6 +12,7 @@ DSEError
 ├── DeviceError              the device asked for is missing or full
 ├── RunError                 the run's folder, ledger or lock stands in the way
 ├── OutputError              results cannot be written
+├── NetworkError             the network of one's own (--network) cannot be used
 └── PluginError              what another package adds was asked for and cannot be used
 
 Wrong arguments from a programmer are ValueError and TypeError, as everywhere. The metric can be lifted into
@@ -69,6 +70,10 @@ class RunError(DSEError):
 
 class OutputError(DSEError):
     """Results cannot be written."""
+
+
+class NetworkError(DSEError):
+    """The network of one's own cannot be found, built or run; the checkpoint is not to blame."""
 
 
 class PluginError(DSEError):

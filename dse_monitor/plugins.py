@@ -98,7 +98,7 @@ class Registry(Generic[T]):
     def _try_loading(self, name: str, point: EntryPoint) -> None:
         reason = ""
         try:
-            with _quiet():
+            with quiet():
                 thing = point.load()
                 reason = "it breaks the contract: "
                 self._check(name, thing)
@@ -118,9 +118,11 @@ class Registry(Generic[T]):
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Somebody else's module prints to standard error, as the output may be JSON, and changes no folder."""
-    folder, kept = os.getcwd(), -1
+def quiet() -> Iterator[None]:
+    """Somebody else's code prints to standard error, as the output may be JSON, and changes no folder."""
+    folder, kept = None, -1
+    with contextlib.suppress(OSError):  # the current folder may be gone
+        folder = os.getcwd()
     with contextlib.suppress(OSError, AttributeError):  # no output, none to keep clean
         sys.stdout.flush()
         kept = os.dup(1)
@@ -133,7 +135,8 @@ def _quiet() -> Iterator[None]:
         if kept >= 0:
             os.dup2(kept, 1)
             os.close(kept)
-        os.chdir(folder)
+        if folder is not None:
+            os.chdir(folder)
 
 
 @functools.cache

@@ -175,10 +175,35 @@ def test_no_images_give_no_tokens(encoder):
     assert encoder.encode(np.zeros((0, SIZE, SIZE, 3), np.uint8)).shape == (0, 16, 24)
 
 
+@pytest.mark.parametrize("kind", ["uint16", "uint16 tensor", "float32", "float32 tensor", "normalised"])
+def test_pixels_of_every_type_are_the_same_images(encoder, pixels, kind):
+    expected = encoder.encode(pixels)
+    deep = pixels.astype(np.uint16) * 257  # 255 becomes 65,535
+    unit = pixels.astype(np.float32) / 255
+    given = {
+        "uint16": deep,
+        "uint16 tensor": torch.from_numpy(deep),
+        "float32": unit,
+        "float32 tensor": torch.from_numpy(unit),
+        "normalised": ((unit - encoder.preprocessing.mean) / encoder.preprocessing.std).astype(np.float32),
+    }[kind]
+    found = encoder.encode(given, normalised=kind == "normalised", micro_batch=3)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)  # float32 rounding of the pixels
+
+
+def test_normalised_pixels_are_left_alone(encoder, pixels):
+    unit = pixels.astype(np.float32) / 255
+    with torch.no_grad():
+        expected = encoder.dense_tokens(torch.from_numpy(unit).permute(0, 3, 1, 2))
+    torch.testing.assert_close(encoder.encode(unit, normalised=True), expected)
+    with pytest.raises(ValueError, match=r"must be float32 \[n, H, W, 3\], not uint8"):
+        encoder.encode(pixels, normalised=True)
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (np.zeros((1, SIZE, SIZE, 3), np.float32), "uint8"),
+        (np.zeros((1, SIZE, SIZE, 3), np.float64), "uint8 or uint16 or float32"),
         (np.zeros((1, 3, SIZE, SIZE), np.uint8), r"\[n, H, W, 3\]"),
     ],
 )

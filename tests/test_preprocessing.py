@@ -1,8 +1,10 @@
 """A network's preprocessing: sizes that follow from others, and fields that have no meaning."""
 
+import json
+
 import pytest
 
-from dse_monitor.preprocessing import Preprocessing, default_resize
+from dse_monitor.preprocessing import Preprocessing, default_resize, pair, side
 
 pytestmark = pytest.mark.fast
 
@@ -25,6 +27,35 @@ def test_the_picture_covers_what_its_centre_is_cut_out_of(fields, covered):
 
 def test_the_default_of_a_size_is_torchvisions_share():
     assert default_resize((224, 96)) == (256, 110)
+
+
+@pytest.mark.parametrize(
+    ("fields", "size", "resize"),
+    [
+        ({}, (96, 96), None),
+        ({"resize": (248, 248)}, (112, 112), (124, 124)),
+        ({"resize": (248, 248)}, (32, 128), (35, 142)),
+        ({"resize": (224, 224)}, (96, 64), (96, 64)),
+        ({"resize": (248, 248)}, None, (248, 248)),
+    ],
+)
+def test_another_size_loses_as_large_a_share(fields, size, resize):
+    how = Preprocessing(**RGB, **fields)
+    other = how.at(size)
+    assert (other.image_size, other.resize) == (size or (224, 224), resize)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"image_size": (32, 128), "resize": (40, 160), "crop_mode": "squash"}]
+)
+def test_preprocessing_comes_through_json(fields):
+    how = Preprocessing(**RGB, **fields)
+    assert Preprocessing.from_json(json.loads(json.dumps(how.to_json()))) == how
+
+
+def test_a_size_is_kept_as_a_side_where_it_is_a_square():
+    assert (side((224, 224)), side((32, 128))) == (224, (32, 128))
+    assert (pair(224), pair([32, 128])) == ((224, 224), (32, 128))
 
 
 @pytest.mark.parametrize(

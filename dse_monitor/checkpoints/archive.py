@@ -26,7 +26,15 @@ from dse_monitor.checkpoints.formats.containers import (
 )
 from dse_monitor.checkpoints.formats.distributed import is_distributed, read_distributed
 from dse_monitor.checkpoints.formats.foreign import foreign_folder, refusal
-from dse_monitor.checkpoints.formats.hugging_face import join_pieces, read_shards, sidecars, weights_of
+from dse_monitor.checkpoints.formats.hugging_face import (
+    ADAPTER_CONFIG,
+    join_pieces,
+    read_shards,
+    sidecars,
+    weights_of,
+)
+from dse_monitor.checkpoints.formats.magic import holds_weights
+from dse_monitor.checkpoints.formats.peft_folder import ADAPTER_FILES, base_folder, joined
 from dse_monitor.checkpoints.formats.rank_folders import deepspeed_files, megatron_files, whole_file
 from dse_monitor.checkpoints.formats.safetensors_file import read_safetensors
 from dse_monitor.checkpoints.formats.tensor_bytes import read_tensors
@@ -43,6 +51,7 @@ __all__ = [
     "TensorRef",
     "attributes",
     "check_complete",
+    "holds_weights",
     "module_state",
     "open_archive",
     "walk",
@@ -129,7 +138,10 @@ def open_archive(path: Path) -> Archive:
         CheckpointError: it is of a kind that is not read; the text says what to do.
     """
     path = Path(path)
-    archive = _open_folder(path) if path.is_dir() else _open_file(path)
+    if path.is_dir():
+        archive = _open_folder(path)
+    else:
+        archive = _open_file(path) if path.name not in ADAPTER_FILES else _open_adapter(path, path)
     archive.notes += _left_out(archive.tree)
     return archive
 
@@ -149,6 +161,8 @@ def _open_file(path: Path) -> Archive:
         archive = Archive(path, kind, tree, notes, metadata=metadata, _sources=[source])
     if _HUGGING_FACE_NAME.fullmatch(path.name):
         archive.sidecars = sidecars(path.parent, archive.notes)
+    elif (path.parent / ADAPTER_CONFIG).is_file():
+        archive.sidecars = sidecars(path.parent, archive.notes, (ADAPTER_CONFIG,))
     _refuse_shard_list(archive)
     return archive
 
@@ -229,6 +243,8 @@ def _open_folder(path: Path) -> Archive:
             archive.path, archive.container = path, f"{kind} ({archive.container})"
             return archive
     weights = weights_of(path)
+    if weights is not None and weights.name in ADAPTER_FILES:
+        return _open_adapter(path, weights)
     if weights is not None:
         archive = _open_file(weights)
         archive.container = f"{HUGGING_FACE} folder ({archive.container})"
@@ -239,6 +255,31 @@ def _open_folder(path: Path) -> Archive:
     if pieces:
         return _open_pieces(path, pieces)
     raise no_checkpoint(path)
+
+
+def _open_adapter(path: Path, weights: Path) -> Archive:
+    """What peft saves of a network: its adapters, joined here with the network they were trained on.
+
+    Raises:
+        CheckpointError: that network is not on this machine, or not the one of these adapters.
+    """
+    notes: list[str] = []
+    beside = sidecars(weights.parent, notes)
+    config = beside.get(ADAPTER_CONFIG)
+    base = base_folder(weights, config)
+    inner = weights_of(base)
+    if inner is not None and inner.name in ADAPTER_FILES:  # they could name each other in a circle
+        raise CheckpointError(
+            f"{weights} holds adapters only (peft), and so does the folder it names, {base}; "
+            "merge_and_unload() the model with peft and give the whole network"
+        )
+    adapter, network = _open_file(weights), _open_folder(base)
+    tree = joined(weights, adapter.tree, network.tree)
+    notes += [*adapter.notes, *network.notes, f"The adapters are added to the network in {base}"]
+    found = {**network.sidecars, **{name: beside[name] for name in beside if name != "config.json"}}
+    container = f"peft adapter ({adapter.container}) on {network.container}"
+    sources = [*adapter._sources, *network._sources]
+    return Archive(path, container, tree, notes, sidecars=found, _sources=sources)
 
 
 def _open_pieces(path: Path, files: list[Path]) -> Archive:

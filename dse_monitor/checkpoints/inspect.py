@@ -145,13 +145,14 @@ def inspect_checkpoint(
 def render(inspection: Inspection) -> str:
     """The inspection as plain text, no line longer than 100 columns."""
     one = inspection
+    seen_heads = "" if any(fact.name == "heads" for fact in one.facts) else one.heads
     rows = [
         ("container", f"{one.container}, {'complete' if one.complete else 'incomplete'}"),
         ("safe", "yes: data only, nothing of the file was executed"),
         ("layout", f"{one.layout} ({one.layout_title})"),
         ("encoder", f"{one.encoder} at {one.location!r}; {one.evaluated_because}"),
         ("network", one.network),
-        ("heads", one.heads),
+        ("heads", seen_heads),
         ("tokens", f"{one.num_tokens} x {one.width} at {_size(one.preprocessing)} px"),
         ("size", f"{one.parameters / 1e6:.1f} M parameters, {one.bytes_read / 1e6:.1f} MB read"),
         ("epoch", _done(one.epoch, one.epoch_source)),
@@ -159,13 +160,34 @@ def render(inspection: Inspection) -> str:
         ("missing", "none"),
         ("unused", _listed(one.unused)),
         ("others", ", ".join(f"{name} at {place!r}" for name, place in one.others)),
-        *((fact.name, _taken(fact)) for fact in one.facts if fact.name != "heads"),
+    ]
+    after = [
         *(("note", note) for note in one.notes),
         *(("trap", trap) for trap in one.traps),
         *(("if wrong", option) for option in one.if_wrong),
     ]
-    lines = [one.path, *(line for label, text in rows if text for line in _wrapped(label, text))]
+    lines = [one.path, *_rows(rows), *_not_in_the_weights(one.facts), *_rows(after)]
     return "\n".join(lines)
+
+
+def _rows(rows: list[tuple[str, str]]) -> list[str]:
+    return [line for label, text in rows if text for line in _wrapped(label, text)]
+
+
+def _not_in_the_weights(facts: tuple[Fact, ...]) -> list[str]:
+    """What changes tokens and cannot be seen in tensors: first what is stated, then what was assumed."""
+    lines: list[str] = []
+    stated, assumed = ([fact for fact in facts if fact.assumed is kind] for kind in (False, True))
+    for heading, group in (
+        ("not in the weights, but known:", stated),
+        ("not in the weights, ASSUMED:", assumed),
+    ):
+        if group:
+            lines.append(f"  {heading}")
+            width = max(len(fact.name) for fact in facts) + 1
+            for fact in group:
+                lines += _wrapped(fact.name, f"{fact.value} ({fact.source})", width, indent=4)
+    return lines
 
 
 def layouts_table() -> list[dict[str, str]]:
@@ -173,11 +195,21 @@ def layouts_table() -> list[dict[str, str]]:
     return layouts.table()
 
 
+# Of what is assumed, what an option of its own corrects; --arch and a configuration do for the rest.
+_CORRECTED_BY = {
+    "mean": "--mean and --std, such as --mean 0.5 --std 0.5, if images were normalised otherwise",
+    "interpolation": "--interpolation NAME if another filter resizes images",
+    "image size": "--image-size PIXELS if the network was made for other images",
+}
+
+
 def _if_wrong(found: Recognition) -> tuple[str, ...]:
     options = [f"--encoder {name} to evaluate {place!r}" for name, place in found.others]
     options.append("--layout NAME to read it as another layout (`dse-monitor layouts` lists them)")
     if found.network.heads and found.network.family in ("vit", "dinov3"):
         options.append("--num-heads N if the number of attention heads is another")
+    assumed = {fact.name for fact in found.facts if fact.assumed}
+    options += [advice for name, advice in _CORRECTED_BY.items() if name in assumed]
     options.append("--arch NAME to build a timm model by name")
     return tuple(options)
 
@@ -185,11 +217,6 @@ def _if_wrong(found: Recognition) -> tuple[str, ...]:
 def _size(preprocessing: Preprocessing) -> str:
     height, width = preprocessing.image_size
     return f"{height}" if height == width else f"{height} x {width}"
-
-
-def _taken(fact: Fact) -> str:
-    """A property that the weights do not show: its value and what it rests on."""
-    return f"{fact.value}; {'assumed: ' if fact.assumed else ''}{fact.source}"
 
 
 def _done(value: float | None, source: str) -> str:
@@ -209,12 +236,12 @@ def _listed(names: tuple[str, ...]) -> str:
     )
 
 
-def _wrapped(label: str, text: str) -> list[str]:
+def _wrapped(label: str, text: str, width: int = 10, indent: int = 2) -> list[str]:
     return textwrap.wrap(
         text,
         WIDTH,
-        initial_indent=f"  {label:<10} ",
-        subsequent_indent=" " * 13,
+        initial_indent=f"{' ' * indent}{label:<{width}} ",
+        subsequent_indent=" " * (indent + width + 1),
         break_long_words=True,
         break_on_hyphens=False,
     )

@@ -162,4 +162,6 @@ def assembled(
         facts=facts,
         notes=notes,
         non_finite=non_finite,
+        transform=network.transform,
+        transform_id=network.transform_id,
     )

@@ -18,14 +18,20 @@ class NameFacts:
     Attributes:
         epoch_done: finished epochs, or None.
         step_done: finished optimiser steps, or None.
+        number: a count whose unit the name does not say, or None.
+        saves: whether that number counts what was saved, so that it is neither epochs nor steps.
         pattern: name of the entry of PATTERNS that matched; empty if none did.
+        writer: code that writes such names; empty if no pattern matched.
         how: how the number was turned into a count, in words; empty if no pattern matched.
         within_epoch: whether files of this name are saved while the epoch they name is going on.
     """
 
     epoch_done: float | None = None
     step_done: int | None = None
+    number: int | None = None
+    saves: bool = False
     pattern: str = ""
+    writer: str = ""
     how: str = ""
     within_epoch: bool = False
 
@@ -37,12 +43,13 @@ class Pattern:
     Attributes:
         name: for messages and tests.
         regex: matched against the end of the path, from the start of a path component; groups ``epoch``,
-            ``step``.
+            ``step``, and ``number`` for a count whose unit the name does not say.
         example: a name it must match.
         epoch_offset: added to ``epoch`` to get finished epochs.
         step_offset: added to ``step`` to get finished steps.
         writer: code that writes such names.
         within_epoch: whether it writes them while the epoch they name is going on.
+        saves: whether ``number`` counts what was saved.
     """
 
     name: str
@@ -52,11 +59,18 @@ class Pattern:
     epoch_offset: int = 0
     step_offset: int = 0
     within_epoch: bool = False
+    saves: bool = False
 
 
 # A checkpoint folder may be named itself or through a file in it.
 _INSIDE = r"(?:/[^/]+)?"
-_TORCH = r"\.(?:pth|pt|bin|ckpt|torch|safetensors)(?:\.tar)?"
+_BELOW = r"(?:/[^/]+){0,2}"
+_TORCH = r"\.(?:pth|pt|bin|ckpt|torch|safetensors|pyth|chkpt|pkl|model|tar)(?:\.tar)?"
+# Words before a number that tells how far training was. Names of networks end in numbers, too.
+_NETWORKS = (
+    r"vit|deit|beit|swin|resn|convn|dense|wide|vgg|effic|mobile|patch|tiny|small|base|large|huge|giant|clip"
+)
+_PLAIN = rf"(?!(?:[^/]*[-_.])?(?:{_NETWORKS}))[a-z]+(?:[-_.][a-z]+){{0,2}}"
 
 PATTERNS: tuple[Pattern, ...] = (
     Pattern(
@@ -89,7 +103,7 @@ PATTERNS: tuple[Pattern, ...] = (
         "lightning",
         r"(?:[^/]*[-_])?epoch=(?P<epoch>\d+)[-_]step=(?P<step>\d+)(?:[-_][^/]*)?\.ckpt",
         "epoch=9-step=1250-v1.ckpt",
-        "Lightning, lightly, lightly-train",
+        "Lightning, lightly or lightly-train",
         epoch_offset=1,
     ),
     Pattern(
@@ -181,20 +195,25 @@ PATTERNS: tuple[Pattern, ...] = (
         "weights.10-0.53.hdf5",
         "Keras",
     ),
-    Pattern("orbax-checkpoint", rf"checkpoint_(?P<step>\d+){_INSIDE}", "checkpoint_1000", "T5X"),
     Pattern(
         "done-epochs",
-        rf"(?:checkpoint|model)_(?P<epoch>\d+){_TORCH}",
+        r"(?:checkpoint|model)_(?P<epoch>\d{1,4})\.pth",
         "checkpoint_0010.pth",
-        "dse-train; Barlow Twins, VICReg and VICRegL saving every epoch",
+        "dse-train, Barlow Twins, VICReg and VICRegL saving every epoch",
     ),
-    Pattern("orbax", r"(?P<step>\d+)", "1000", "Orbax"),
     Pattern(
         "words-epoch-step",
-        rf"(?:[^/]*[-_.])?(?:epochs?|ep)[-_=]?(?P<epoch>\d+)[-_.](?:step|iter|it|ba)[-_=]?(?P<step>\d+)"
+        rf"(?:[^/]*[-_.])?(?:epochs?|ep|e)[-_=]?(?P<epoch>\d+)[-_.](?:step|iter|it|ba|s)[-_=]?(?P<step>\d+)"
         rf"(?:[-_.][^/]*)?{_TORCH}",
         "vit_epoch_3_step_4000.pt",
         "a name with the words epoch and step",
+    ),
+    Pattern(
+        "words-step-epoch",
+        rf"(?:[^/]*[-_.])?(?:global_?step|steps?|iter)[-_=]?(?P<step>\d+)[-_.](?:epoch|ep|e)[-_=]?(?P<epoch>\d+)"
+        rf"(?:[-_.][^/]*)?{_TORCH}",
+        "checkpoint_step_700_epoch_7.pt",
+        "a name with the words step and epoch",
     ),
     Pattern(
         "word-epoch",
@@ -203,23 +222,82 @@ PATTERNS: tuple[Pattern, ...] = (
         "a name with the word epoch",
     ),
     Pattern(
+        "epoch-word",
+        rf"(?:[^/]*[-_.])?(?P<epoch>\d+)[-_]?(?:epochs?|eps?)(?:[-_][^/]*)?{_TORCH}",
+        "pretrain_7ep.pth",
+        "a name with a number of epochs",
+    ),
+    Pattern(
+        "letter-epoch",
+        rf"(?:[^/]*[-_.])?e(?P<epoch>\d+){_TORCH}",
+        "model_e7.pt",
+        "a name with e for epoch",
+    ),
+    Pattern(
         "word-step",
         rf"(?:[^/]*[-_.])?(?:global_?step|steps?|iteration|iter|updates?)[-_=]?(?P<step>\d+)(?:[-_][^/]*)?{_TORCH}",
         "mymodel_step_5000.pt",
         "a name with the word step or iteration",
     ),
     Pattern(
+        "epoch-folder",
+        rf"(?:best[-_])?(?:checkpoint[-_]|ckpt[-_]|model[-_])?(?:epochs?|ep)[-_=]?(?P<epoch>\d+){_BELOW}",
+        "epoch_0/model.safetensors",
+        "accelerate's examples or torchtune",
+        epoch_offset=1,
+    ),
+    Pattern(
+        "step-folder",
+        rf"(?:best[-_])?(?:checkpoint[-_]|ckpt[-_]|model[-_])?(?:global_?step|steps?|iterations?|iter)[-_=]?"
+        rf"(?P<step>\d+){_BELOW}",
+        "step_100/model.safetensors",
+        "accelerate's examples, and often dcp.save",
+    ),
+    Pattern(
+        "accelerate",
+        r"checkpoints/checkpoint_(?P<number>\d+)(?:/[^/]+)?",
+        "checkpoints/checkpoint_7/model.safetensors",
+        "accelerate",
+        saves=True,
+    ),
+    Pattern(
+        "numbered-folder",
+        rf"(?:checkpoint|ckpt|ckp|snapshot)[-_]?(?P<number>\d+){_BELOW}",
+        "checkpoint_1000/model.pt",
+        "a folder or file named by a number",
+    ),
+    Pattern(
         "numbered",
-        rf"(?:checkpoint|ckpt|ckp|snapshot|weights|teacher|student|encoder)[-_.]?(?P<epoch>\d{{1,6}}){_TORCH}",
+        rf"(?:checkpoint|ckpt|ckp|snapshot|weights|teacher|student|encoder)[-_.]?(?P<number>\d+){_TORCH}",
         "ckpt_12.pt",
-        "a checkpoint name with one number, taken as epochs",
+        "a checkpoint name with one number",
+    ),
+    Pattern(
+        "plain-number",
+        rf"(?:{_PLAIN}[-_.])?(?P<number>\d+){_TORCH}",
+        "ssl_0007.pt",
+        "a name that ends in a number",
+    ),
+    Pattern(
+        "number-folder",
+        rf"(?P<number>\d+){_INSIDE}",
+        "0001/model.pt",
+        "a folder with a number for a name",
+    ),
+    Pattern(
+        "number-without-suffix",
+        r"(?:weights|model|state|save)[-_.]?(?P<number>\d+)",
+        "weights_1",
+        "a name that ends in a number",
     ),
 )
 
 _COMPILED = [(entry, re.compile(rf"(?:^|.*/){entry.regex}", re.IGNORECASE)) for entry in PATTERNS]
 
 # Containers that can be opened. Folders of a distributed checkpoint have names of their own.
-_FILES = re.compile(rf".+{_TORCH}|.+\.(?:safetensors|bin)\.index\.json", re.IGNORECASE)
+_FILES = re.compile(
+    r".+\.(?:pth|pt|bin|ckpt|torch|safetensors)(?:\.tar)?|.+\.(?:safetensors|bin)\.index\.json", re.IGNORECASE
+)
 _FOLDERS = re.compile(
     r"(?:.*/)?(?:ckpt/\d+(?:_keep)?|sharded_teacher_checkpoint|step-\d+|iter_\d{7}|global_step\d+)"
 )
@@ -241,6 +319,7 @@ _NEVER = re.compile(
     | .*\.rank_(?!0\.)\d+\.pth                        # one rank of several: rank 0 stands for all of them
     | .*_shard(?!0\.)\d+\.torch
     | .*\.distcp
+    | custom_checkpoint_\d+.*  | sampler.*  | dl_state_dict.*  | recipe_state.*  # accelerate's, torchtune's
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -309,19 +388,46 @@ def from_name(relative_path: str) -> NameFacts:
 
 
 def _facts(entry: Pattern, groups: dict[str, str | None]) -> NameFacts:
-    epoch, step = groups.get("epoch"), groups.get("step")
+    epoch, step, number = (groups.get(name) for name in ("epoch", "step", "number"))
     words = []
     if epoch is not None:
         words.append(_words("epoch", int(epoch), entry.epoch_offset))
     if step is not None:
         words.append(_words("step", int(step), entry.step_offset))
+    if number is not None:
+        words.append(f"number {int(number)}")
+    how = f"{' and '.join(words)} in the name"
     return NameFacts(
         epoch_done=None if epoch is None else float(max(int(epoch) + entry.epoch_offset, 0)),
         step_done=None if step is None else max(int(step) + entry.step_offset, 0),
+        number=None if number is None else int(number),
+        saves=entry.saves,
         pattern=entry.name,
-        how=f"{' and '.join(words)} in the name; as {entry.writer} writes it",
+        writer=entry.writer,
+        how=how + _unit(entry, number is not None),
         within_epoch=entry.within_epoch,
     )
+
+
+def _unit(entry: Pattern, bare: bool) -> str:
+    if entry.saves:
+        return f", which counts what {entry.writer} saved"
+    return ", unit unknown" if bare else f"; as {entry.writer} writes it"
+
+
+def tells_count(relative_path: str) -> bool:
+    """Whether a path tells an epoch, a step or another count."""
+    return bool(from_name(relative_path).pattern)
+
+
+def may_hold_weights(relative_path: str) -> bool:
+    """Whether a file whose name does not say that it is a checkpoint may be one all the same.
+
+    Args:
+        relative_path: path below the run, with forward slashes.
+    """
+    *folders, name = relative_path.split("/")
+    return not (_NEVER.fullmatch(name) or any(_NEVER_FOLDER.fullmatch(folder) for folder in folders))
 
 
 def _words(unit: str, number: int, offset: int) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dse_monitor import __version__
-from dse_monitor.cli import alerts, checkpoints, demo, images, probe, results, score, watch
+from dse_monitor.cli import alerts, checkpoints, demo, images, probe, results, runs, score, watch
 from dse_monitor.flags.page import HELP, block
 from dse_monitor.flags.table import described
 from dse_monitor.trainers.settings import TrainOptions
@@ -39,6 +39,7 @@ class Command:
 
 COMMANDS = {
     "watch": Command(WatchOptions, watch.watch),
+    "runs": Command(runs.RunsOptions, runs.runs),
     "score": Command(score.ScoreOptions, score.score),
     "best": Command(results.BestOptions, results.best),
     "status": Command(results.StatusOptions, results.status),

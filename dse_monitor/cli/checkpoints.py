@@ -90,3 +90,17 @@ def check_layout(name: str | None) -> None:
         advice = f"did you mean {near[0]}?" if near else "`dse-monitor layouts` lists them"
         raise RunError(f"there is no layout {name!r}; {advice}")
     REGISTRY.load(name)
+
+
+def check_arch(options: ReadingOptions) -> None:
+    """Refuse what timm does not have, or does not build so, before anything is measured.
+
+    Raises:
+        RunError: there is none, or it cannot be built.
+    """
+    if options.arch is None:
+        return
+    from dse_monitor.checkpoints.named.timm_networks import refusal
+
+    if found := refusal(options.arch, options.arch_option):
+        raise RunError(found)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from dse_monitor.cli.checkpoints import check_layout
+from dse_monitor.cli.checkpoints import check_arch, check_layout
 from dse_monitor.cli.printing import FAILED, number, print_json, progress
 from dse_monitor.errors import CheckpointError, RunError
 from dse_monitor.evaluation.config import EvaluationConfig, Placement
@@ -49,8 +49,9 @@ class ScoreOptions:
 def score(options: ScoreOptions) -> int:
     """Measure what is named and print a line for each checkpoint."""
     check_layout(options.config.layout)
+    check_arch(options.config)
     if run := _one_run(options.checkpoints):
-        return _score_run(run, options)
+        return _score_run(_found_run(run), options)
     from dse_monitor.evaluation.evaluator import Evaluator
     from dse_monitor.runs.record import to_json
 
@@ -86,6 +87,27 @@ def _one_run(paths: tuple[Path, ...]) -> Path | None:
     if not runs and "WORLD_SIZE" in os.environ:
         raise RunError("several processes score the folder of a run; score single checkpoints with one")
     return runs[0] if runs else None
+
+
+def _found_run(folder: Path) -> Path:
+    """The one run in a folder; the folder itself while it holds none.
+
+    Raises:
+        RunError: it holds several.
+    """
+    from dse_monitor.watch.dependencies import Dependencies
+    from dse_monitor.watch.files.discovery import Search
+
+    runs = [run.folder for run in Search.of(Dependencies.real())(folder).runs]
+    if folder in runs or not runs:
+        return folder
+    first, *others = runs
+    if others:
+        raise RunError(
+            f"{folder} holds {len(runs)} runs; score one of them, such as {first} "
+            f"(`dse-monitor runs {folder}` lists them)"
+        )
+    return first
 
 
 def _score_run(run: Path, options: ScoreOptions) -> int:

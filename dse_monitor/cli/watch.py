@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from dse_monitor.cli.checkpoints import check_layout
+from dse_monitor.cli.checkpoints import check_arch, check_layout
 from dse_monitor.cli.printing import FAILED
 from dse_monitor.errors import RunError
 from dse_monitor.watch.options import WatchOptions
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def watch(options: WatchOptions) -> int:
     """Become the watcher, or only try where its alerts would go."""
     check_layout(options.config.layout)
+    check_arch(options.config)
     sinks = options.sinks  # one that cannot be made is reported here, before anything starts
     if options.test_alert:
         return _try_sinks(options.runs[0], sinks)

@@ -13,6 +13,7 @@ import dataclasses
 import errno
 import hashlib
 import itertools
+import logging
 import math
 import os
 import time
@@ -27,11 +28,14 @@ from dse_monitor.errors import (
     DeviceError,
     DSEError,
     FeatureError,
+    ImagesError,
     NonFiniteFeatures,
     one_line,
 )
 from dse_monitor.evaluation import images, maps
 from dse_monitor.evaluation.config import EvaluationConfig, Placement
+from dse_monitor.facts import reading
+from dse_monitor.preprocessing import Preprocessing, side
 from dse_monitor.runs.record import Evaluation, Settings, Source
 
 if TYPE_CHECKING:
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
 
     from dse_monitor.encoder import Encoder
     from dse_monitor.metric import Components
+
+LOGGER = logging.getLogger("dse_monitor.images")
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total): "read", "images", "forward", "metric"
 
@@ -57,25 +63,51 @@ class HeldOut:
 
     def __init__(self, config: EvaluationConfig, cache: str):
         self._config, self._cache = config, cache
-        self._image_sets: dict[int, images.ImageSet] = {}
+        self._image_sets: dict[tuple[object, ...], images.ImageSet] = {}
 
-    def at(self, size: int, progress: Progress | None = None) -> images.ImageSet:
-        """The images at `size` px.
+    def at(
+        self,
+        preprocessing: Preprocessing,
+        progress: Progress | None = None,
+        *,
+        transform: images.Transform | None = None,
+        transform_id: str = "",
+    ) -> images.ImageSet:
+        """The images as a network sees them, at the size of the configuration where that names one.
+
+        What a user should know of them is logged, once for each way of looking at them.
+
+        Args:
+            preprocessing: how the network's maker prepares images.
+            progress: called as progress("images", done, total).
+            transform: makes what the network sees of a file, in place of all that; see `images.prepare`.
+            transform_id: what tells it from other transforms.
 
         Raises:
             ImagesError, OutputError: see `images.prepare`.
         """
-        if size not in self._image_sets:
-            config = self._config
-            self._image_sets[size] = images.prepare(
+        config = self._config
+        if transform is not None and (config.bands or config.scale is not None):
+            raise ImagesError("--bands and --scale have no meaning for a network that has its own transform")
+        wanted = preprocessing.at(config.image_size)
+        sizes = (wanted.channels, wanted.image_size, wanted.covered)
+        key = (*sizes, wanted.crop_mode, wanted.interpolation, transform_id)
+        if key not in self._image_sets:
+            self._image_sets[key] = images.prepare(
                 config.images,
+                wanted,
                 num_images=config.num_images,
                 seed=config.seed,
-                size=size,
                 cache=self._cache,
+                bands=config.bands,
+                scale=config.scale,
+                transform=transform,
+                transform_id=transform_id,
                 progress=_of_stage(progress, "images"),
             )
-        return self._image_sets[size]
+            for note in self._image_sets[key].notes:
+                LOGGER.warning(note)
+        return self._image_sets[key]
 
 
 class Evaluator:
@@ -105,13 +137,13 @@ class Evaluator:
         self.precision = _precision(config.precision, self.device)
         self._clock = clock
 
-    def image_set(self, size: int, progress: Progress | None = None) -> images.ImageSet:
-        """The held-out images at `size` px, decoded on first use.
+    def image_set(self, preprocessing: Preprocessing, progress: Progress | None = None) -> images.ImageSet:
+        """The held-out images as a network sees them, decoded on first use.
 
         Raises:
             ImagesError, OutputError: see `images.prepare`.
         """
-        return self._held_out.at(size, progress)
+        return self._held_out.at(preprocessing, progress)
 
     def wake(self) -> None:
         """Have the device compute something: its first product takes seconds on a GPU."""
@@ -156,8 +188,8 @@ class Evaluator:
             if encoder.non_finite:
                 raise _Invalid(_weights_reason(encoder), "NonFiniteWeights")
             with stopwatch("images"):
-                size = self.config.image_size or encoder.image_size[0]
-                held_out = self.image_set(size, progress)
+                own = {"transform": encoder.transform, "transform_id": encoder.transform_id}
+                held_out = self._held_out.at(encoder.preprocessing, progress, **own)
             settings = self._settings(encoder, held_out)
             measured = self._measure(encoder, held_out, settings, stopwatch, progress)
         except _Invalid as error:
@@ -196,14 +228,16 @@ class Evaluator:
         return encoder
 
     def _settings(self, encoder: Encoder, held_out: images.ImageSet) -> Settings:
-        config = self.config
+        config, how = self.config, held_out.preprocessing
+        channels = held_out.pixels.shape[-1]
+        transformed = held_out.normalised  # by the user's own code, after which nothing is done
         return Settings(
             images=held_out.fingerprint,
             num_images=len(held_out),
-            resize=held_out.resize,
-            crop=held_out.size,
-            mean=encoder.preprocessing.mean,
-            std=encoder.preprocessing.std,
+            resize=side(held_out.size if transformed else how.covered),
+            crop=side(held_out.size),
+            mean=(0.0,) * channels if transformed else encoder.preprocessing.mean,
+            std=(1.0,) * channels if transformed else encoder.preprocessing.std,
             batch=config.batch,
             group=config.group,
             local_clusters=config.local_clusters,
@@ -211,6 +245,12 @@ class Evaluator:
             normalize=config.normalize,
             precision=self.precision,
             seed=config.seed,
+            interpolation=how.interpolation,
+            crop_mode=how.crop_mode,
+            channels=channels,
+            bands=held_out.bands,
+            scaling=held_out.scaling,
+            reading=reading(encoder.arch, encoder.facts),
         )
 
     def _measure(
@@ -243,6 +283,7 @@ class Evaluator:
                     device=self.device,
                     precision=self.precision,
                     micro_batch=config.micro_batch,
+                    normalised=held_out.normalised,
                     progress=_shifted(progress, part.start, len(held_out)),
                 )
                 collapsed = is_constant(
@@ -265,7 +306,7 @@ class Evaluator:
         map_file = ""
         if self.place.maps is not None:
             with stopwatch("maps"):
-                map_file = self._paint(examples, encoder.source, held_out, settings)
+                map_file = self._paint(examples, encoder, held_out, settings)
         return {
             "status": "scored",
             "components": average(components),
@@ -274,18 +315,25 @@ class Evaluator:
         }
 
     def _paint(
-        self, examples: maps.Examples, source: Source, held_out: images.ImageSet, settings: Settings
+        self, examples: maps.Examples, encoder: Encoder, held_out: images.ImageSet, settings: Settings
     ) -> str:
         """Maps of the first images; the file's name tells content and settings."""
         assert self.place.maps is not None
         tokens = examples.tokens()
         if self.config.normalize:
             tokens = tokens / np.maximum(np.linalg.norm(tokens, axis=-1, keepdims=True), 1e-12)
+        source = encoder.source
         content = source.content or hashlib.sha256(os.fsencode(source.path)).hexdigest()
         folder = Path(self.place.maps)
-        maps.paint_images(folder, held_out.pixels[: len(tokens)])
-        name = f"{content[:16]}-{settings.fingerprint[:6]}"
-        return maps.paint_tokens(folder, tokens, examples.labels(), name=name, images=held_out.fingerprint)
+        maps.paint_images(folder, held_out.pixels[: len(tokens)], self.config.preview_bands or ())
+        return maps.paint_tokens(
+            folder,
+            tokens,
+            examples.labels(),
+            grid=token_grid(encoder, held_out.size, tokens.shape[1]),
+            name=f"{content[:16]}-{settings.fingerprint[:6]}",
+            images=held_out.fingerprint,
+        )
 
 
 def batches(count: int, batch: int, group: int) -> Iterator[slice]:
@@ -323,6 +371,21 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError(f"mps: torch {torch.__version__} finds no Apple GPU here; use --device cpu")
     return device
+
+
+def token_grid(encoder: Encoder, size: tuple[int, int], count: int) -> tuple[int, int]:
+    """Rows and columns of `count` tokens of images of (height, width); (0, 0) if they are no such grid.
+
+    Networks that take images of any size have a grid in proportion, and round it down or up.
+    """
+    own = [
+        (sides * now, usual)
+        for sides, now, usual in zip(encoder.grid, size, encoder.preprocessing.image_size, strict=True)
+    ]
+    for rows, columns in ([a // b for a, b in own], [-(-a // b) for a, b in own]):
+        if rows * columns == count:
+            return rows, columns
+    return 0, 0
 
 
 def is_constant(tokens: Tensor) -> bool:

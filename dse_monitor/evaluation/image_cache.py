@@ -10,11 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from dse_monitor import atomic
-from dse_monitor.evaluation.decoding import RECIPE
+from dse_monitor.evaluation.recipe import PICTURES, Files
 
 STALE_SECONDS = 3600.0  # s; a half-written cache file this old belongs to a process that was killed
 
@@ -29,16 +28,26 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Sample:
-    """Which files were drawn, as kept in the cache folder for the life of a run."""
+    """Which files were drawn, as kept in the cache folder for the life of a run.
+
+    Attributes:
+        names: relative to the folder, in order.
+        found: files that could have been drawn.
+        skipped: those that could not be used.
+        files: what they are.
+        left_out: files of arrays beside pictures, which were not looked at.
+    """
 
     names: tuple[str, ...]
     found: int
     skipped: tuple[Skipped, ...]
+    files: Files = PICTURES
+    left_out: int = 0
 
 
-def write_pixels(target: Path, rows: Iterator[NDArray[np.uint8]], size: int, resize: int) -> None:
-    """Write images [S, S, 3] one after another, their fingerprint beside them; each whole or not at all."""
-    running, count = _fingerprint(size, resize), 0
+def write_pixels(target: Path, rows: Iterator[NDArray[Any]], words: str) -> None:
+    """Write images [h, w, C] one after another, their fingerprint beside them; each whole or not at all."""
+    running, count = hashlib.sha256(words.encode()), 0
     with atomic.replacing(target) as part, open(part, "wb") as file:
         for row in rows:
             data = row.tobytes()
@@ -48,14 +57,20 @@ def write_pixels(target: Path, rows: Iterator[NDArray[np.uint8]], size: int, res
     _write_json(target.with_suffix(".json"), {"images": count, "sha256": running.hexdigest()})
 
 
-def check_pixels(file: Path, sample: Sample, size: int, resize: int) -> str:
-    """The fingerprint of a pixel file that is whole and unchanged, else an empty string."""
+def check_pixels(file: Path, count: int, bytes_each: int, words: str) -> str:
+    """The fingerprint of a pixel file that is whole and unchanged, else an empty string.
+
+    Args:
+        file: the file.
+        count: images it must hold.
+        bytes_each: of one image.
+        words: what the fingerprint covers besides the pixels.
+    """
     try:
         expected = json.loads(file.with_suffix(".json").read_bytes())
-        length = len(sample.names) * size * size * 3
-        if expected["images"] != len(sample.names) or file.stat().st_size != length:
+        if expected["images"] != count or file.stat().st_size != count * bytes_each:
             return ""
-        running = _fingerprint(size, resize)
+        running = hashlib.sha256(words.encode())
         with open(file, "rb") as stream:
             while block := stream.read(1 << 24):
                 running.update(block)
@@ -66,7 +81,16 @@ def check_pixels(file: Path, sample: Sample, size: int, resize: int) -> str:
 
 def write_sample(file: Path, sample: Sample) -> None:
     """Write a sample, whole or not at all."""
-    _write_json(file, asdict(sample))
+    data: dict[str, Any] = {
+        "names": sample.names,
+        "found": sample.found,
+        "skipped": [asdict(skip) for skip in sample.skipped],
+    }
+    if sample.files != PICTURES:
+        data["files"] = sample.files.to_json()
+    if sample.left_out:
+        data["left_out"] = sample.left_out
+    _write_json(file, data)
 
 
 def read_sample(file: Path) -> Sample | None:
@@ -74,7 +98,9 @@ def read_sample(file: Path) -> Sample | None:
     try:
         data = json.loads(file.read_bytes())
         skipped = tuple(Skipped(item["name"], item["reason"]) for item in data["skipped"])
-        return Sample(tuple(str(name) for name in data["names"]), int(data["found"]), skipped)
+        names = tuple(str(name) for name in data["names"])
+        files = Files.from_json(data["files"]) if "files" in data else PICTURES
+        return Sample(names, int(data["found"]), skipped, files, int(data.get("left_out", 0)))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -84,11 +110,6 @@ def remove_stale_parts(cache: Path) -> None:
     for part in cache.glob(f"*{atomic.PART}"):
         if time.time() - part.stat().st_mtime > STALE_SECONDS:
             part.unlink(missing_ok=True)
-
-
-def _fingerprint(size: int, resize: int) -> Any:
-    """A running hash; feed it the pixels in order."""
-    return hashlib.sha256(f"{RECIPE}; {resize}; {size}; ".encode())
 
 
 def _write_json(target: Path, data: dict[str, Any]) -> None:

@@ -13,16 +13,17 @@ map that loses contrast between its regions, or all but one hue, shows features 
 A cluster has the mean colour of its tokens. So it keeps its colour from checkpoint to checkpoint without any
 matching of labels, and two clusters that look alike are close in the features too.
 
-Shapes: E example images, N = G * G tokens each, D feature width, M = E * N.
+Shapes: E example images of h x w px and C channels, N = R * K tokens each in rows and columns, D feature
+width, M = E * N.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +35,10 @@ from dse_monitor.errors import OutputError
 EXAMPLES = 6  # images in a strip; ours, what fits beside the charts
 MEDIA_FOLDER = "media"  # below the run's output folder
 ORIGINALS = "images.webp"  # the examples themselves, in MEDIA_FOLDER
-TILE = 112  # px, side of an original in its strip
+TILE = 112  # px, longer side of an original in its strip
 QUALITY = 90  # of the originals, which are photographs; ours
 
+PERCENTILES = (2, 98)  # of the values of a band that become black and full; usual for multispectral images
 _CONTRAST = 1.5  # slope of the colour curve: one standard deviation reaches 82 % of a channel
 
 Scores = NDArray[np.float64]
@@ -75,10 +77,11 @@ def paint_tokens(
     tokens: NDArray[np.floating],
     labels: Sequence[NDArray[np.integer]] = (),
     *,
+    grid: tuple[int, int],
     name: str,
     images: str,
 ) -> str:
-    """Write the maps of one checkpoint: rows of E square tiles, one pixel per token.
+    """Write the maps of one checkpoint: rows of E tiles, one pixel per token.
 
     The first row shows the features, the others one clustering each. The colour reference of these images is
     read from the folder, or written there by the first call. Equal tokens, labels and reference give an equal
@@ -88,22 +91,23 @@ def paint_tokens(
         folder: the run's output folder.
         tokens: [E, N, D], finite.
         labels: for each clustering the cluster of each token, integers [E, N]; equal numbers are one cluster.
+        grid: rows and columns of the tokens, R and K.
         name: what tells this checkpoint from others; becomes part of the file's name.
         images: fingerprint of the images, so that no reference of other images is used.
 
     Returns:
-        The file relative to `folder`, with forward slashes; empty when N is no square number, which makes
-        no map.
+        The file relative to `folder`, with forward slashes; empty when N is not R * K, which makes no map.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     examples, count, _ = tokens.shape
-    grid = math.isqrt(count)
-    if grid * grid != count:
+    rows, columns = grid
+    if rows * columns != count:
         return ""
     scores = principal_scores(tokens.reshape(examples * count, -1))
-    reference = folder / f"map-colours-{_plain(images)}-{examples}x{grid}.npy"
+    shape = f"{rows}" if rows == columns else f"{rows}x{columns}"
+    reference = folder / f"map-colours-{_plain(images)}-{examples}x{shape}.npy"
     target = folder / MEDIA_FOLDER / f"map-{_plain(name)}.png"
     try:
         (folder / MEDIA_FOLDER).mkdir(parents=True, exist_ok=True)
@@ -114,8 +118,8 @@ def paint_tokens(
             atomic.write_bytes(reference, stream.getvalue())
         else:
             scores = align(scores, known)
-        rows = [scores, *(mean_by_label(scores, own.reshape(-1)) for own in labels)]
-        tiles = [colours(row).reshape(examples, grid, grid, 3) for row in rows]
+        kinds = [scores, *(mean_by_label(scores, own.reshape(-1)) for own in labels)]
+        tiles = [colours(kind).reshape(examples, rows, columns, 3) for kind in kinds]
         atomic.write_bytes(
             target, _encoded(np.concatenate([np.concatenate(list(row), axis=1) for row in tiles]), "PNG")
         )
@@ -126,18 +130,24 @@ def paint_tokens(
     return target.relative_to(folder).as_posix()
 
 
-def paint_images(folder: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write the example images [E, S, S, 3] as a strip of E tiles beside the maps, once.
+def paint_images(folder: Path, pixels: NDArray[Any], preview_bands: Sequence[int] = ()) -> None:
+    """Write the example images [E, h, w, C] as a strip of E tiles beside the maps, once.
+
+    8-bit RGB and grey are shown as they are. Of anything else three bands are stretched, each from its 2nd to
+    its 98th percentile over all examples: the three there are, those chosen, or, of two or more than three,
+    the first three principal components of the bands' values. One band is stretched as grey.
+
+    Args:
+        folder: the run's output folder.
+        pixels: uint8 or floating-point.
+        preview_bands: the channels shown as red, green and blue, counted from 1; none where there are fewer.
 
     Raises:
         OutputError: the folder cannot be written.
     """
-    side = min(pixels.shape[1], TILE)
-    tiles = [
-        np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BOX)) for image in pixels
-    ]
+    tiles = previews(pixels, preview_bands)
     target = folder / MEDIA_FOLDER / ORIGINALS
-    content = _encoded(np.concatenate(tiles, axis=1), "WEBP", quality=QUALITY)
+    content = _encoded(np.concatenate(list(tiles), axis=1), "WEBP", quality=QUALITY)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if not target.exists() or target.read_bytes() != content:
@@ -146,6 +156,31 @@ def paint_images(folder: Path, pixels: NDArray[np.uint8]) -> None:
         raise OutputError(
             f"{folder}: example images cannot be written ({error}); check space and rights"
         ) from error
+
+
+def previews(pixels: NDArray[Any], bands: Sequence[int] = ()) -> NDArray[np.uint8]:
+    """Images [E, h, w, C] as RGB of at most TILE px along the longer side; see `paint_images`."""
+    _, height, width, channels = pixels.shape
+    share = min(1.0, TILE / max(height, width))
+    high, wide = max(1, round(height * share)), max(1, round(width * share))
+
+    def small(plane: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(Image.fromarray(plane).resize((wide, high), Image.Resampling.BOX))
+
+    eight = pixels.dtype == np.uint8
+    if eight and channels == 3 and not bands:
+        return np.stack([small(np.asarray(image)) for image in pixels])
+    chosen = [band - 1 for band in bands] if bands and max(bands) <= channels else range(channels)
+    kind = np.uint8 if eight else np.float32
+    planes = [[small(np.ascontiguousarray(image[..., band], kind)) for band in chosen] for image in pixels]
+    values = np.moveaxis(np.array(planes), 1, -1)  # [E, high, wide, bands]
+    if eight and values.shape[-1] == 1:
+        return np.repeat(values, 3, axis=-1)
+    if values.shape[-1] not in (1, 3):
+        values = principal_scores(values.reshape(-1, values.shape[-1])).reshape(*values.shape[:-1], 3)
+    low, high = np.percentile(values, PERCENTILES, axis=(0, 1, 2))
+    stretched = np.clip((values - low) / np.maximum(high - low, 1e-12), 0, 1)
+    return np.broadcast_to(np.round(stretched * 255), (*values.shape[:-1], 3)).astype(np.uint8)
 
 
 def principal_scores(tokens: NDArray[np.floating]) -> Scores:
@@ -165,7 +200,7 @@ def principal_scores(tokens: NDArray[np.floating]) -> Scores:
         scores = vectors[:, ::-1][:, :3] * np.sqrt(np.maximum(squares[::-1][:3], 0))
     scores = np.pad(scores, ((0, 0), (0, 3 - scores.shape[1])))
     scores *= np.sign(scores[np.abs(scores).argmax(0), range(3)])
-    size = math.sqrt(np.square(scores).mean())
+    size = float(np.sqrt(np.square(scores).mean()))
     return scores / size if size > 1e-9 * (1 + np.abs(tokens).max()) else np.zeros_like(scores)
 
 

@@ -12,7 +12,9 @@ command line.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,8 @@ class Flag:
         positional: whether it is given by position.
         hidden: whether it is not on the command line at all.
         aliases: other spellings, with their dashes; accepted, but not shown in help.
+        read: makes the value of one word, where its type alone does not say how; a ValueError says what is
+            wrong with the word.
     """
 
     name: str = ""
@@ -37,6 +41,7 @@ class Flag:
     positional: bool = False
     hidden: bool = False
     aliases: tuple[str, ...] = ()
+    read: Callable[[str], Any] | None = None
 
 
 ADVANCED = Flag(advanced=True)

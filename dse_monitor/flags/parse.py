@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff, HelptextFromCommentsOff, Positional
+from tyro.constructors import PrimitiveConstructorSpec
 
 from dse_monitor.flags.page import page, show
 from dse_monitor.flags.table import Option, kinds, options
@@ -82,11 +83,28 @@ def flat(table: Sequence[Option]) -> type:
             help=option.doc,
             aliases=option.how.aliases or None,
         )
-        kind = Annotated[(option.kind, about, *((Positional,) if option.how.positional else ()))]
+        extras = ((Positional,) if option.how.positional else ()) + _reading(option)
+        kind = Annotated[(option.kind, about, *extras)]
         made.append(
             ("__".join(option.path), kind, field(default=option.default) if not option.required else field())
         )
     return make_dataclass("Options", made, kw_only=True)
+
+
+def _reading(option: Option) -> tuple[Any, ...]:
+    """How tyro makes the value of an option that reads its word itself."""
+    read = option.how.read
+    if read is None:
+        return ()
+    return (
+        PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=option.value,
+            instance_from_str=lambda words: read(words[0]),
+            is_instance=lambda value: True,
+            str_from_instance=lambda value: [str(value)],
+        ),
+    )
 
 
 def unknown(word: str, known: Iterable[str], *, prog: str, what: str, where: str) -> NoReturn:

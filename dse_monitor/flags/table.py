@@ -62,7 +62,7 @@ class Option:
     @property
     def several(self) -> bool:
         """Whether it takes any number of values."""
-        return get_args(self.kind)[1:] == (...,)
+        return self.how.read is None and get_args(self.kind)[1:] == (...,)
 
 
 def options(of: type, default: Any = None) -> list[Option]:

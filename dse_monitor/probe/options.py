@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from dse_monitor.checkpoints.options import ReadingOptions
+from dse_monitor.evaluation.config import read_bands
 from dse_monitor.flags import ADVANCED, Flag
 
 
@@ -20,6 +21,12 @@ class LabelledImages:
     """Folder of masks under the same names (any suffix): one channel, the pixel's value is its class."""
     num_images: int = 1000
     """Pairs used: a seeded sample."""
+    bands: Annotated[
+        tuple[int, ...] | None, Flag(metavar="B,B,...", advanced=True, default="all", read=read_bands)
+    ] = None
+    """Which bands of a file are the network's channels, in their order and counted from 1: 4,3,2."""
+    scale: Annotated[float | None, Flag(advanced=True, default="the range of the files' type")] = None
+    """What the files' values are divided by; 10000 for reflectance in steps of 0.0001."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,3 +47,8 @@ class ProbeConfig(ReadingOptions, LabelledImages):
     """Arithmetic of the forward pass."""
     micro_batch: Annotated[int | None, Flag(advanced=True, default="chosen by the device")] = None
     """Images per forward pass."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bands is not None:  # of the watcher's JSON
+            object.__setattr__(self, "bands", tuple(self.bands))

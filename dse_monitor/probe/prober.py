@@ -26,6 +26,7 @@ import hashlib
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,13 @@ from torch import Tensor
 
 from dse_monitor.checkpoints import load_encoder
 from dse_monitor.encoder import Encoder
-from dse_monitor.errors import ImagesError, NonFiniteFeatures
+from dse_monitor.errors import FeatureError, ImagesError, NonFiniteFeatures
 from dse_monitor.evaluation import decoding, images
-from dse_monitor.evaluation.evaluator import resolve_device
+from dse_monitor.evaluation.evaluator import resolve_device, token_grid
+from dse_monitor.evaluation.geometry import fit
+from dse_monitor.evaluation.recipe import Recipe
 from dse_monitor.metric.precision import full_float32
+from dse_monitor.preprocessing import Preprocessing
 from dse_monitor.probe.options import ProbeConfig
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total); stages: "images", "forward", "probe"
@@ -125,25 +129,26 @@ class Prober:
             )
         self.labelled = labelled
         self.device = resolve_device(labelled.device)
-        self._pairs: dict[int, tuple[NDArray[np.uint8], NDArray[np.int32]]] = {}
-        self._labels: dict[tuple[int, int], NDArray[np.int64]] = {}
-        self._truths: dict[int, str] = {}
+        self._pairs: dict[tuple[object, ...], tuple[NDArray[Any], NDArray[np.int32]]] = {}
+        self._labels: dict[tuple[object, ...], NDArray[np.int64]] = {}
+        self._truths: dict[tuple[object, ...], str] = {}
 
-    def truth(self, size: int, progress: Progress | None = None) -> str:
-        """Fingerprint of the labelled images at a crop of ``size`` px and of how they are used.
+    def truth(self, how: Preprocessing, progress: Progress | None = None) -> str:
+        """Fingerprint of the labelled images as a network sees them and of how they are used.
 
         Raises:
             ImagesError: the labelled images cannot be used.
         """
-        if size not in self._truths:
-            pixels, masks = self._read(size, progress)
+        key = _key(how)
+        if key not in self._truths:
+            pixels, masks = self._read(how, progress)
             used = self.labelled
-            how = (used.seed, used.splits, used.neighbours, used.ignore, used.precision, pixels.shape)
-            digest = hashlib.sha256(repr(how).encode())
+            use = (used.seed, used.splits, used.neighbours, used.ignore, used.precision, pixels.shape)
+            digest = hashlib.sha256(repr(use).encode())
             digest.update(pixels.tobytes())
             digest.update(masks.tobytes())
-            self._truths[size] = digest.hexdigest()[:12]
-        return self._truths[size]
+            self._truths[key] = digest.hexdigest()[:12]
+        return self._truths[key]
 
     def __call__(self, path: Path | str, progress: Progress | None = None) -> ProbeResult:
         """Probe one checkpoint.
@@ -158,12 +163,18 @@ class Prober:
         encoder = load_encoder(Path(path), labelled)
         if encoder.non_finite:
             raise NonFiniteFeatures(f"{path}: NaN or infinite weights in {len(encoder.non_finite)} tensors")
-        size = labelled.image_size or encoder.image_size[0]
-        pixels, masks = self._read(size, progress)
+        if encoder.transform is not None:
+            raise FeatureError(
+                f"{path}: masks cannot be cropped as the transform of its network crops images, which it "
+                "does not say; probe it through a function that returns no transform, where pictures do"
+            )
+        how = encoder.preprocessing.at(labelled.image_size)
+        pixels, masks = self._read(how, progress)
         tokens = self._encode(encoder, pixels, progress)
-        key = (size, tokens.shape[1])
+        grid = token_grid(encoder, how.image_size, tokens.shape[1])
+        key = (*_key(how), grid)
         if key not in self._labels:
-            self._labels[key] = token_labels(masks, tokens.shape[1], labelled.ignore)
+            self._labels[key] = token_labels(masks, grid, labelled.ignore)
         labels = self._labels[key]
         linear, knn = score_tokens(
             tokens,
@@ -180,7 +191,7 @@ class Prober:
             step=encoder.step,
             arch=encoder.arch,
             content=encoder.source.content,
-            truth=self.truth(size),
+            truth=self.truth(how),
             linear=linear,
             knn=knn,
             images=len(pixels),
@@ -188,12 +199,13 @@ class Prober:
             classes=len(np.unique(known)),
         )
 
-    def _read(self, size: int, progress: Progress | None) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        if size not in self._pairs:
-            self._pairs[size] = read_pairs(self.labelled, size, progress)
-        return self._pairs[size]
+    def _read(self, how: Preprocessing, progress: Progress | None) -> tuple[NDArray[Any], NDArray[np.int32]]:
+        key = _key(how)
+        if key not in self._pairs:
+            self._pairs[key] = read_pairs(self.labelled, how, progress)
+        return self._pairs[key]
 
-    def _encode(self, encoder: Encoder, pixels: NDArray[np.uint8], progress: Progress | None) -> Tensor:
+    def _encode(self, encoder: Encoder, pixels: NDArray[Any], progress: Progress | None) -> Tensor:
         encoder.to(self.device)
         with full_float32():
             tokens = encoder.encode(
@@ -301,20 +313,27 @@ def neighbour_probe(
     return torch.cat(guesses)
 
 
-def token_labels(masks: NDArray[np.integer], tokens: int, ignore: int = 255) -> NDArray[np.int64]:
-    """The class of each patch: masks [n, S, S] -> [n, N], `IGNORED` where none fills half of it.
+def token_labels(masks: NDArray[np.integer], grid: tuple[int, int], ignore: int = 255) -> NDArray[np.int64]:
+    """The class of each patch: masks [n, h, w] -> [n, N], `IGNORED` where none fills half of it.
+
+    Args:
+        masks: classes of the pixels.
+        grid: rows and columns of the tokens, N together.
+        ignore: a value that is no class.
 
     Raises:
-        ImagesError: the tokens are no square grid.
+        ImagesError: the tokens are no grid.
     """
-    grid = round(tokens**0.5)
-    if grid * grid != tokens:
+    rows, columns = grid
+    tokens = rows * columns
+    if not tokens:
         raise ImagesError(
-            f"{tokens} tokens per image are no square grid, so patches cannot be matched with masks"
+            "the tokens are no grid of rows and columns, so patches cannot be matched with masks"
         )
-    side = masks.shape[1]
-    line = np.arange(side) * grid // side  # pixel -> row or column of its patch
-    patch = (line[:, None] * grid + line[None, :]).ravel()
+    down, across = (  # pixel -> row or column of its patch
+        np.arange(side) * count // side for side, count in zip(masks.shape[1:], grid, strict=True)
+    )
+    patch = (down[:, None] * columns + across[None, :]).ravel()
     pixels_of = np.bincount(patch, minlength=tokens)
     labels = np.full((len(masks), tokens), IGNORED, np.int64)
     for index, mask in enumerate(masks):
@@ -328,45 +347,51 @@ def token_labels(masks: NDArray[np.integer], tokens: int, ignore: int = 255) -> 
 
 
 def read_pairs(
-    labelled: ProbeConfig, size: int, progress: Progress | None = None
-) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Images [n, S, S, 3] and their masks [n, S, S], of the same crop.
+    labelled: ProbeConfig, how: Preprocessing, progress: Progress | None = None
+) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    """Images [n, h, w, C] and their masks [n, h, w], of the same crop.
 
     Raises:
         ImagesError: a folder is missing, fewer than four pairs, or a pair that cannot be used.
     """
     folder, masks_folder = Path(labelled.images).expanduser(), Path(labelled.masks).expanduser()
-    masks = {name.rpartition(".")[0]: name for name in images.find(masks_folder)}
-    names = [name for name in images.find(folder) if name.rpartition(".")[0] in masks]
+    masks = {name.rpartition(".")[0]: name for name in images.offered(masks_folder)[0]}
+    names = [name for name in images.offered(folder)[0] if name.rpartition(".")[0] in masks]
     if len(names) < 4:
         raise ImagesError(
             f"{folder}: {len(names)} images have a mask of the same name in {masks_folder}, "
             "at least 4 are needed"
         )
     names = images.seeded_order(names, labelled.seed)[: labelled.num_images]
-    resize = images.default_resize(size)
-    pixels = np.empty((len(names), size, size, 3), np.uint8)
-    labels = np.empty((len(names), size, size), np.int32)
-    for index, (name, decoded) in enumerate(decoding.decode(folder, names, size, resize)):
+    recipe = Recipe(preprocessing=how, bands=labelled.bands or (), scale=labelled.scale)
+    files = recipe.look(folder, names)
+    pixels = np.empty((len(names), *recipe.shape(files)), recipe.dtype(files))
+    labels = np.empty(pixels.shape[:3], np.int32)
+    read = partial(recipe.read, files=files)
+    for index, (name, decoded) in enumerate(decoding.decode(folder, names, read)):
         if isinstance(decoded, ImagesError):
             raise ImagesError(f"{folder / name}: {decoded}; mend or remove it and its mask")
         pixels[index] = decoded
-        labels[index] = read_mask(masks_folder / masks[name.rpartition(".")[0]], folder / name, size, resize)
+        mask = masks_folder / masks[name.rpartition(".")[0]]
+        labels[index] = read_mask(mask, recipe.pixel_size(folder / name, files), how)
         if progress:
             progress("images", index + 1, len(names))
     return pixels, labels
 
 
-def read_mask(path: Path, image: Path, size: int, resize: int) -> NDArray[np.int32]:
-    """One mask, cropped as its image is: classes [S, S].
+def read_mask(path: Path, expected: tuple[int, int], how: Preprocessing) -> NDArray[np.int32]:
+    """One mask, cropped as its image is: classes [h, w].
+
+    Args:
+        path: the mask.
+        expected: width and height of its image.
+        how: what is done to the image.
 
     Raises:
         ImagesError: it cannot be decoded, is a colour image, or has another size than its image.
     """
     try:
-        with Image.open(path) as mask, Image.open(image) as picture:
-            turned = picture.getexif().get(0x0112, 1) >= 5
-            expected = picture.size[::-1] if turned else picture.size
+        with Image.open(path) as mask:
             if mask.mode not in ("P", "L", "1") and not mask.mode.startswith("I"):
                 raise ImagesError(
                     f"{path}: is a {mask.mode} image, expected one channel whose pixel values are classes "
@@ -374,10 +399,14 @@ def read_mask(path: Path, image: Path, size: int, resize: int) -> NDArray[np.int
                 )
             if mask.size != expected:
                 raise ImagesError(f"{path}: is {mask.size} px, its image is {expected} px; they must agree")
-            square = decoding.centre_square(mask, size, resize, Image.Resampling.NEAREST)
-            return np.asarray(square).astype(np.int32)
+            return np.asarray(fit(mask, how, Image.Resampling.NEAREST)).astype(np.int32)
     except (OSError, SyntaxError, ValueError) as error:
         raise ImagesError(f"{path}: cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def _key(how: Preprocessing) -> tuple[object, ...]:
+    """Equal for images that look the same to a network, whatever it subtracts from them."""
+    return how.channels, how.image_size, how.covered, how.crop_mode, how.interpolation
 
 
 def _labelled(tokens: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:

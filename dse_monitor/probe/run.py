@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dse_monitor.errors import CheckpointError, FeatureError, NonFiniteFeatures, OutputError
+from dse_monitor.errors import CheckpointError, FeatureError, NonFiniteFeatures, OutputError, RunError
 from dse_monitor.publish import best, rebuild
 from dse_monitor.runs import ledger, probed
 from dse_monitor.runs.locking import RunLock
@@ -56,6 +56,11 @@ def probe_run(
 
     view = ledger.read(output)
     watched = next((fact.data["probe"] for fact in reversed(view.facts) if fact.kind == "watch"), {})
+    if watched.get("network") and labelled.network is None:  # a folder's records do not say what code is run
+        raise RunError(
+            f"DSE was measured there on the network of {watched['network']}: name it here as well, with "
+            "--network"
+        )
     given = {name: getattr(labelled, name) for name in _OF_THE_WATCHER}
     chosen = {name: watched.get(name) if value is None else value for name, value in given.items()}
     prober = Prober(dataclasses.replace(labelled, **chosen))
@@ -70,9 +75,9 @@ def probe_run(
             for evaluation, found in zip(series.evaluations, paths, strict=True):
                 path = found or output.parent / evaluation.source.path  # a copied run has new times
                 assert evaluation.settings is not None  # in a series all were measured
-                size = chosen["image_size"] or evaluation.settings.crop
+                how = evaluation.settings.preprocessing.at(prober.labelled.image_size)
                 with progress(evaluation.source.path) as report:
-                    if (evaluation.seq, prober.truth(size, report)) in known:
+                    if (evaluation.seq, prober.truth(how, report)) in known:
                         continue
                     try:
                         result = _probe(path, evaluation, prober, report)
@@ -136,7 +141,7 @@ def kendall_tau(a: ArrayLike, b: ArrayLike) -> float:
     return float(np.sum(signs[0] * signs[1], dtype=np.int64)) / pairs if pairs else math.nan
 
 
-_OF_THE_WATCHER = ("image_size", "layout", "encoder", "arch", "num_heads")
+_OF_THE_WATCHER = ("image_size", "layout", "encoder", "arch", "num_heads", "bands", "scale")
 
 
 def _probe(path: Path, evaluation: Evaluation, prober: Prober, report: Progress) -> ProbeResult:

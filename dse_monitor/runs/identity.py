@@ -113,7 +113,10 @@ def content_key(path: Path) -> str | None:
     checkpoints of one model have the same directory, so the checksum of a small member is verified first.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open(path, "rb", opener=_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None  # a device has no end
+            archive = zipfile.ZipFile(file)
             members = archive.infolist()
             if len(members) > DIRECTORY_LIMIT or not _checksums_are_real(archive, members):
                 return None
@@ -124,6 +127,10 @@ def content_key(path: Path) -> str | None:
         name = member.filename.partition("/")[2] or member.filename  # the top folder is the file's own name
         digest.update(f"{name}\0{member.file_size}\0{member.CRC}\n".encode())
     return digest.hexdigest()[:32]
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)  # a named pipe must not block us
 
 
 def _checksums_are_real(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> bool:

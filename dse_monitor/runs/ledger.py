@@ -15,6 +15,8 @@ repeats a score.
     published   seq: everything up to here is in the event data
     alert       alert (see record.py)
     delivery    facts of the alerts' outbox
+    run         id: what the run is called for good, wherever its folder goes
+    unit        unit, why: what bare numbers in the names of checkpoints count; the newest holds for all
 
 Kinds a reader does not know are kept and ignored.
 """
@@ -32,10 +34,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dse_monitor.errors import OutputError, RunError
 from dse_monitor.metric.components import Components
+from dse_monitor.runs import units
 from dse_monitor.runs.identity import Stamp
 from dse_monitor.runs.record import (
     OUTPUT_FOLDER,
@@ -177,6 +180,13 @@ class Ledger:
             yield from _read(self.path, warnings)
         self.warnings = warnings
 
+    def unit(self) -> dict[str, Any] | None:
+        """Data of the newest fact about the unit of bare numbers; None if there is none."""
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as lines:
+            newest = _newest_unit(lines)
+            return None if newest is None else newest.data
+        return None
+
     @property
     def moved(self) -> bool:
         """Whether the file was removed or replaced by somebody since it was opened."""
@@ -310,8 +320,12 @@ def with_alias(evaluation: Evaluation, path: str) -> Evaluation:
 
 def _read(path: Path, warnings: list[str]) -> Iterator[Fact]:
     with path.open("rb") as lines:
+        newest = _newest_unit(lines)
+        unit = "" if newest is None else str(newest.data.get("unit", ""))
         for number, line in enumerate(lines, 1):
             fact = _parse(line)
+            if unit and fact is not None and fact.kind in EVALUATIONS:
+                fact = dataclasses.replace(fact, record=units.in_unit(fact.evaluation, unit))
             if fact is None and not line.endswith(b"\n"):
                 return  # being written, or torn by a crash: mended by the next writer
             if fact is None:
@@ -323,6 +337,16 @@ def _read(path: Path, warnings: list[str]) -> Iterator[Fact]:
                 )
             else:
                 yield fact
+
+
+def _newest_unit(lines: BinaryIO) -> Fact | None:
+    """The newest fact about the unit of bare numbers; the file is at its start afterwards."""
+    newest = None
+    for line in lines:
+        if b'"kind":"unit"' in line[:64]:
+            newest = _parse(line) or newest
+    lines.seek(0)
+    return newest
 
 
 def _parse(line: bytes) -> Fact | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from dse_monitor.facts import Fact
 from dse_monitor.metric.components import Components
+from dse_monitor.preprocessing import Preprocessing, pair
 
 SCHEMA = 1  # raised when a field changes its meaning; a reader refuses a larger one
 
@@ -75,8 +76,8 @@ class Settings:
     Attributes:
         images: fingerprint of the held-out images: their pixels, in order, and how files became pixels.
         num_images: how many of them were measured.
-        resize: shorter side after resizing, pixels.
-        crop: side of the centre crop the network saw, pixels.
+        resize: shorter side after resizing, pixels; height and width of what was covered if no square.
+        crop: side of the images the network saw, pixels; height and width if they are no squares.
         mean: per-channel mean subtracted from images in [0, 1].
         std: per-channel standard deviation divided by.
         batch: images per metric batch; M_dim depends on it.
@@ -87,14 +88,20 @@ class Settings:
         layer: which tokens were read.
         precision: arithmetic of the forward pass.
         seed: seed of clustering and permutation.
+        interpolation: filter that resized the images.
+        crop_mode: ``center``, or ``squash`` where their ratio was not kept.
+        channels: of the images.
+        bands: which bands of a file they are, counted from 1; empty for all in their order.
+        scaling: how values came to the unit of ``mean``, in words; empty for 8 bits by 255.
+        reading: digest of what was read or assumed about the network beside its tensors; empty if unknown.
     """
 
     images: str
     num_images: int
-    resize: int = 256
-    crop: int = 224
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    resize: int | tuple[int, int] = 256
+    crop: int | tuple[int, int] = 224
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     batch: int = 1024
     group: int = 8
     local_clusters: int = 3
@@ -103,11 +110,39 @@ class Settings:
     layer: str = "last"
     precision: str = "float32"
     seed: int = 0
+    interpolation: str = "bicubic"
+    crop_mode: str = "center"
+    channels: int = 3
+    bands: tuple[int, ...] = ()
+    scaling: str = ""
+    reading: str = ""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What was done to an image before the network saw it."""
+        return Preprocessing(
+            channels=self.channels,
+            image_size=pair(self.crop),
+            resize=pair(self.resize),
+            crop_mode=self.crop_mode,
+            interpolation=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+        )
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that are equal exactly when all settings are."""
-        return hashlib.sha256(_canonical(dataclasses.asdict(self))).hexdigest()[:12]
+        return hashlib.sha256(_canonical(_as_before(dataclasses.asdict(self)))).hexdigest()[:12]
+
+
+# Newer than the first records: left out where they say what was meant before, so that fingerprints, tables
+# and event files of older runs stay what they were.
+_LATER_SETTINGS: dict[str, Any] = {
+    field.name: field.default
+    for field in dataclasses.fields(Settings)
+    if field.name in ("interpolation", "crop_mode", "channels", "bands", "scaling", "reading")
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,10 +265,15 @@ class Alert:
 
 def to_json(record: Evaluation | Alert | Settings | Source | Components) -> dict[str, Any]:
     """A record as plain JSON types; NaN and infinities become None, so the text is valid JSON everywhere."""
-    data = finite(dataclasses.asdict(record))
-    if isinstance(record, Evaluation) and not record.source.facts:
-        del data["source"]["facts"]  # a record of an earlier version stays as it was written
-    return data
+    data = dataclasses.asdict(record)
+    if isinstance(record, Settings):  # a record of an earlier version stays as it was written
+        data = _as_before(data)
+    elif isinstance(record, Evaluation):
+        if data["settings"] is not None:
+            data["settings"] = _as_before(data["settings"])
+        if not record.source.facts:
+            del data["source"]["facts"]
+    return finite(data)
 
 
 def evaluation_from_json(data: dict[str, Any]) -> Evaluation:
@@ -258,6 +298,15 @@ def _settings(text: str) -> Settings:
 def alert_from_json(data: dict[str, Any]) -> Alert:
     """The inverse of :func:`to_json` for an Alert."""
     return Alert(**_floats(Alert, _known(Alert, data)))
+
+
+def _as_before(settings: dict[str, Any]) -> dict[str, Any]:
+    """The fields of Settings without the newer ones that are at their defaults."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in _LATER_SETTINGS or value != _LATER_SETTINGS[name]
+    }
 
 
 def _canonical(data: dict[str, Any]) -> bytes:

@@ -168,6 +168,8 @@ class Dependencies:
         is_candidate: judges a path below the run.
         is_rolling: judges a name that is written over and over.
         from_name: what a path says about progress.
+        may_hold_weights: whether a file whose path does not say so may be a checkpoint all the same.
+        holds_weights: whether a file begins as one.
         check_complete: whether a file is whole.
         writer: makes the writer of event data for a folder.
         state: makes the published state of a run.
@@ -180,6 +182,8 @@ class Dependencies:
     is_candidate: Callable[[str], bool]
     is_rolling: Callable[[str], bool]
     from_name: Callable[[str], NameFacts]
+    may_hold_weights: Callable[[str], bool]
+    holds_weights: Callable[[str], bool]
     check_complete: Callable[[Path], Completeness]
     writer: Callable[[Path], ResultWriter]
     state: DescribeRun
@@ -199,6 +203,8 @@ class Dependencies:
             is_candidate=names.is_candidate,
             is_rolling=names.is_rolling,
             from_name=names.from_name,
+            may_hold_weights=names.may_hold_weights,
+            holds_weights=archive.holds_weights,
             check_complete=archive.check_complete,
             writer=EventWriter,
             state=run_state,

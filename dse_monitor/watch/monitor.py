@@ -3,7 +3,7 @@
 Exit codes of :func:`watch`:
 
     0    ended as asked: by a signal, `--exit-after-idle`, `--until-...`, or `--once` with everything measured
-    3    `--once`, and at least one checkpoint could not be measured
+    3    `--once`, and at least one checkpoint could not be measured, or something was not looked at
 
 Errors of the tree (errors.py) are raised: a held run, unusable images, a missing device.
 """
@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dse_monitor.errors import RunError
-from dse_monitor.watch.console import Console, Live, Notice
+from dse_monitor.errors import OutputError, RunError
+from dse_monitor.watch.console import Console, Live, Notice, Problem
 from dse_monitor.watch.dependencies import Clock, Dependencies
-from dse_monitor.watch.files import discovery
+from dse_monitor.watch.lookout import Lookout
 from dse_monitor.watch.options import WatchOptions
 from dse_monitor.watch.pool import WorkerPool
 from dse_monitor.watch.run.context import RunContext
@@ -35,7 +35,7 @@ from dse_monitor.watch.workers.child import Worker, WorkerProcess
 
 BEAT_SECONDS = 10.0  # between heartbeats; chosen by us
 REMIND_SECONDS = 60.0  # between checks for alerts that fall due by the clock alone; chosen by us
-DISCOVER_SECONDS = 15.0  # between searches for new runs; chosen by us
+REFUSED_SECONDS = 60.0  # until a run that could not be opened is tried again; chosen by us
 JUMP_SECONDS = 60.0  # s the wall clock may drift against the monotonic one before it is a jump; chosen by us
 TICK_SECONDS = 60.0  # longest sleep
 
@@ -122,13 +122,13 @@ class Monitor:
             self._clock,
             make_worker or (lambda: WorkerProcess.with_limits(options.manners)),
         )
-        self.runs: dict[Path, WatchedRun] = {}
+        self._lookout = Lookout(options, self._dependencies, console, self._make_run)
+        self.runs = self._lookout.runs
+        self._refused: set[WatchedRun] = set()
         self._opened = 0
-        self._next_discovery = -math.inf
         self._next_beat = self._next_reminder = -math.inf
         self._unquiet = self._clock.monotonic()  # when a run last had something waiting
         self._drift = self._clock.time() - self._clock.monotonic()
-        self._waiting_reported = False
         self.stopping = threading.Event()
 
     def run(self) -> int:
@@ -147,8 +147,9 @@ class Monitor:
                 self._alarm.reset()
         finally:
             self.close()
-        failed = any(run.failed for run in self.runs.values())
-        return EXIT_FAILED if self._options.once and failed else EXIT_OK
+        incomplete = self._lookout.unlooked or bool(self._refused)
+        incomplete |= any(run.failed or run.unlooked for run in self.runs.values())
+        return EXIT_FAILED if self._options.once and incomplete else EXIT_OK
 
     def stop(self) -> None:
         """Ask for the end; may be called from a signal handler or another thread."""
@@ -162,10 +163,10 @@ class Monitor:
     def step(self) -> float | None:
         """Do everything that is due; seconds until the next time, None when the work is done."""
         now = self._clock.monotonic()
-        self._discover(now)
+        self._lookout.look(now)
         runs = list(self.runs.values())
         for run in runs:
-            run.poll()
+            self._poll(run)
         self._trim()
         self._pool.listen(runs)
         if not self.stopping.is_set():
@@ -186,49 +187,45 @@ class Monitor:
         self._console.close()
         self._alarm.close()
 
-    def _discover(self, now: float) -> None:
-        """Find runs; with `once` a folder without any is taken for a run itself."""
-        if now < self._next_discovery:
-            return
-        self._next_discovery = now + (self._options.poll_seconds or DISCOVER_SECONDS)
-        for folder in self._options.runs:
-            if folder in self.runs:
-                continue
-            for found in discovery.find_runs(folder, self._dependencies.is_candidate, self._has_number):
-                self._add(found, folder)
-            nothing_there = folder not in self.runs and not any(folder in run.parents for run in self.runs)
-            if nothing_there and self._options.once:
-                self._add(folder, folder)
-        if not self.runs and not self._waiting_reported:
-            self._waiting_reported = True
-            self._next_discovery = now + 2.0
-            names = ", ".join(str(folder) for folder in self._options.runs)
-            self._console.notice(Notice(run="", text=f"no checkpoint in {names} yet; waiting for the first"))
-        elif not self.runs:
-            self._next_discovery = now + 2.0
-
-    def _has_number(self, name: str) -> bool:
-        return bool(self._dependencies.from_name(name).pattern)
-
-    def _add(self, folder: Path, parent: Path) -> None:
-        if folder in self.runs:
-            return
-        name = folder.name or str(folder)
-        if any(run.name == name for run in self.runs.values()):
-            name = str(folder.relative_to(parent.parent)) if parent != folder else str(folder)
-        context = RunContext(
-            folder=folder,
-            out=self._options.output(folder, None if parent == folder else parent),
-            name=name,
-            options=self._options,
-            dependencies=self._dependencies,
-            clock=self._clock,
-            report=Report(self._console, name),
-            wake=self.wake,
-            cancelled=self.stopping.is_set,
+    def _make_run(self, folder: Path, out: Path, name: str) -> WatchedRun:
+        return WatchedRun(
+            RunContext(
+                folder=folder,
+                out=out,
+                name=name,
+                options=self._options,
+                dependencies=self._dependencies,
+                clock=self._clock,
+                report=Report(self._console, name),
+                wake=self.wake,
+                elsewhere=lambda path: self._belongs_to_another(path, folder),
+                cancelled=self.stopping.is_set,
+            )
         )
-        self.runs[folder] = WatchedRun(context)
-        self._console.several = self._console.several or len(self.runs) > 1 or parent != folder
+
+    def _belongs_to_another(self, path: str, folder: Path) -> bool:
+        """Whether a real path lies in a watched run other than the one with this folder."""
+        others = (os.path.realpath(other) for other in self.runs if other != folder)
+        ours = os.path.realpath(folder)
+        return any(
+            (path == other or path.startswith(other + "/")) and not ours.startswith(other + "/")
+            for other in others
+        )
+
+    def _poll(self, run: WatchedRun) -> None:
+        """Look for changes in a run. Of several, one that cannot be watched does not end the others."""
+        try:
+            run.poll()
+        except (RunError, OutputError) as error:
+            if self._lookout.is_given(run) or run.open:
+                raise
+            run.postpone(REFUSED_SECONDS)
+            self._refused.add(run)
+            text = f"{error}; trying again"
+            self._console.problem(Problem(run=run.name, path="", reason=text, kind="refused"))
+        else:
+            if run.open:
+                self._refused.discard(run)
 
     def _trim(self) -> None:
         """Give back what opening a run took."""
@@ -270,12 +267,16 @@ class Monitor:
     def _finished(self, now: float) -> bool:
         if self._pool.jobs:
             return False
-        quiet = all(run.idle for run in self.runs.values())
+        quiet = all(run.idle or run in self._refused for run in self.runs.values())
         if not quiet:
             self._unquiet = now
         options = self._options
         if options.once:
-            missing = [run for run in self.runs.values() if not run.open and run.scans == 0]
+            waiting = [run for run in self.runs.values() if run not in self._refused]
+            if not self.runs:
+                chosen = " ".join(options.only)
+                raise RunError(f"no run fits --run {chosen}; `dse-monitor runs` lists those found")
+            missing = [run for run in waiting if not run.open and run.scans == 0]
             if missing:
                 raise RunError(f"{missing[0].folder} does not exist; give the folder of a run")
             return quiet
@@ -294,7 +295,7 @@ class Monitor:
 
     def _timeout(self) -> float:
         now = self._clock.monotonic()
-        due = [self._next_discovery, self._next_beat, self._next_reminder, self._pool.due()]
+        due = [self._lookout.due, self._next_beat, self._next_reminder, self._pool.due()]
         due += [run.due for run in self.runs.values()]
         if self._options.exit_after_idle is not None:
             due.append(self._busy_until() + self._options.exit_after_idle)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dse_monitor.alerts.parameters import Rules
 from dse_monitor.checkpoints.names import NameFacts
@@ -56,6 +56,14 @@ class WatchOptions:
     """Folders of checkpoints, or folders that hold such runs; they need not exist yet."""
     config: EvaluationConfig
     """What is measured."""
+    only: Annotated[tuple[str, ...], Flag(name="run", metavar="GLOB", default="all")] = ()
+    """Of the runs found below RUN, only those whose name or path fits, such as 'exp_*'."""
+    as_one: bool = False
+    """Take all that lies below each RUN for one run, whatever it looks like."""
+    as_many: bool = False
+    """Take each folder below RUN that holds checkpoints for a run of its own."""
+    unit: Annotated[Literal["epoch", "step"] | None, Flag(metavar="UNIT", default="found out")] = None
+    """What bare numbers in names such as model_7.pt count: epoch or step."""
     out: Annotated[Path | None, Flag(metavar="DIR", default="dse in each RUN")] = None
     """Output folder; with several runs, one folder per run below it."""
     devices: Annotated[tuple[str, ...], Flag(name="device", metavar="DEVICE")] = ("auto",)
@@ -124,8 +132,15 @@ class WatchOptions:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
         if not 0 < self.gpu_share <= 1:
             raise ValueError(f"--gpu-share is a part of the time, above 0 and up to 1, got {self.gpu_share}")
+        if self.as_one and self.as_many:
+            raise ValueError("--as-one and --as-many contradict each other; give one of them")
         if self.since is not None:
             since_rule(self.since, now=0.0)
+
+    @property
+    def joining(self) -> Literal["rule", "one", "many"]:
+        """How folders are joined to runs (see files/walk.py)."""
+        return "one" if self.as_one else "many" if self.as_many else "rule"
 
     @property
     def request(self) -> str:
@@ -164,6 +179,7 @@ class WatchOptions:
             "runs": [str(run) for run in self.runs],
             "config": self.config.to_json(),
             "out": None if self.out is None else str(self.out),
+            "only": list(self.only),
             "devices": list(self.devices),
             "alert": list(self.alert),
             "rules": asdict(self.rules),
@@ -178,6 +194,7 @@ class WatchOptions:
                 "runs": tuple(Path(run) for run in data["runs"]),
                 "config": EvaluationConfig.from_json(data["config"]),
                 "out": None if data["out"] is None else Path(data["out"]),
+                "only": tuple(data["only"]),
                 "devices": tuple(data["devices"]),
                 "alert": tuple(data["alert"]),
                 "rules": Rules(**data["rules"]),
@@ -189,7 +206,8 @@ class WatchOptions:
         if self.out is None:
             return run / OUTPUT_FOLDER
         if parent is not None:
-            return self.out / run.relative_to(parent)
+            below = run.is_relative_to(parent)  # a link may have led elsewhere
+            return self.out / (run.relative_to(parent) if below else run.name)
         return self.out / run.name if len(self.runs) > 1 else self.out
 
 
@@ -213,7 +231,8 @@ def since_rule(text: str, now: float) -> Callable[[NameFacts, float], bool]:
         least = float(text)
 
         def counted(facts: NameFacts, mtime: float) -> bool:
-            done = facts.epoch_done if facts.epoch_done is not None else facts.step_done
+            counts = (facts.epoch_done, facts.step_done, facts.number)
+            done = next((count for count in counts if count is not None), None)
             return done is None or done >= least
 
         return counted

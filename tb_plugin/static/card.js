@@ -118,6 +118,11 @@ function facts(run, row, meta) {
   if (meta) {
     add('Network', [meta.encoder, meta.arch].filter(Boolean).join(', '));
     add('Layout', meta.layout);
+    // What changes the tokens and cannot be seen in the weights; where each was read is in the title.
+    const said = meta.facts ?? [];
+    for (const [name, group] of [['Known', said.filter((fact) => !fact.assumed)], ['Assumed', said.filter((fact) => fact.assumed)]]) {
+      add(name, group.map((fact) => `${fact.name} ${fact.value}`).join('; '), group.map((fact) => `${fact.name}: ${fact.source}`).join('\n'));
+    }
     add('Also named', (meta.aliases ?? []).join(', '));
     const size = bytes(meta.size);
     add('File', [size === '–' ? '' : size, Number.isFinite(c.mtime[row]) ? `written ${moment(c.mtime[row])}` : ''].filter(Boolean).join(', '));
@@ -129,7 +134,7 @@ function facts(run, row, meta) {
     if (settings) {
       add(
         'Settings',
-        `${count(settings.num_images)} images, ${settings.crop} px, batches of ${count(settings.batch)}, ${settings.precision}`,
+        `${count(settings.num_images)} images, ${[settings.crop].flat().join(' × ')} px, batches of ${count(settings.batch)}, ${settings.precision}`,
         Object.entries(settings).map(([name, value]) => `${name}: ${value}`).join('\n'),
       );
     }

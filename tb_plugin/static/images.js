@@ -1,8 +1,8 @@
 /**
  * Feature maps: original, best checkpoint and any other one, side by side.
  *
- * A map holds a column of square tiles per held-out image, and a row per kind (see KINDS). It is shown only once it is
- * loaded, together with the position it belongs to, so that a caption never runs ahead of its picture.
+ * A map holds a column of tiles per held-out image, in the images' ratio, and a row per kind (see KINDS). It is shown
+ * only once it is loaded, together with the position it belongs to, so that a caption never runs ahead of its picture.
  */
 
 import { mediaAddress } from './api.js';
@@ -240,7 +240,8 @@ export class FeatureMaps {
     const strips = [image, bestStrip, nowStrip];
     const heights = [1, KINDS.length, KINDS.length]; // in tiles
     const kind = KINDS.findIndex(({ key }) => key === this.kind);
-    const widths = strips.map((strip, column) => (strip ? Math.round((strip.naturalWidth * heights[column]) / strip.naturalHeight) : 0));
+    const ratio = ratioOf(this.run);
+    const widths = strips.map((strip, column) => (strip ? Math.round((strip.naturalWidth * heights[column]) / (strip.naturalHeight * ratio)) : 0));
     const rows = Math.max(...widths);
     const key = `${rows}/${strips.map(Boolean)}`;
     if (key !== this.shape) {
@@ -256,6 +257,7 @@ export class FeatureMaps {
       const place = (at, count) => `${count > 1 ? (at / (count - 1)) * 100 : 0}%`;
       for (let row = 0; row < rows; row++) {
         const tile = tiles[row * 3 + column];
+        tile.style.aspectRatio = ratio;
         tile.style.backgroundImage = strip ? `url("${strip.src}")` : 'none';
         tile.style.backgroundSize = `${widths[column] * 100}% ${heights[column] * 100}%`;
         tile.style.backgroundPosition = `${place(row, widths[column])} ${place(column ? kind : 0, heights[column])}`;
@@ -263,6 +265,12 @@ export class FeatureMaps {
       }
     });
   }
+}
+
+/** Width by height of a run's images, of which the strips do not tell how many they hold. */
+function ratioOf(run) {
+  const crop = run.state?.settings_by_fingerprint?.[run.state?.settings]?.crop;
+  return Array.isArray(crop) ? crop[1] / crop[0] : 1;
 }
 
 function loadImage(address) {

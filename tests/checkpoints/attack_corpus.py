@@ -56,6 +56,12 @@ def entry(value: bytes) -> bytes:
     return P2 + b"}" + text("model") + value + b"s."
 
 
+def state_of(*names: str) -> bytes:
+    """A state dict with a tensor under each of these names."""
+    one = tensor(0, b"K\x06\x85", b"K\x01\x85")
+    return P2 + b"}" + b"".join(text(each) + one + b"s" for each in names) + b"."
+
+
 SYSTEM = name("os", "system")
 CALL = SYSTEM + text(COMMAND) + b"\x85R"
 
@@ -242,6 +248,38 @@ def pickles() -> Iterator[tuple[str, bytes]]:
         entry(tensor(0, b"K\x06\x85", b"K\x01\x85", storage("../../../etc/passwd"))),
     )
     yield "storage of another size", entry(tensor(0, b"K\x06\x85", b"K\x01\x85", storage(count=1 << 50)))
+    yield (
+        "cyclic parametrizations",
+        state_of(
+            "a.parametrizations.weight.original",
+            "a.parametrizations.parametrizations.weight.original.original",
+            "parametrizations.parametrizations.parametrizations.original",
+            "a.weight_orig_orig",
+            "a.weight_orig",
+            "a.weight_orig_mask",
+            "a.weight_mask",
+            "a.base_layer.base_layer.base_layer.weight",
+            "a.base_layer.lora_A.default.weight",
+            "a.lora_A.base_layer.default.weight",
+            "a.modules_to_save.x.modules_to_save.y.original_module.weight",
+        ),
+    )
+    yield "name of a million dots", state_of("." * 1_000_000 + "weight_orig", "." * 1_000_000 + "weight_mask")
+    yield (
+        "name of many numbers",
+        state_of("blocks." + "9" * 5000 + ".norm1.weight", "patch_embed.proj.weight"),
+    )
+    yield (
+        "blocks without end",
+        state_of("patch_embed.proj.weight", "blocks.0.norm1.weight", "blocks.999999999999.x"),
+    )
+    yield (
+        "many adapters",
+        state_of(
+            *(f"m{k}.base_layer.weight" for k in range(3000)),
+            *(f"m{k}.lora_A.{j}.weight" for k in range(300) for j in range(9)),
+        ),
+    )
     yield "name with terminal codes", P2 + name("\x1b[2J", "\x07") + b")R."
 
 
@@ -312,6 +350,12 @@ def deflate_bomb(promise: int) -> bytes:
     )
     central += b"a/data.pkl"
     return header + central + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 1, 1, len(central), len(header), 0)
+
+
+def gzip_bomb() -> bytes:
+    """A gigabyte of zeros in a megabyte."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    return b"".join(packer.compress(bytes(1 << 20)) for _ in range(1024)) + packer.flush()
 
 
 def storage_bomb() -> bytes:
@@ -407,6 +451,14 @@ def files() -> Iterator[tuple[str, Callable[[], bytes]]]:
         lambda: patched(legacy(state_dict()), struct.pack("<q", 6) + bytes(24), struct.pack("<q", 1 << 55)),
     )
     yield "tar of nothing", lambda: bytes(10_240)
+    yield "gzip bomb", gzip_bomb
+    yield "xz of nothing", lambda: b"\xfd7zXZ\0" + bytes(1000)
+    yield "HTML of one element without end", lambda: b"<!--" + b"<!-- " * 1_000_000
+    yield (
+        "Git LFS pointer to elsewhere",
+        lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:../../x\n",
+    )
+    yield "text without end of line", lambda: b"a" * (8 << 20)
 
 
 def write_index(folder: Path, target: str) -> Path:
@@ -438,6 +490,44 @@ def write_metadata(folder: Path, target: str, size: int, length: int) -> Path:
     content = made("Metadata", state_dict_metadata=b"}" + text("w") + described + b"s", storage_data=stored)
     (folder / ".metadata").write_bytes(P2 + content + b".")
     return folder
+
+
+def adapters(root: Path) -> Iterator[tuple[str, Path]]:
+    """Files of peft whose configuration is absurd: a full state dict with LoRA, and adapters alone."""
+    names = ("base_model.model.a.base_layer.weight", "a.lora_A.default.weight", "a.lora_B.default.weight")
+    full = torch_zip(state_of(names[0], *(f"base_model.model.{each}" for each in names[1:])))
+    usual = {"peft_type": "LORA", "r": 6, "lora_alpha": 8}
+    absurd: dict[str, object] = {
+        "huge rank": usual,  # written below: Python itself writes no such number
+        "rank in a list": usual | {"r": [6], "lora_alpha": {"a": 1}},
+        "pattern that backtracks": usual
+        | {"rank_pattern": {"(a*)*b" * 20: 6}, "alpha_pattern": {"(x+x+)+y": 8}},
+        "a million patterns": usual | {"alpha_pattern": {f"m{k}": 8 for k in range(200_000)}},
+        "list for an object": [usual],
+        "base that is a device": usual | {"base_model_name_or_path": "/dev/zero"},
+        "base that is a pipe": usual | {"base_model_name_or_path": str(root / "pipe.pth")},
+        "base that is itself": usual | {"base_model_name_or_path": "."},
+        "base of many characters": usual | {"base_model_name_or_path": "a/" * 100_000},
+        "base with a nul": usual | {"base_model_name_or_path": "a\0b"},
+        "initialisation in a list": usual | {"base_model_name_or_path": ".", "init_lora_weights": [[[]]]},
+    }
+    for number, (label, config) in enumerate(absurd.items()):
+        folder = root / f"adapter{number}"
+        folder.mkdir()
+        raw = (
+            json.dumps(config) if label != "huge rank" else '{"peft_type": "LORA", "r": 1' + "0" * 4200 + "}"
+        )
+        (folder / "adapter_config.json").write_text(raw)
+        (folder / "full.pth").write_bytes(full)
+        (folder / "adapter_model.safetensors").write_bytes(safetensors(tensor_header()))
+        yield f"LoRA with {label}", folder / "full.pth"
+        yield f"adapter with {label}", folder
+    two = [root / f"circle{k}" for k in range(2)]
+    for here, there in (two, two[::-1]):
+        here.mkdir()
+        (here / "adapter_config.json").write_text(json.dumps(usual | {"base_model_name_or_path": str(there)}))
+        (here / "adapter_model.safetensors").write_bytes(safetensors(tensor_header()))
+    yield "adapters that name each other", two[0]
 
 
 def folders(root: Path) -> Iterator[tuple[str, Path]]:
@@ -492,6 +582,30 @@ def write_corpus(root: Path) -> Iterator[tuple[str, Path]]:
         yield f"file: {label}", path
     for label, path in folders(root):
         yield f"path: {label}", path
+    for label, path in adapters(root):
+        yield f"path: {label}", path
+
+
+def looked_at(archive) -> str:
+    """What recognition makes of the names and shapes of an opened attack, weights in other forms included."""
+    from dse_monitor.checkpoints.families.network import Hints, NotThisNetwork
+    from dse_monitor.checkpoints.families.statedicts import state_dicts
+    from dse_monitor.checkpoints.layouts.layout import marks
+    from dse_monitor.checkpoints.recognition import architecture
+    from dse_monitor.checkpoints.recognition.causes import no_encoder
+    from dse_monitor.errors import DSEError
+
+    states = state_dicts(archive.tree, archive.sidecars.get("adapter_config.json"))
+    marks(archive.tree, states)
+    no_encoder(archive.path, archive.tree, states)
+    for found in architecture.encoders(states):
+        try:
+            pieces = found.pieces()
+            shapes = {name: piece.shape for name, piece in pieces.items()}
+            architecture.recognise(found.dialect.family, shapes, Hints())
+        except (NotThisNetwork, DSEError):
+            pass
+    return "inert"
 
 
 def peak_kilobytes() -> int:
@@ -508,9 +622,14 @@ def run(root: Path) -> None:
     os.chdir(root)
     import concurrent.futures.thread  # noqa: F401 - ours, loaded when it is first needed
 
+    import dse_monitor.checkpoints.layouts.layout
+    import dse_monitor.checkpoints.recognition.architecture
+    import dse_monitor.checkpoints.recognition.causes  # noqa: F401 - ours, and so is what they load
+    from dse_monitor.checkpoints import families
     from dse_monitor.checkpoints.archive import TensorRef, check_complete, open_archive, walk
     from dse_monitor.errors import CheckpointError
 
+    families.REGISTRY.load_all()
     for label, path in write_corpus(root):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is in use
         before, modules, start = peak_kilobytes(), set(sys.modules), time.process_time()
@@ -519,7 +638,7 @@ def run(root: Path) -> None:
             with open_archive(path) as archive:
                 refs = [value for _, value in walk(archive.tree) if isinstance(value, TensorRef)]
                 archive.read(refs)
-            outcome = "inert"
+                outcome = looked_at(archive)
         except CheckpointError as error:
             outcome = f"{type(error).__name__}: {error}"
         seconds = time.process_time() - start

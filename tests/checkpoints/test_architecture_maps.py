@@ -113,7 +113,8 @@ def test_small_image_stem_keeps_the_resolution_and_says_so(reloaded, randomised)
     encoder = reloaded(randomised(model).state_dict())
     assert torch.allclose(encoder.dense_tokens(images()), torchvision_map(model), atol=1e-5)
     assert (encoder.image_size, encoder.num_tokens) == ((32, 32), 16)
-    assert any("3x3 stem" in note for note in encoder.notes)
+    stem = next(fact for fact in encoder.facts if fact.name == "stem")
+    assert (stem.value, stem.assumed) == ("stride 1, no max pooling", True)
 
 
 def test_solo_learn_pads_its_small_stem_by_two(saved, randomised):
@@ -275,3 +276,97 @@ def test_original_convnext_names_are_understood(reloaded, randomised, second):
     with torch.no_grad():
         expected = rows(model.forward_features(images()))
     assert torch.equal(reloaded(state).dense_tokens(images()), expected)
+
+
+# Lightly's own residual networks, for small images
+
+
+class Shortcuts(nn.Module):
+    """A block with its shortcut, as the CIFAR codes write it: two 3x3 convolutions, or 1x1, 3x3, 1x1."""
+
+    def __init__(self, into, planes, stride, bottleneck):
+        super().__init__()
+        out = 4 * planes if bottleneck else planes
+        layers = [(into, planes, 1, 1), (planes, planes, 3, stride), (planes, out, 1, 1)]
+        if not bottleneck:
+            layers = [(into, planes, 3, stride), (planes, planes, 3, 1)]
+        self.count = len(layers)
+        for place, (a, b, kernel, step) in enumerate(layers, 1):
+            self.add_module(f"conv{place}", nn.Conv2d(a, b, kernel, step, kernel // 2, bias=False))
+            self.add_module(f"bn{place}", nn.BatchNorm2d(b))
+        self.shortcut = nn.Sequential()
+        if stride != 1 or into != out:
+            self.shortcut = nn.Sequential(nn.Conv2d(into, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x):
+        y = x
+        for place in range(1, self.count + 1):
+            y = getattr(self, f"bn{place}")(getattr(self, f"conv{place}")(y))
+            y = y.relu() if place < self.count else y
+        return (y + self.shortcut(x)).relu()
+
+
+class SmallImages(nn.Module):
+    """3x3 stem of stride one, no pooling, four stages, a linear head."""
+
+    def __init__(self, bottleneck, blocks, base=8):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, base, 3, padding=1, bias=False), nn.BatchNorm2d(base)
+        into = base
+        for stage, count in enumerate(blocks):
+            row = []
+            for index in range(count):
+                row.append(Shortcuts(into, base << stage, 2 if stage and not index else 1, bottleneck))
+                into = (base << stage) * (4 if bottleneck else 1)
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*row))
+        self.linear = nn.Linear(into, 10)
+
+    def forward(self, x):
+        x = self.bn1(self.conv1(x)).relu()
+        for stage in range(1, 5):
+            x = getattr(self, f"layer{stage}")(x)
+        return x
+
+
+@pytest.mark.parametrize("size", [32, 33, 64])
+@pytest.mark.parametrize("blocks", [(1, 1, 1, 1), (2, 1, 1, 2)])
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_residual_network_with_shortcuts(reloaded, randomised, bottleneck, blocks, size):
+    model = randomised(SmallImages(bottleneck, blocks))
+    encoder = reloaded({f"backbone.{name}": tensor for name, tensor in model.state_dict().items()})
+    assert "3x3 stem" in encoder.arch
+    wanted = rows(model(images(size))).detach()
+    assert torch.allclose(
+        encoder.dense_tokens(images(size)), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())
+    )
+
+
+def test_statistics_of_a_split_batch_norm_are_averaged(reloaded, randomised):
+    model = randomised(SmallImages(False, (1, 1, 1, 1)))
+    state, generator = model.state_dict(), torch.Generator().manual_seed(2)
+    for name, tensor in list(state.items()):
+        if name.endswith(("running_mean", "running_var")):
+            parts = torch.rand(4, len(tensor), generator=generator) + 0.5
+            state[name] = parts.flatten()
+            tensor.copy_(parts.mean(0))
+    wanted = rows(model(images(32))).detach()
+    assert torch.allclose(
+        reloaded(state).dense_tokens(images(32)), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet-9", "resnet-18", "resnet-50"])
+@pytest.mark.parametrize("splits", [0, 2])
+def test_lightlys_own_networks(reloaded, randomised, name, splits):
+    library = pytest.importorskip("lightly.models.resnet", reason="lightly is not installed")
+    model = randomised(library.ResNetGenerator(name, width=0.5, num_splits=splits))
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    model.train().eval()  # lightly averages the statistics of the splits on the way
+    with torch.no_grad():
+        x = model.bn1(model.conv1(images(32))).relu()
+        for stage in range(1, 5):
+            x = getattr(model, f"layer{stage}")(x)
+    wanted = rows(x)
+    found = reloaded(state).dense_tokens(images(32))
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))

@@ -430,7 +430,7 @@ FOREIGN = {
         "plain pickle",
         "torch.save did not write",
     ),
-    "text": (lambda path: path.write_text("epoch,loss\n" * 50), "", "no known kind.*epoch,lo"),
+    "text": (lambda path: path.write_text("epoch,loss\n" * 50), "", "is text .*epoch,lo"),
 }
 
 

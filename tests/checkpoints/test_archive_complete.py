@@ -178,7 +178,7 @@ def test_file_without_an_end_is_told_from_one_of_another_kind(tmp_path):
     path.write_text("not a checkpoint at all\n" * 10)
     found = check_complete(path)
     assert (found.whole, found.container, found.has_end_marker) == (True, "", False)
-    assert "no known kind" in found.reason
+    assert "is text" in found.reason
 
 
 def test_missing_path_is_a_reason_and_not_an_error(tmp_path):

@@ -106,6 +106,18 @@ REFUSED = {
     "path: named pipe": "CheckpointError",
     "path: link to an endless device": "CheckpointError",
     "path: index of a terabyte": "UnsafeCheckpoint",
+    "file: gzip bomb": "CheckpointError",
+    "file: xz of nothing": "CheckpointError",
+    "file: Git LFS pointer to elsewhere": "CheckpointError",
+    "path: LoRA with huge rank": "inert",
+    "path: LoRA with pattern that backtracks": "inert",
+    "path: adapter with base that is a device": "CheckpointError",
+    "path: adapter with base that is itself": "CheckpointError",
+    "path: adapter with initialisation in a list": "CheckpointError",
+    "path: adapters that name each other": "CheckpointError",
+    "zip: cyclic parametrizations": "inert",
+    "zip: name of a million dots": "inert",
+    "zip: blocks without end": "inert",
 }
 
 

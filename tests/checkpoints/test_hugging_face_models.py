@@ -107,29 +107,6 @@ def test_folder_of_many_shards_is_read(tmp_path, made):
     assert torch.allclose(load_encoder(tmp_path).dense_tokens(images), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("model", ["Beit", "Data2VecVision", "Yolos"])
-def test_other_models_are_refused_by_their_type(tmp_path, model):
-    transformers = pytest.importorskip("transformers")
-    settings = getattr(transformers, f"{model}Config")(**MODELS["ViT"] | {"image_size": [32, 32]})
-    settings.image_size = settings.image_size if model == "Yolos" else 32
-    network = getattr(transformers, f"{model}Model")(settings)
-    network.save_pretrained(tmp_path)
-    with pytest.raises(
-        UnknownLayout, match=rf"model_type '{settings.model_type}', which is not read.*--arch"
-    ):
-        load_encoder(tmp_path)
-
-
-def test_swin_version_2_is_refused_by_name(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    settings = transformers.Swinv2Config(
-        image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4
-    )
-    transformers.Swinv2Model(settings).save_pretrained(tmp_path)
-    with pytest.raises(UnknownLayout, match=r"Swin transformer version 2.*--arch"):
-        load_encoder(tmp_path)
-
-
 @pytest.mark.parametrize("key", ["downsample_in_first_stage", "downsample_in_bottleneck"])
 def test_strides_elsewhere_are_refused(tmp_path, key):
     transformers = pytest.importorskip("transformers")
@@ -139,12 +116,32 @@ def test_strides_elsewhere_are_refused(tmp_path, key):
         load_encoder(tmp_path)
 
 
-def test_another_activation_is_refused_and_named(tmp_path):
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu"])
+def test_activation_of_the_configuration_is_built(tmp_path, activation):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    settings = transformers.ViTConfig(**MODELS["ViT"] | {"hidden_act": activation})
+    network = transformers.ViTModel(settings).eval()
+    for parameter in network.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape)
+    network.save_pretrained(tmp_path)
+    images = torch.randn(2, 3, settings.image_size, settings.image_size)
+    with torch.no_grad():
+        expected = network(images).last_hidden_state[:, 1:]
+    encoder = load_encoder(tmp_path)
+    assert torch.allclose(encoder.dense_tokens(images), expected, atol=1e-5)
+    fact = next(fact for fact in encoder.facts if fact.name == "activation")
+    assert (fact.source, fact.assumed, fact.usual) == ("hidden_act in config.json", False, False)
+
+
+def test_an_unknown_activation_is_refused_and_named(tmp_path):
     vectors = torch.load(GOLDEN, weights_only=True)
     start = "ViT/param/"
     state = {name.removeprefix(start): value for name, value in vectors.items() if name.startswith(start)}
     save_file(state, tmp_path / "model.safetensors")
-    settings = vectors["ViT/config"].replace('"hidden_act": "gelu"', '"hidden_act": "quick_gelu"')
+    settings = vectors["ViT/config"].replace('"hidden_act": "gelu"', '"hidden_act": "mish"')
     (tmp_path / "config.json").write_text(settings)
-    with pytest.raises(UnknownLayout, match=r"hidden_act 'quick_gelu' where 'gelu' is built.*--arch"):
+    with pytest.raises(
+        UnknownLayout, match=r"hidden_act in config\.json asks for the activation 'mish'.*--arch"
+    ):
         load_encoder(tmp_path)

@@ -75,7 +75,7 @@ def test_text_says_everything_within_a_hundred_columns(path):
 def test_options_change_what_is_inspected(path):
     assert inspect_checkpoint(path, encoder="student").encoder == "student"
     assert inspect_checkpoint(path, num_heads=6).network.startswith("vit 192x2, 6 heads")
-    assert inspect_checkpoint(path, layout="plain").layout == "plain"
+    assert inspect_checkpoint(path, layout="plain", num_heads=3).layout == "plain"
 
 
 def test_table_has_a_row_for_every_layout():

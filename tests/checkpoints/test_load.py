@@ -196,7 +196,7 @@ def test_unknown_timm_name_offers_near_ones(saved, vit):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_precisions_become_float32(saved, vit, dtype):
     state = {name: tensor.to(dtype) for name, tensor in vit.state_dict().items()}
-    encoder = load_encoder(saved(state))
+    encoder = load_encoder(saved(state), num_heads=3)
     assert all(parameter.dtype == torch.float32 for parameter in encoder.module.parameters())
     assert torch.equal(encoder.module.state_dict()["norm.weight"], state["norm.weight"].float())
 
@@ -213,10 +213,10 @@ def test_only_the_encoders_bytes_are_read(saved, vit, monkeypatch):
 
 def test_equal_weights_have_equal_digests_under_any_name(saved, vit, tmp_path):
     state = vit.state_dict()
-    first = load_encoder(saved(state, "a/model.pth")).source.content
+    first = load_encoder(saved(state, "a/model.pth"), num_heads=3).source.content
     other = dict(state, **{"norm.weight": state["norm.weight"] + 1})
-    assert load_encoder(saved(state, "b/last.pth")).source.content == first
-    assert load_encoder(saved(other, "c/model.pth")).source.content != first
+    assert load_encoder(saved(state, "b/last.pth"), num_heads=3).source.content == first
+    assert load_encoder(saved(other, "c/model.pth"), num_heads=3).source.content != first
 
 
 def test_digest_is_of_the_bytes_whatever_the_container(saved, vit, tmp_path):
@@ -236,7 +236,7 @@ def test_digest_is_of_the_bytes_whatever_the_container(saved, vit, tmp_path):
     ]
     expected = hashlib.sha256(b"".join(each)).hexdigest()
     for path in (tmp_path / "a.safetensors", tmp_path / "legacy.pth", saved(strided), saved(state, "b.pth")):
-        assert load_encoder(path).source.content == expected
+        assert load_encoder(path, num_heads=3).source.content == expected
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -260,11 +260,13 @@ def test_whole_pickled_module_is_read_without_being_imported(saved, vit):
     encoder = load_encoder(saved({"model": vit, "epoch": 2}))
     assert torch.equal(encoder.module.state_dict()["norm.weight"], vit.state_dict()["norm.weight"])
     assert load_encoder(saved(vit)).arch == encoder.arch
+    heads = next(fact for fact in encoder.facts if fact.name == "heads")
+    assert (heads.value, heads.source, heads.assumed) == ("3", "the module that was pickled whole", False)
 
 
 def test_safetensors_load(tmp_path, vit):
     save_file(vit.state_dict(), tmp_path / "epoch_3.safetensors")
-    encoder = load_encoder(tmp_path / "epoch_3.safetensors")
+    encoder = load_encoder(tmp_path / "epoch_3.safetensors", num_heads=3)
     assert (encoder.source.layout, encoder.epoch) == ("plain", 3)
 
 
@@ -310,9 +312,9 @@ def test_lightning_counts_an_unfinished_epoch_as_not_done(saved, vit):
         "global_step": 30,
         "loops": {"fit_loop": {"epoch_loop.batch_progress": progress}},
     }
-    assert load_encoder(saved(content)).epoch == 4
+    assert load_encoder(saved(content), num_heads=3).epoch == 4
     progress["is_last_batch"] = True
-    assert load_encoder(saved(content)).epoch == 5
+    assert load_encoder(saved(content), num_heads=3).epoch == 5
 
 
 def refusal(path, kind=UnknownLayout, **options):
@@ -328,8 +330,7 @@ def test_refusal_names_file_container_contents_and_what_helps(saved):
         "torch zip",
         "'net', 'epoch'",
         "'net/a.weight'",
-        "--layout",
-        "dse-monitor layouts",
+        "Give the checkpoint of the whole network",
     ):
         assert part in message
 

@@ -58,8 +58,6 @@ DONE = {  # path: (finished epochs, finished steps)
     "checkpoint10.pt": (10, None),
     "ckpt_epoch_100.pth": (101, None),
     "epoch_10.pt": (10, None),
-    "checkpoint_1000": (None, 1000),
-    "1000": (None, 1000),
     "model.ckpt-1000.index": (None, 1000),
     "model.ckpt-1000.data-00000-of-00001": (None, 1000),
     "weights.10-0.53.hdf5": (10, None),
@@ -71,7 +69,36 @@ DONE = {  # path: (finished epochs, finished steps)
     "mymodel-ep12.pth": (12, None),
     "net_step_5000.pt": (None, 5000),
     "vit_epoch_3_step_4000.pt": (3, 4000),
-    "ckpt_12.pt": (12, None),
+    "swav_800ep_pretrain.pth.tar": (800, None),
+    "densecl_r50_imagenet_200ep.pth": (200, None),
+    "pretrain_7ep.pth": (7, None),
+    "checkpoint_step_700_epoch_7.pt": (7, 700),
+    "ckpt_e7_s700.pt": (7, 700),
+    "e007.pth": (7, None),
+    "model_e7.pt": (7, None),
+    "epoch_0/model.safetensors": (1, None),  # both makers count from zero and save at the end of the epoch
+    "epoch_7/model.pt": (8, None),
+    "epoch_2/pytorch_model_fsdp_0": (3, None),
+    "step_700/model.pt": (None, 700),
+    "iter_100": (None, 100),
+    "step_100/unwrapped/model.safetensors": (None, 100),
+    "checkpoint-500/pytorch_model_fsdp_0": (None, 500),
+}
+
+NUMBERS = {  # path: the number whose unit it does not say
+    "ckpt_12.pt": 12,
+    "ckpt_7000.pt": 7000,
+    "0007.pth": 7,
+    "ssl_0007.pt": 7,
+    "model-7.pt": 7,
+    "model.7.pt": 7,
+    "ckpt_1": 1,
+    "checkpoint_00007.pyth": 7,
+    "checkpoint_1000": 1000,
+    "checkpoint_000007/model.pt": 7,
+    "1000": 1000,
+    "0001/model.pt": 1,
+    "checkpoints/7/model.pt": 7,
 }
 
 NOTHING = [
@@ -83,8 +110,8 @@ NOTHING = [
     "vit_small_patch16_224.pth",
     "dino_deitsmall16_pretrain.pth",
     "mae_pretrain_vit_base.pth",
-    "swav_800ep_pretrain.pth.tar",
-    "densecl_r50_imagenet_200ep.pth",
+    "vit_small_7.pth",
+    "densenet-121.pth",
     "resnet50_alpha0.9.pth",
     "ViT-B-16.pt",
     "checkpoint.pth",
@@ -185,6 +212,19 @@ def test_numbers_become_counts_of_what_is_finished(path):
     assert (facts.epoch_done, facts.step_done) == DONE[path]
     assert facts.pattern
     assert "in the name" in facts.how
+
+
+@pytest.mark.parametrize("path", NUMBERS)
+def test_a_bare_number_has_no_unit(path):
+    facts = from_name(path)
+    assert (facts.epoch_done, facts.step_done, facts.saves) == (None, None, False)
+    assert facts.number == NUMBERS[path]
+    assert facts.how == f"number {NUMBERS[path]} in the name, unit unknown"
+
+
+def test_accelerate_counts_what_it_saved():
+    facts = from_name("checkpoints/checkpoint_7/model.safetensors")
+    assert (facts.number, facts.saves, facts.epoch_done, facts.step_done) == (7, True, None, None)
 
 
 @pytest.mark.parametrize("path", NOTHING)

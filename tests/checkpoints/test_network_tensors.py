@@ -9,7 +9,7 @@ import torch
 from dse_monitor.checkpoints import families, load_encoder
 from dse_monitor.checkpoints.families.network import Hints, NotThisNetwork
 from dse_monitor.checkpoints.recognition import architecture
-from dse_monitor.checkpoints.recognition.fit import HEADS
+from dse_monitor.checkpoints.recognition.dialects import HEADS
 from dse_monitor.errors import AmbiguousArchitecture, UnknownLayout
 
 MODULES = {

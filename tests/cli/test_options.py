@@ -17,24 +17,25 @@ ROOT = Path(__file__).resolve().parents[2]
 
 RECOGNISING = "image-size layout encoder arch arch-option network num-heads layer mean std interpolation"
 MEASURING = (
-    "images num-images seed batch group local-clusters global-clusters no-normalize precision "
-    f"micro-batch {RECOGNISING}"
+    "images num-images bands scale preview-bands seed batch group local-clusters global-clusters "
+    f"no-normalize precision micro-batch {RECOGNISING}"
 )
 RULES = (
     "rules.margin rules.threshold rules.sustain rules.recovered rules.warmup rules.early-best rules.worsened "
     "rules.plateau rules.failures rules.stale-seconds rules.remind-seconds rules.per-hour rules.lam"
 )
 OPTIONS = {
-    "watch": "RUN out device once until-epoch until-step exit-after-idle every since min-interval keep-best "
-    "copy-aside poll-seconds settle-seconds gpu-share cpu-fallback threads no-maps alert test-alert link "
-    f"plain json {MEASURING} {RULES}",
+    "watch": "RUN run as-one as-many unit out device once until-epoch until-step exit-after-idle every since "
+    "min-interval keep-best copy-aside poll-seconds settle-seconds gpu-share cpu-fallback threads no-maps "
+    f"alert test-alert link plain json {MEASURING} {RULES}",
+    "runs": "PATH run as-one as-many json",
     "score": f"CKPT device cache threads json {MEASURING}",
     "best": "RUN top json path-only before-alarm",
     "status": "RUN json",
     "silence": "RUN rule during off",
     "replay": f"RUN|CSV json {RULES}",
     "export": "RUN csv json events",
-    "probe": "RUN|CKPT labelled images masks num-images seed splits neighbours ignore device "
+    "probe": "RUN|CKPT labelled images masks num-images bands scale seed splits neighbours ignore device "
     f"precision micro-batch json {RECOGNISING}",
     "inspect": f"CKPT json {RECOGNISING}",
     "layouts": "json",

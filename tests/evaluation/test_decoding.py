@@ -3,17 +3,21 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from preprocessings import rgb
 from torchvision.transforms import v2
 
 from dse_monitor import scenes
 from dse_monitor.errors import ImagesError
 from dse_monitor.evaluation import decoding
+from dse_monitor.evaluation.geometry import fit
 
 
 def save_and_read(tmp_path, picture, name, **options):
     picture.save(tmp_path / name, **options)
-    return decoding.read_image(tmp_path / name, 32, 32)
+    return decoding.read_picture(tmp_path / name, rgb(32, 32))
 
 
 GREY_RAMP = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))
@@ -87,7 +91,7 @@ def test_decompression_bomb_is_refused_unopened(tmp_path):
     data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
     with pytest.raises(ImagesError, match="DecompressionBomb"):
-        decoding.read_image(tmp_path / "bomb.png", 32, 32)
+        decoding.read_picture(tmp_path / "bomb.png", rgb(32, 32))
 
 
 @pytest.mark.parametrize(("width", "height"), [(60, 45), (45, 60), (51, 51), (37, 90), (132, 33)])
@@ -96,7 +100,7 @@ def test_geometry_is_that_of_torchvision(tmp_path, width, height):
     picture = Image.fromarray(pixels)
     picture.save(tmp_path / "noise.png")
     expected = v2.CenterCrop(32)(v2.Resize(37, interpolation=v2.InterpolationMode.BICUBIC)(picture))
-    result = decoding.read_image(tmp_path / "noise.png", 32, 37)
+    result = decoding.read_picture(tmp_path / "noise.png", rgb(32, 37))
     np.testing.assert_array_equal(result, np.asarray(expected))
 
 
@@ -109,7 +113,7 @@ def test_a_long_strip_is_cut_to_its_middle_before_resizing(tmp_path, monkeypatch
     monkeypatch.setattr(
         Image.Image, "resize", lambda self, to, *rest: widths.append(to[0]) or resize(self, to, *rest)
     )
-    result = decoding.read_image(tmp_path / "strip.png", 32, 32)
+    result = decoding.read_picture(tmp_path / "strip.png", rgb(32, 32))
     assert widths == [128]
     expected = np.zeros((32, 32, 3), np.uint8)
     expected[:, 8:24] = 255
@@ -122,5 +126,43 @@ def test_reduced_jpeg_decoding_stays_close_to_the_full_one(tmp_path):
     full = v2.CenterCrop(32)(
         v2.Resize(37, interpolation=v2.InterpolationMode.BICUBIC)(Image.open(tmp_path / "large.jpg"))
     )
-    difference = decoding.read_image(tmp_path / "large.jpg", 32, 37).astype(int) - np.asarray(full)
+    difference = decoding.read_picture(tmp_path / "large.jpg", rgb(32, 37)).astype(int) - np.asarray(full)
     assert np.abs(difference).mean() < 2  # grey levels
+
+
+@pytest.mark.parametrize("filter", ["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"])
+@pytest.mark.parametrize(("width", "height"), [(60, 45), (45, 60), (20, 300), (300, 20)])
+def test_squashed_pictures_are_resized_whole(tmp_path, filter, width, height):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.png")
+    how = rgb((24, 40), crop_mode="squash", interpolation=filter)
+    expected = Image.fromarray(pixels).resize((40, 24), Image.Resampling[filter.upper()])
+    np.testing.assert_array_equal(decoding.read_picture(tmp_path / "noise.png", how), np.asarray(expected))
+
+
+@given(
+    picture=st.tuples(st.integers(16, 90), st.integers(16, 90)),
+    size=st.tuples(st.integers(8, 40), st.integers(8, 40)),
+    more=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+)
+def test_a_centre_crop_of_any_ratio_covers_and_keeps_the_ratio(picture, size, more):
+    """A gradient across, and one down, stay gradients of one slope whatever the sizes are."""
+    width, height = picture
+    resize = size[0] + more[0], size[1] + more[1]
+    ramp = np.add.outer(np.arange(height) * 1.0, np.arange(width) * 1.0).astype(np.float32)
+    fitted = np.asarray(fit(Image.fromarray(ramp), rgb(size, resize, interpolation="bilinear")))
+    assert fitted.shape == size
+    share = max(resize[0] / height, resize[1] / width)
+    if share >= 1 and min(size) > 12:  # enlarged, so that rims are narrow
+        middle = fitted[size[0] // 2 - 2 : size[0] // 2 + 3, size[1] // 2 - 2 : size[1] // 2 + 3]
+        slopes = np.diff(middle, axis=0).mean(), np.diff(middle, axis=1).mean()
+        np.testing.assert_allclose(slopes, 1 / share, rtol=0.12)  # int() of a side moves it by up to a pixel
+
+
+def test_what_is_cut_out_of_a_picture_that_is_no_square_is_its_middle(tmp_path):
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[24:40] = 255  # a bar across the middle
+    Image.fromarray(pixels).save(tmp_path / "bar.png")
+    how = rgb((16, 64), resize=(16, 64))
+    assert (decoding.read_picture(tmp_path / "bar.png", how) == 255).all()
+    assert (decoding.read_picture(tmp_path / "bar.png", rgb((64, 16), (64, 16)))[:20] == 0).all()

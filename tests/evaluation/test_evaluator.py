@@ -12,16 +12,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from preprocessings import rgb
 from torch.utils.flop_counter import FlopCounterMode
 
 from dse_monitor import scenes
 from dse_monitor.checkpoints import load_encoder
+from dse_monitor.encoder import Encoder
 from dse_monitor.errors import DeviceError, ImagesError
-from dse_monitor.evaluation import image_cache, images
+from dse_monitor.evaluation import decoding, image_cache, images
 from dse_monitor.evaluation.config import EvaluationConfig, Placement
-from dse_monitor.evaluation.evaluator import Evaluator, HeldOut, batches, is_constant, resolve_device
+from dse_monitor.evaluation.evaluator import (
+    Evaluator,
+    HeldOut,
+    batches,
+    is_constant,
+    resolve_device,
+    token_grid,
+)
 from dse_monitor.metric import average, companions, measure
-from dse_monitor.runs.record import evaluation_from_json, to_json
+from dse_monitor.runs.record import Source, evaluation_from_json, to_json
+from dse_monitor.tokens import from_map
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +63,7 @@ def checkpoint(tmp_path, write_checkpoint):
 
 def test_components_are_those_of_the_encoder_on_the_images(config, evaluator, checkpoint, tmp_path):
     result = evaluator()(checkpoint)
-    held_out = images.prepare(config.images, num_images=48, size=32, cache=tmp_path / "another cache")
+    held_out = images.prepare(config.images, rgb(32), num_images=48, cache=tmp_path / "another cache")
     encoder = load_encoder(checkpoint)
     tokens = encoder.encode(held_out.pixels)
     expected = average([measure(tokens[16 * i : 16 * i + 16], seed=i) for i in range(3)])
@@ -68,7 +78,7 @@ def test_components_are_those_of_the_encoder_on_the_images(config, evaluator, ch
 def test_settings_say_what_was_measured(evaluator, checkpoint):
     evaluate = evaluator(seed=3, group=4, local_clusters=2, global_clusters=6, normalize=False)
     settings = evaluate(checkpoint).settings
-    held_out = evaluate.image_set(32)
+    held_out = evaluate.image_set(rgb(32))
     assert settings.images == held_out.fingerprint
     assert (settings.num_images, settings.resize, settings.crop, settings.batch) == (48, 37, 32, 16)
     assert (settings.seed, settings.group, settings.local_clusters, settings.global_clusters) == (3, 4, 2, 6)
@@ -104,7 +114,7 @@ def test_record_names_the_file_and_survives_json(evaluator, checkpoint):
 
 def test_companions_are_means_over_batches_and_finite(evaluator, checkpoint):
     result = evaluator(batch=24)(checkpoint)
-    pixels = evaluator().image_set(32).pixels
+    pixels = evaluator().image_set(rgb(32)).pixels
     tokens = load_encoder(checkpoint).encode(pixels)
     halves = [companions.measure(tokens[:24]), companions.measure(tokens[24:])]
     finite = {name for name in halves[0] if all(math.isfinite(half[name]) for half in halves)}
@@ -129,7 +139,7 @@ def test_products_are_those_of_one_pass_over_the_images_and_of_the_metric(evalua
             result = work()
         return counter.get_total_flops(), result
 
-    pixels = evaluator().image_set(32).pixels
+    pixels = evaluator().image_set(rgb(32)).pixels
     forward, tokens = products(lambda: load_encoder(checkpoint).encode(pixels))
     parts = [tokens[16 * i : 16 * i + 16] for i in range(3)]
     metric, _ = products(lambda: [(measure(part), companions.measure(part)) for part in parts])
@@ -180,7 +190,7 @@ def test_images_looked_at_before_are_not_checked_again(config, evaluator, checkp
     evaluate = evaluator()
     evaluate(checkpoint)  # decodes
     held_out = HeldOut(config, str(tmp_path / "cache"))
-    held_out.at(32)
+    held_out.at(rgb(32))
     evaluate = evaluator(held_out=held_out)
     evaluate.wake()
     checked = []
@@ -310,7 +320,7 @@ def test_maps_are_painted_beside_the_images_they_show(evaluator, checkpoint, tmp
     with Image.open(output / "media" / "images.webp") as strip:
         assert strip.size == (6 * 32, 32)
         first = np.asarray(strip)[:, :32].astype(int)
-    assert np.abs(first - evaluate.image_set(32).pixels[0]).mean() < 12  # a lossy format
+    assert np.abs(first - evaluate.image_set(rgb(32)).pixels[0]).mean() < 12  # a lossy format
     before = (output / second.map_file).read_bytes()
     assert evaluate(tmp_path / "other.pth").map_file == second.map_file
     assert (output / second.map_file).read_bytes() == before
@@ -414,3 +424,142 @@ def test_auto_takes_what_is_there():
 def test_settings_can_be_written_down_without_torch():
     code = "import sys, dse_monitor.evaluation.evaluator; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture
+def arrays(pictures, tmp_path):
+    """arrays(change) -> the pictures as .npy files of what `change` makes of their pixels [H, W, 3]."""
+
+    def write(change, name="arrays"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for path in sorted(pictures.glob("*.png")):
+            with Image.open(path) as picture:
+                np.save(folder / path.with_suffix(".npy").name, change(np.asarray(picture)))
+        return folder
+
+    return write
+
+
+def by_name(evaluate):
+    """Pixels by the name of their file without its suffix, on which their order depends."""
+    held_out = evaluate.image_set(rgb(32, interpolation="bilinear"))  # which does not overshoot
+    return {name.partition(".")[0]: row for name, row in zip(held_out.names, held_out.pixels, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("change", "scale", "scaling"),
+    [
+        (lambda pixels: pixels.transpose(2, 0, 1).astype(np.uint16) * 257, None, "uint16 / 65535"),
+        (lambda pixels: pixels / np.float32(255), None, "float32 as it is"),
+        (lambda pixels: pixels.astype(np.int32) * 100, 25_500.0, "int32 / 25500"),
+    ],
+)
+def test_deeper_arrays_of_the_same_scenes_look_the_same(
+    evaluator, checkpoint, arrays, tmp_path, change, scale, scaling
+):
+    plain = by_name(evaluator())
+    evaluate = evaluator(images=arrays(change), scale=scale, maps=str(tmp_path / "dse"))
+    for name, row in by_name(evaluate).items():
+        difference = np.abs(row * 255 - plain[name])
+        assert difference.max() <= 1.01  # pictures are rounded to 8 bits twice, across and then down
+    result = evaluate(checkpoint)
+    assert (result.status, result.settings.scaling) == ("scored", scaling)
+    assert (tmp_path / "dse" / result.map_file).exists()
+
+
+def test_bands_are_settings_and_move_the_fingerprint(evaluator, checkpoint, arrays):
+    folder = arrays(lambda pixels: np.concatenate([pixels, pixels], 2))
+    first, second = (evaluator(images=folder, bands=bands)(checkpoint) for bands in ((1, 2, 3), (6, 5, 4)))
+    assert (first.settings.bands, second.settings.bands) == ((1, 2, 3), (6, 5, 4))
+    assert first.settings.fingerprint != second.settings.fingerprint
+    assert first.components != second.components
+    with pytest.raises(ImagesError, match="the network takes 3 channels, the files hold 6 bands"):
+        evaluator(images=folder)(checkpoint)
+
+
+def test_a_transform_replaces_mean_and_deviation_too(config, evaluator, checkpoint, tmp_path):
+    encoder = load_encoder(checkpoint)
+    mean, std = (
+        np.array(each, np.float32)[:, None, None]
+        for each in (encoder.preprocessing.mean, encoder.preprocessing.std)
+    )
+
+    def transform(path):
+        pixels = decoding.read_picture(path, encoder.preprocessing)
+        return (pixels.transpose(2, 0, 1) / np.float32(255) - mean) / std
+
+    class Transformed(HeldOut):
+        def at(self, how, progress=None, **_):
+            return super().at(how, progress, transform=transform, transform_id="abc")
+
+    held_out = Transformed(config, str(tmp_path / "cache"))
+    result, expected = evaluator(held_out=held_out)(checkpoint), evaluator()(checkpoint)
+    assert result.components.dse(1.0) == pytest.approx(expected.components.dse(1.0), rel=1e-3)
+    settings = result.settings
+    assert (settings.mean, settings.std, settings.scaling) == ((0.0,) * 3, (1.0,) * 3, "by the transform")
+    assert settings.fingerprint != expected.settings.fingerprint
+
+
+def test_what_a_user_should_know_of_the_images_is_logged_once(evaluator, checkpoint, arrays, caplog):
+    evaluate = evaluator(images=arrays(lambda pixels: pixels[..., 0] / np.float32(255)), num_images=60)
+    for _ in range(2):
+        evaluate(checkpoint)
+    said = [record.getMessage() for record in caplog.records if record.name == "dse_monitor.images"]
+    assert len(said) == 2
+    assert "48 usable images, 60 asked for" in said[0]
+    assert said[1] == "files of float32: 1 band, repeated for the network's 3 channels, float32 as it is"
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "grid"),
+    [
+        ((32, 32), 16, (4, 4)),
+        ((32, 128), 64, (4, 16)),
+        ((64, 48), 48, (8, 6)),
+        ((36, 36), 16, (4, 4)),  # rounded down, as patches are
+        ((36, 36), 25, (5, 5)),  # rounded up, as maps of convolutions are
+        ((32, 32), 17, (0, 0)),
+    ],
+)
+def test_tokens_of_another_size_have_a_grid_in_proportion(checkpoint, size, count, grid):
+    assert token_grid(load_encoder(checkpoint), size, count) == grid
+
+
+def test_a_network_of_thirteen_channels_and_oblong_images_is_measured_and_painted(
+    evaluator, tmp_path, monkeypatch
+):
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(16):
+        blocks = np.kron(rng.integers(0, 4000, (13, 6, 8)), np.ones((1, 8, 8), int))
+        np.save(folder / f"{index}.npy", (blocks + rng.integers(0, 500, blocks.shape)).astype(np.uint16))
+    torch.manual_seed(0)
+    how = rgb((32, 64), channels=13)
+    encoder = Encoder(
+        torch.nn.Conv2d(13, 24, 8, 8),
+        Source(path="own.pth", arch="thirteen channels"),
+        tokens=lambda module, batch, layer: from_map(module(batch)),
+        grid=(4, 8),
+        width=24,
+        preprocessing=how,
+    )
+    monkeypatch.setattr(Evaluator, "_load", lambda self, path, progress: encoder)
+    evaluate = evaluator(
+        images=folder, num_images=16, scale=10_000.0, maps=str(tmp_path / "dse"), preview_bands=(4, 3, 2)
+    )
+    result = evaluate(tmp_path / "own.pth")
+    assert (result.status, result.components.tokens, result.components.width) == ("scored", 32, 24)
+    settings = result.settings
+    assert (settings.crop, settings.resize, settings.channels) == ((32, 64), (37, 73), 13)
+    assert settings.scaling == "uint16 / 10000"
+    pixels = torch.from_numpy(evaluate.image_set(how).pixels.copy()).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        tokens = encoder.module((pixels - 0.5) / 0.2).flatten(2).transpose(1, 2)
+    expected = measure(tokens, seed=0)
+    assert result.components.m_inter == pytest.approx(expected.m_inter, rel=1e-4)
+    with Image.open(tmp_path / "dse" / result.map_file) as strip:
+        assert strip.size == (6 * 8, 3 * 4)
+    with Image.open(tmp_path / "dse" / "media" / "images.webp") as strip:
+        assert strip.size == (6 * 64, 32)

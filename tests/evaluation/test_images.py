@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from preprocessings import rgb
 
 from dse_monitor import scenes
 from dse_monitor.errors import ImagesError, OutputError
@@ -27,19 +28,22 @@ def folder(tmp_path):
 
 
 def prepare(folder, tmp_path, **changes):
-    arguments = {"num_images": 8, "size": 32, "cache": tmp_path / "cache", "workers": 2} | changes
-    return images.prepare(folder, **arguments)
+    """With `size` and `resize` as sides of squares, unless `how` is given."""
+    how = changes.pop("how", None) or rgb(changes.pop("size", 32), changes.pop("resize", None))
+    arguments = {"num_images": 8, "cache": tmp_path / "cache", "workers": 2} | changes
+    return images.prepare(folder, how, **arguments)
 
 
 def test_pixels_names_and_counts_belong_together(folder, tmp_path):
     result = prepare(folder, tmp_path)
     assert result.pixels.shape == (8, 32, 32, 3)
     assert result.pixels.dtype == np.uint8
-    assert (len(result), result.size, result.resize, result.found, result.asked) == (8, 32, 37, 12, 8)
+    assert (len(result), result.size, result.found, result.asked) == (8, (32, 32), 12, 8)
+    assert (result.bands, result.scaling, result.normalised) == ((), "", False)
     assert result.skipped == ()
     assert result.notes == ()
     for name, pixels in zip(result.names, result.pixels, strict=True):
-        np.testing.assert_array_equal(pixels, decoding.read_image(folder / name, 32, 37))
+        np.testing.assert_array_equal(pixels, decoding.read_picture(folder / name, rgb(32, 37)))
 
 
 def test_writing_to_pixels_leaves_the_cache_as_it_was(folder, tmp_path):
@@ -194,9 +198,20 @@ def test_unwritable_cache_is_an_output_error(folder, tmp_path):
         prepare(folder, tmp_path)
 
 
-@pytest.mark.parametrize("changes", [{"num_images": 7}, {"size": 0}, {"size": 32, "resize": 31}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_images": 7},
+        {"bands": (0, 1, 2)},
+        {"scale": 0.0},
+        {"scale": float("nan")},
+        {"transform": print},
+        {"transform_id": "abc"},
+        {"transform": print, "transform_id": "abc", "scale": 2.0},
+    ],
+)
 def test_senseless_numbers_are_refused(folder, tmp_path, changes):
-    with pytest.raises(ValueError, match="must"):
+    with pytest.raises(ValueError, match=r"must|counted|not used"):
         prepare(folder, tmp_path, **changes)
 
 
@@ -215,7 +230,7 @@ def test_find_follows_links_once_and_skips_hidden_and_foreign_files(folder, tmp_
     (elsewhere / "linked.JPEG").write_bytes(b"")
     (folder / "linked").symlink_to(elsewhere)
     expected = [f"scene{i}.png" if i % 3 else f"deep/er/scene{i}.png" for i in range(12)]
-    assert images.find(folder) == sorted([*expected, "linked/linked.JPEG"])
+    assert images.offered(folder) == (sorted([*expected, "linked/linked.JPEG"]), 0)
 
 
 def test_prepare_is_silent_about_odd_metadata(folder, tmp_path, recwarn):

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,8 +23,9 @@ def rotation(width, seed=1):
     return np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))[0]
 
 
-def paint(folder, tokens, name, images="abc"):
-    with Image.open(folder / maps.paint_tokens(folder, tokens, name=name, images=images)) as strip:
+def paint(folder, tokens, name, images="abc", grid=None):
+    grid = grid or (math.isqrt(tokens.shape[1]),) * 2
+    with Image.open(folder / maps.paint_tokens(folder, tokens, grid=grid, name=name, images=images)) as strip:
         return np.asarray(strip).astype(int)
 
 
@@ -72,7 +75,7 @@ def test_collapse_to_one_direction_is_seen_as_one_hue(tmp_path, tokens):
 def test_clusters_are_rows_below_in_the_mean_colour_of_their_tokens(tmp_path, tokens):
     left = (np.arange(16) % 4 > 1).astype(int)
     labels = [np.arange(6)[:, None] * 2 + left, np.tile(left, (6, 1))]
-    file = maps.paint_tokens(tmp_path, tokens, labels, name="a", images="abc")
+    file = maps.paint_tokens(tmp_path, tokens, labels, grid=(4, 4), name="a", images="abc")
     with Image.open(tmp_path / file) as strip:
         assert strip.size == (24, 12)
         rows = np.asarray(strip).reshape(3, 4, 6, 4, 3).swapaxes(1, 2).reshape(3, 6, 16, 3)
@@ -89,7 +92,7 @@ def test_clusters_keep_their_colours_when_features_turn_and_labels_change_places
     labels = np.tile(np.arange(16) // 8, (6, 1))
     strips = []
     for name, features, own in (("a", tokens, labels), ("b", tokens @ rotation(24) * 3, 7 - labels)):
-        file = maps.paint_tokens(tmp_path, features, [own], name=name, images="abc")
+        file = maps.paint_tokens(tmp_path, features, [own], grid=(4, 4), name=name, images="abc")
         with Image.open(tmp_path / file) as strip:
             strips.append(np.asarray(strip).astype(int))
     assert np.abs(strips[0] - strips[1]).max() <= 1
@@ -157,12 +160,12 @@ def test_reference_that_would_run_code_is_not_loaded(tmp_path, tokens):
 
 
 def test_tokens_that_are_no_square_grid_make_no_map(tmp_path):
-    assert maps.paint_tokens(tmp_path, np.zeros((2, 5, 3)), name="a", images="b") == ""
+    assert maps.paint_tokens(tmp_path, np.zeros((2, 5, 3)), grid=(4, 4), name="a", images="b") == ""
     assert not list(tmp_path.iterdir())
 
 
 def test_names_cannot_leave_the_folder(tmp_path, tokens):
-    file = maps.paint_tokens(tmp_path / "run", tokens, name="../../evil", images="../x")
+    file = maps.paint_tokens(tmp_path / "run", tokens, grid=(4, 4), name="../../evil", images="../x")
     assert (tmp_path / "run" / file).resolve().is_relative_to(tmp_path / "run" / "media")
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
@@ -186,6 +189,63 @@ def test_originals_are_tiles_in_the_order_of_the_maps(tmp_path):
 def test_folder_that_cannot_be_written_is_an_output_error(tmp_path, tokens):
     (tmp_path / "media").write_text("in the way")
     with pytest.raises(OutputError, match="cannot be written"):
-        maps.paint_tokens(tmp_path, tokens, name="a", images="b")
+        maps.paint_tokens(tmp_path, tokens, grid=(4, 4), name="a", images="b")
     with pytest.raises(OutputError, match="cannot be written"):
         maps.paint_images(tmp_path, np.zeros((1, 32, 32, 3), np.uint8))
+
+
+def test_tokens_of_a_grid_that_is_no_square_are_painted_in_rows_and_columns(tmp_path, tokens):
+    strip = paint(tmp_path, tokens, "a", grid=(2, 8))
+    assert strip.shape == (2, 6 * 8, 3)
+    scores = maps.principal_scores(tokens.reshape(96, -1))
+    np.testing.assert_array_equal(strip[:, 8:16], maps.colours(scores).reshape(6, 2, 8, 3)[1])
+    assert [path.name for path in tmp_path.glob("map-colours-*")] == ["map-colours-abc-6x2x8.npy"]
+
+
+def test_originals_that_are_no_squares_keep_their_ratio(tmp_path):
+    maps.paint_images(tmp_path, np.zeros((6, 32, 128, 3), np.uint8))
+    with Image.open(tmp_path / "media" / "images.webp") as strip:
+        assert strip.size == (6 * 112, 28)
+
+
+def test_bands_are_stretched_from_their_second_to_their_ninety_eighth_percentile():
+    pixels = np.random.default_rng(0).uniform(0, 1, (6, 40, 40, 3)).astype(np.float32)
+    pixels[..., 1] = pixels[..., 1] * 0.01 + 5  # another unit
+    pixels[0, 0, 0] = 1e6, -1e6, 1e6  # a broken pixel does not darken the rest
+    shown = maps.previews(pixels)
+    assert shown.shape == (6, 40, 40, 3)
+    for band in range(3):
+        low, high = np.percentile(pixels[..., band], (2, 98))
+        expected = np.clip((pixels[..., band] - low) / (high - low), 0, 1) * 255
+        assert np.abs(shown[..., band] - expected).max() <= 0.51
+        assert ((shown[..., band] == 0).mean(), (shown[..., band] == 255).mean()) == pytest.approx(
+            (0.02, 0.02), abs=0.004
+        )
+
+
+def test_one_band_is_grey_and_eight_bits_are_shown_as_they_are():
+    rng = np.random.default_rng(0)
+    eight = rng.integers(50, 60, (6, 40, 40, 1), dtype=np.uint8)
+    np.testing.assert_array_equal(maps.previews(eight), np.repeat(eight, 3, axis=-1))
+    deep = maps.previews(eight.astype(np.float32))
+    assert (deep == deep[..., :1]).all()
+    assert (deep.min(), deep.max()) == (0, 255)
+
+
+def test_many_bands_show_their_principal_components_or_those_that_are_chosen():
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(6, 40, 40, 3)) * (3, 2, 1)
+    bands = (hidden @ rng.normal(size=(3, 13))).astype(np.float32)  # three directions in thirteen bands
+    shown = maps.previews(bands)
+    scores = maps.principal_scores(bands.reshape(-1, 13)).reshape(6, 40, 40, 3)
+    for component in range(3):
+        assert np.corrcoef(shown[..., component].ravel(), scores[..., component].ravel())[0, 1] > 0.98
+    np.testing.assert_array_equal(maps.previews(bands, (4, 3, 2)), maps.previews(bands[..., [3, 2, 1]]))
+    np.testing.assert_array_equal(maps.previews(bands, (4, 3, 14)), shown)  # there is no such band
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 13])
+def test_equal_pixels_of_any_number_of_bands_are_shown(tmp_path, channels):
+    maps.paint_images(tmp_path, np.full((6, 40, 40, channels), 0.25, np.float32))
+    with Image.open(tmp_path / "media" / "images.webp") as strip:
+        assert strip.size == (240, 40)

@@ -3,6 +3,7 @@ network."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -11,6 +12,7 @@ import zipfile
 from dataclasses import dataclass
 
 from dse_monitor.evaluation.config import EvaluationConfig
+from dse_monitor.facts import Fact
 from dse_monitor.metric.components import Components
 from dse_monitor.runs.record import Evaluation, Settings, Source
 from dse_monitor.watch.console import Console
@@ -121,9 +123,13 @@ class FakeEvaluate:
             )
         seed = self.config.seed
         settings = Settings(images="f" * 12, num_images=64, seed=seed)
+        if "mean" in facts:  # the file says how its images are normalised
+            settings = dataclasses.replace(settings, mean=tuple(facts["mean"]))
         score = {"m_inter": facts["m_inter"]} if "m_inter" in facts else {}
         score["step"] = facts.get("step")
-        return make_evaluation(name, epoch=facts["epoch"], content=content, settings=settings, **score)
+        made = make_evaluation(name, epoch=facts["epoch"], content=content, settings=settings, **score)
+        known = tuple(Fact(name, "x", "y", assumed=True) for name in facts.get("assumed", ()))
+        return dataclasses.replace(made, source=dataclasses.replace(made.source, facts=known))
 
     def wake(self):
         pass
@@ -138,7 +144,7 @@ class FakeFactory:
     def __call__(self, config, place):
         return self._make(config, place)
 
-    def look_at_images(self, config, place, crop):
+    def look_at_images(self, config, place, how):
         pass
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from preprocessings import rgb
 
 from dse_monitor import scenes
 from dse_monitor.cli import probe as command
@@ -20,7 +21,7 @@ from_seed = torch.Generator().manual_seed
 @pytest.fixture(scope="module")
 def labels():
     """Masks of 40 scenes as classes of 4 x 4 patches, [40, 16]."""
-    return probe.token_labels(np.stack([scenes.generate(index, 32)[1] for index in range(40)]), 16)
+    return probe.token_labels(np.stack([scenes.generate(index, 32)[1] for index in range(40)]), (4, 4))
 
 
 def oracle(labels, width=16):
@@ -142,7 +143,7 @@ def test_a_patch_has_the_class_that_fills_half_of_it():
     mask[0, 4:, :2] = 7  # half of the third
     mask[0, 4:, 4:] = np.arange(4)[:, None] // 1 + 1  # a quarter each of the fourth
     expected = [[0, 5, 0, probe.IGNORED]]  # a tie goes to the smaller class
-    np.testing.assert_array_equal(probe.token_labels(mask, 4), expected)
+    np.testing.assert_array_equal(probe.token_labels(mask, (2, 2)), expected)
 
 
 def test_ignored_pixels_count_against_a_patch():
@@ -150,21 +151,21 @@ def test_ignored_pixels_count_against_a_patch():
     mask[0, :4, :3] = 2  # three quarters of the first patch
     mask[0, :4, 4:5] = 2  # one quarter of the second
     expected = [[2, probe.IGNORED, probe.IGNORED, probe.IGNORED]]
-    np.testing.assert_array_equal(probe.token_labels(mask, 4), expected)
-    assert probe.token_labels(mask, 4, ignore=2).tolist() == [[probe.IGNORED, 255, 255, 255]]
+    np.testing.assert_array_equal(probe.token_labels(mask, (2, 2)), expected)
+    assert probe.token_labels(mask, (2, 2), ignore=2).tolist() == [[probe.IGNORED, 255, 255, 255]]
 
 
 def test_patches_need_not_divide_the_image():
     mask = np.zeros((1, 10, 10), np.int32)
     mask[0, :, 7:] = 300
-    np.testing.assert_array_equal(probe.token_labels(mask, 9), [[0, 0, 300] * 3])
-    with pytest.raises(ImagesError, match="no square grid"):
-        probe.token_labels(mask, 8)
+    np.testing.assert_array_equal(probe.token_labels(mask, (3, 3)), [[0, 0, 300] * 3])
+    with pytest.raises(ImagesError, match="no grid"):
+        probe.token_labels(mask, (0, 0))
 
 
 @pytest.mark.parametrize("filling", [3, 255])
 def test_masks_without_two_classes_are_refused(filling):
-    labels = probe.token_labels(np.full((6, 8, 8), filling, np.uint8), 4)
+    labels = probe.token_labels(np.full((6, 8, 8), filling, np.uint8), (2, 2))
     with pytest.raises(ImagesError, match="at least 2 are needed"):
         probe.score_tokens(torch.randn(6, 4, 3), labels)
 
@@ -184,7 +185,7 @@ def test_images_and_masks_are_cropped_alike(pairs, tmp_path):
         Image.fromarray(np.repeat(values[..., None] * 20, 3, 2)).save(
             tmp_path / "images" / f"{index:06d}.png"
         )
-    pixels, masks = probe.read_pairs(pairs, 32)
+    pixels, masks = probe.read_pairs(pairs, rgb(32))
     assert pixels.shape == (10, 32, 32, 3)
     inside = np.abs(pixels[..., 0].astype(int) - 20 * masks) <= 10  # bicubic and nearest differ at rims
     assert inside.mean() > 0.85
@@ -193,49 +194,49 @@ def test_images_and_masks_are_cropped_alike(pairs, tmp_path):
 
 
 def test_sample_of_pairs_is_seeded(pairs):
-    first = probe.read_pairs(pairs, 32)[0]
-    np.testing.assert_array_equal(first, probe.read_pairs(pairs, 32)[0])
+    first = probe.read_pairs(pairs, rgb(32))[0]
+    np.testing.assert_array_equal(first, probe.read_pairs(pairs, rgb(32))[0])
     other = probe.ProbeConfig(images=pairs.images, masks=pairs.masks, num_images=10, seed=1)
-    assert (probe.read_pairs(other, 32)[0] != first).any()
+    assert (probe.read_pairs(other, rgb(32))[0] != first).any()
 
 
 def test_images_without_a_mask_are_left_out(pairs):
     (pairs.masks / "000003.png").unlink()
     (pairs.masks / "000005.png").unlink()
     (pairs.masks / "000007.png").unlink()
-    assert len(probe.read_pairs(pairs, 32)[0]) == 9
+    assert len(probe.read_pairs(pairs, rgb(32))[0]) == 9
 
 
 def test_too_few_pairs_are_an_error_that_names_both_folders(pairs, tmp_path):
     (tmp_path / "empty").mkdir()
     empty = probe.ProbeConfig(images=pairs.images, masks=tmp_path / "empty")
     with pytest.raises(ImagesError, match=r"images: 0 images have a mask of the same name in .*empty"):
-        probe.read_pairs(empty, 32)
+        probe.read_pairs(empty, rgb(32))
 
 
 def test_masks_that_cannot_be_meant_are_refused(pairs, tmp_path):
-    mask, image = tmp_path / "mask.png", pairs.images / "000000.png"
+    mask = tmp_path / "mask.png"
     Image.new("RGB", (40, 40)).save(mask)
     with pytest.raises(ImagesError, match="is a RGB image, expected one channel"):
-        probe.read_mask(mask, image, 32, 37)
+        probe.read_mask(mask, (40, 40), rgb(32, 37))
     Image.new("L", (41, 40)).save(mask)
     with pytest.raises(ImagesError, match="they must agree"):
-        probe.read_mask(mask, image, 32, 37)
+        probe.read_mask(mask, (40, 40), rgb(32, 37))
     mask.write_bytes(b"nothing")
     with pytest.raises(ImagesError, match="cannot be decoded"):
-        probe.read_mask(mask, image, 32, 37)
+        probe.read_mask(mask, (40, 40), rgb(32, 37))
 
 
 def test_sixteen_bit_masks_keep_their_class_numbers(pairs, tmp_path):
     Image.fromarray(np.full((40, 40), 1234, np.uint16)).save(tmp_path / "mask.png")
-    assert (probe.read_mask(tmp_path / "mask.png", pairs.images / "000000.png", 32, 37) == 1234).all()
+    assert (probe.read_mask(tmp_path / "mask.png", (40, 40), rgb(32, 37)) == 1234).all()
 
 
 def test_unreadable_image_is_named(pairs):
     (pairs.images / "000000.png").write_bytes(b"nothing")
     whole = probe.ProbeConfig(images=pairs.images, masks=pairs.masks)
     with pytest.raises(ImagesError, match=r"000000\.png: cannot be decoded .* remove it and its mask"):
-        probe.read_pairs(whole, 32)
+        probe.read_pairs(whole, rgb(32))
 
 
 @pytest.mark.parametrize("changes", [{"splits": 0}, {"neighbours": 0}, {"num_images": 3}])
@@ -287,3 +288,31 @@ def test_bad_checkpoints_do_not_stop_the_others(pairs, tmp_path, write_checkpoin
     assert [json.loads(line)["path"] for line in said.out.splitlines()] == [good.as_posix()]
     assert all(f"{path}: not probed: " in said.err for path in (garbage, missing, spoiled))
     assert command.probe(dataclasses.replace(every, checkpoints=(good,))) == 0
+
+
+def test_labelled_arrays_are_cropped_like_their_masks(tmp_path):
+    """Bands of an oblong network: values that repeat the mask, in arrays of 16 bits."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        mask = np.kron(rng.integers(0, 5, (6, 10), dtype=np.uint8), np.ones((8, 8), np.uint8))
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{index}.png")
+        np.save(tmp_path / "images" / f"{index}.npy", np.stack([mask, mask + 1], 2).astype(np.uint16) * 100)
+    labelled = probe.ProbeConfig(
+        images=tmp_path / "images", masks=tmp_path / "masks", device="cpu", bands=[2, 1], scale=100.0
+    )
+    how = rgb((24, 40), channels=2, interpolation="nearest")
+    pixels, masks = probe.read_pairs(labelled, how)
+    assert (pixels.shape, masks.shape) == ((8, 24, 40, 2), (8, 24, 40))
+    np.testing.assert_array_equal(pixels, np.stack([masks + 1, masks], 3))
+    with Image.open(tmp_path / "masks" / "0.png") as mask:
+        mask.crop((0, 0, 40, 48)).save(tmp_path / "masks" / "0.png")
+    with pytest.raises(ImagesError, match=r"is \(40, 48\) px, its image is \(80, 48\) px"):
+        probe.read_pairs(labelled, how)
+
+
+def test_patches_of_an_oblong_grid_have_the_classes_of_their_pixels():
+    mask = np.repeat(np.arange(8)[None, None], 4, 1).repeat(2, 0)  # [2, 4, 8]: a class per column
+    expected = np.tile(np.arange(8), (2, 2))
+    np.testing.assert_array_equal(probe.token_labels(mask, (2, 8)), expected)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from dse_monitor.evaluation import images
 from dse_monitor.evaluation.config import EvaluationConfig
 from dse_monitor.runs import export, ledger
+from dse_monitor.runs.record import to_json
 
 pytestmark = pytest.mark.fast
 
@@ -51,6 +53,21 @@ def test_the_same_request_has_the_same_digest():
     """Else every checkpoint of every run would be measured anew after an update."""
     asked = [fact.data["request"] for fact in ledger.read(OLD / "exp1" / "dse").facts if fact.kind == "watch"]
     assert set(asked) == {CONFIG.request} == {"a02abc15ac07"}
+
+
+def test_settings_and_images_have_the_fingerprints_they_had(run):
+    """Else nothing measured from now on could be compared with what was."""
+    evaluations = ledger.read(run / "dse").evaluations
+    (settings,) = {evaluation.settings for evaluation in evaluations if evaluation.settings is not None}
+    assert {e.map_file.rpartition("-")[2] for e in evaluations if e.map_file} == {
+        f"{settings.fingerprint[:6]}.png"
+    }
+    held_out = images.prepare(
+        CONFIG.images, settings.preprocessing, num_images=64, cache=run / "dse" / "images"
+    )
+    assert held_out.fingerprint == settings.images  # served by the cache: the folder is gone
+    first = json.loads((EXPECTED / "export.jsonl").read_text().splitlines()[0])
+    assert to_json(settings).keys() == first["settings"].keys()
 
 
 def test_nothing_is_measured_twice_and_new_checkpoints_join_the_line(run, watching, checkpoint):

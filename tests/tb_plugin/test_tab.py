@@ -264,8 +264,12 @@ def test_a_click_on_a_point_opens_its_card(ready, open_tab):
         "RankMe",
         "key 'global_step' of the file",
         "1.1 GB",
+        "heads 6",
+        "interpolation bicubic",
     ):
         assert words in text, words
+    assumed = card.locator("dt", has_text="Assumed").locator("xpath=following-sibling::dd[1]")
+    assert assumed.get_attribute("title") == "interpolation: as in most recipes"
 
 
 def test_a_failed_checkpoint_says_why(ready, open_tab):

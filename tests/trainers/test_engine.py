@@ -81,6 +81,7 @@ def test_checkpoint_has_the_documented_keys(finished):
     assert content["backbone"]["name"] == "vit_tiny_patch16_224"
     assert content["backbone"]["image_size"] == 32
     assert content["backbone"]["num_heads"] == 3
+    assert content["images"] == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     assert any(key.startswith("teacher.backbone.blocks.0.") for key in content["model"])
 
 

@@ -13,7 +13,7 @@ from dse_monitor.errors import DeviceError, ImagesError, RunError
 from dse_monitor.evaluation.config import EvaluationConfig
 from dse_monitor.publish import events
 from dse_monitor.runs import ledger
-from dse_monitor.watch.console import Notice, Problem, Row
+from dse_monitor.watch.console import Header, Notice, Problem, Row
 from dse_monitor.watch.pool import BACK_OFF_SECONDS, START_TRIES
 from dse_monitor.watch.workers.child import WorkerEnd
 
@@ -257,11 +257,12 @@ def test_folder_that_goes_and_comes_back_is_taken_up_where_it_was(run, watching,
     write_checkpoint(run / "checkpoint0000.pth", epoch=1.0)
     watch = watching(run)
     watch.step(10)
-    run.rename(tmp_path / "unmounted")
+    (tmp_path / "other").mkdir()
+    run.rename(tmp_path / "other" / "unmounted")
     watch.step(30)
     assert not run.exists()
     assert len([p for p in watch.console.of(Problem) if "is gone" in p.reason]) == 1
-    (tmp_path / "unmounted").rename(run)
+    (tmp_path / "other" / "unmounted").rename(run)
     write_checkpoint(run / "checkpoint0001.pth", epoch=2.0, value=2)
     watch.step(30)
     assert _scored(run) == [("checkpoint0000.pth", 1.0), ("checkpoint0001.pth", 2.0)]
@@ -540,6 +541,49 @@ def test_other_settings_measure_again_on_a_line_of_their_own(run, watching):
     assert len(view.evaluations) == 4
     assert len(view.settings) == 2
     assert json.loads((run / "dse" / "best.json").read_text())["measured"] == 2
+
+
+def test_a_number_that_is_read_otherwise_is_not_joined_and_said(run, watching):
+    """A file that says how its images are normalised after others that did not, in one watch and in two."""
+    half = (0.5, 0.5, 0.5)
+    for number in range(2):
+        write_checkpoint(run / f"checkpoint{number:04d}.pth", epoch=number + 1.0, value=number)
+    assert watching(run, once=True).run() == 0
+    write_checkpoint(run / "checkpoint0002.pth", epoch=3.0, value=2, mean=half)
+    later = watching(run)
+    later.step(10)
+    write_checkpoint(run / "checkpoint0003.pth", epoch=4.0, value=3, mean=half)
+    write_checkpoint(run / "checkpoint0004.pth", epoch=5.0, value=4, mean=(0.1, 0.1, 0.1))
+    later.step(20)
+    said = [each.text for each in later.console.of(Notice) if "measured otherwise" in each.text]
+    assert len(said) == 2
+    assert "checkpoint0002.pth was measured otherwise than what is on record" in said[0]
+    assert "mean 0.5, 0.5, 0.5, was 0.485, 0.456, 0.406" in said[0]
+    assert "--out" in said[0]
+    assert "checkpoint0004.pth" in said[1]
+    assert [len(_view(run).evaluations), len(_view(run).settings)] == [5, 3]
+
+
+def test_other_options_are_said_once_and_not_for_every_number(run, watching):
+    write_checkpoint(run / "checkpoint0000.pth", epoch=1.0, value=1)
+    assert watching(run, once=True, config=EvaluationConfig(images="i", seed=0)).run() == 0
+    other = watching(run, once=True, config=EvaluationConfig(images="i", seed=1))
+    assert other.run() == 0
+    assert not [each for each in other.console.of(Notice) if "measured otherwise" in each.text]
+
+
+def test_what_was_assumed_of_a_network_is_said_once_at_the_top(run, watching):
+    for number in range(2):
+        assumed = ["activation", "mean", "std", "crop"]  # how pictures are cut is the same for all
+        write_checkpoint(
+            run / f"checkpoint{number:04d}.pth", epoch=number + 1.0, value=number, assumed=assumed
+        )
+    watch = watching(run, once=True)
+    assert watch.run() == 0
+    lines = [line for line in watch.console.of(Header) if line.label == "assumed"]
+    assert [(line.text, line.aside) for line in lines] == [
+        ("activation, mean, std", "see dse-monitor inspect")
+    ]
 
 
 def test_options_pass_checkpoints_over_and_say_so_once(run, watching):

@@ -81,10 +81,10 @@ def test_worker_gets_ready_for_what_is_asked_and_the_last_images(tmp_path, watch
         watch.step(10)
         first, second = watch.workers
         (order,) = first.orders
-        assert order == {"prepare": _asked(first.jobs[0]), "crop": None}  # nothing was measured before
+        assert order == {"prepare": _asked(first.jobs[0]), "images": None}  # nothing was measured before
         (order,) = second.orders
-        crop = ledger.read(run / "dse").evaluations[0].settings.crop
-        assert order == {"prepare": _asked(second.jobs[0]), "crop": crop}
+        settings = ledger.read(run / "dse").evaluations[0].settings
+        assert order == {"prepare": _asked(second.jobs[0]), "images": settings.preprocessing.to_json()}
 
 
 def test_no_worker_starts_for_another_name_of_what_is_scored(tmp_path, watching, checkpoint):

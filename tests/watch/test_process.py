@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from preprocessings import rgb
 from watch_fakes import FakeEvaluate, FakeFactory, write_checkpoint
 
 from dse_monitor import scenes
@@ -141,7 +142,9 @@ def test_worker_gets_ready_with_what_will_measure(tmp_path):
         return Ready(config, place)
 
     path = write_checkpoint(tmp_path / "c.pth")
-    answers = _serve({"prepare": _asked(seed=1), "crop": 96}, _job(path, seed=1), evaluate=make)
+    answers = _serve(
+        {"prepare": _asked(seed=1), "images": rgb(96).to_json()}, _job(path, seed=1), evaluate=make
+    )
     assert happened == [("wake", 1), ("measure", 1)]
     assert made == [1]
     assert "evaluation" in answers[-1]
@@ -152,10 +155,10 @@ def test_images_looked_at_while_torch_loads_are_those_that_are_measured(tmp_path
     config = EvaluationConfig(images=pictures, num_images=16)
     place = Placement(cache=str(tmp_path / "cache"), device="cpu")
     make = EvaluatorFactory(WorkerLimits())
-    make.look_at_images(config, place, 32)
-    seen = make._held_out[2].at(32)
-    assert make(config, place).evaluator.image_set(32) is seen
-    assert make(dataclasses.replace(config, seed=1), place).evaluator.image_set(32) is not seen
+    make.look_at_images(config, place, rgb(32))
+    seen = make._held_out[2].at(rgb(32))
+    assert make(config, place).evaluator.image_set(rgb(32)) is seen
+    assert make(dataclasses.replace(config, seed=1), place).evaluator.image_set(rgb(32)) is not seen
 
 
 def test_what_fails_while_getting_ready_is_answered_with_a_job(tmp_path):
@@ -163,7 +166,7 @@ def test_what_fails_while_getting_ready_is_answered_with_a_job(tmp_path):
         raise ImagesError("no images in /data")
 
     path = write_checkpoint(tmp_path / "c.pth")
-    answers = _serve({"prepare": _asked(), "crop": 96}, _job(path), evaluate=no_images)
+    answers = _serve({"prepare": _asked(), "images": rgb(96).to_json()}, _job(path), evaluate=no_images)
     assert answers == [{"job": 1, "error": "ImagesError", "reason": "no images in /data"}]
 
 

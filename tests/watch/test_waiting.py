@@ -1,4 +1,4 @@
-"""Which checkpoint is next, which runs there are, and what the options mean."""
+"""Which checkpoint is next, and what the options mean."""
 
 import math
 from pathlib import Path
@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dse_monitor.checkpoints.names import NameFacts, from_name, is_candidate, is_rolling
+from dse_monitor.checkpoints.names import NameFacts, from_name, is_rolling
 from dse_monitor.evaluation.config import EvaluationConfig
 from dse_monitor.runs.identity import Stamp
-from dse_monitor.watch.files.discovery import find_runs
 from dse_monitor.watch.files.waiting import Candidate, Filter, Queue, count_done
 from dse_monitor.watch.options import WatchOptions, since_rule
 
@@ -183,49 +182,3 @@ def test_output_folder_of_one_and_of_several_runs():
     assert options("a", out=Path("o")).output(Path("a")) == Path("o")
     assert options("a", "b", out=Path("o")).output(Path("a")) == Path("o/a")
     assert options("runs", out=Path("o")).output(Path("runs/x/y"), Path("runs")) == Path("o/x/y")
-
-
-def _find(folder):
-    found = find_runs(folder, is_candidate, lambda name: bool(from_name(name).pattern))
-    return [path.relative_to(folder).as_posix() for path in found]
-
-
-def _touch(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-
-
-def test_a_folder_with_checkpoints_is_one_run(tmp_path):
-    for name in ("checkpoint0001.pth", "other/checkpoint0002.pth"):
-        _touch(tmp_path / name)
-    assert _find(tmp_path) == ["."]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "checkpoints/c.pth",
-        "ckpt/199/x.pth",
-        "checkpoint-500/model.safetensors",
-        "version_0/checkpoints/last.ckpt",
-        "eval/training_1249/teacher_checkpoint.pth",
-        "dse/records.jsonl",
-    ],
-)
-def test_the_usual_sub_folders_belong_to_the_run(tmp_path, name):
-    _touch(tmp_path / "runs" / "exp1" / name)
-    assert _find(tmp_path / "runs" / "exp1") == ["."]
-    assert _find(tmp_path / "runs") == ["exp1"]
-
-
-def test_a_folder_of_runs_is_searched_two_levels_down(tmp_path):
-    for name in (
-        "a/c1.pth",
-        "group/b/c1.pth",
-        "group/c/checkpoints/c1.pth",
-        "1/2/3/c1.pth",
-        ".hidden/c1.pth",
-    ):
-        _touch(tmp_path / name)
-    assert _find(tmp_path) == ["a", "group/b", "group/c"]
-    assert _find(tmp_path / "nothing") == []

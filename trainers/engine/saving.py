@@ -58,9 +58,10 @@ def contents(
         first_step: optimiser steps that were done when the run began, by another run.
 
     Returns:
-        Keys ``format, schema, method, epoch, step, first_step, backbone, evaluated, model, optimizer, scaler,
-        rng, recipe, regularizer, run``; ``rng`` is a list by process and holds the
-        buffers that differ between processes.
+        Keys ``format, schema, method, epoch, step, first_step, backbone, images, evaluated, model, optimizer,
+        scaler, rng, recipe, regularizer, run``; ``images`` is the mean and std
+        they were normalised with, ``rng`` is a list by process and holds the buffers that differ between
+        processes.
     """
     return {
         "format": FORMAT,
@@ -70,6 +71,7 @@ def contents(
         "step": step,
         "first_step": first_step,
         "backbone": _described(method.backbone_spec),
+        "images": {"mean": list(method.mean), "std": list(method.std)},
         "evaluated": method.evaluated,
         "model": sharding.whole(dict(method.state_dict())),
         "optimizer": sharding.whole(optimizer.state_dict()),

@@ -1,6 +1,6 @@
 """ConvNeXt, versions 1 and 2, of any width and depth.
 
-Shapes: stem [C, 3, p, p]; a block's depthwise convolution [C, 1, k, k].
+Shapes: stem [C, channels, p, p]; a block's depthwise convolution [C, 1, k, k].
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dse_monitor.checkpoints.families import Family
+from dse_monitor.checkpoints.families import Family, unseen
 from dse_monitor.checkpoints.families.layers import convolution, linear, norm
 from dse_monitor.checkpoints.families.network import (
-    IMAGE_SIZE,
     POOLED_NORM,
     Hints,
     Network,
     NotThisNetwork,
     Piece,
-    check_activation,
     count_blocks,
 )
 from dse_monitor.checkpoints.families.outputs import timm_tokens
+from dse_monitor.checkpoints.families.refusals import plausible
 from dse_monitor.checkpoints.families.statedicts import Shape
 
 if TYPE_CHECKING:
@@ -37,10 +36,13 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     Raises:
         NotThisNetwork: no ConvNeXt that can be built.
     """
-    check_activation(hints, "gelu")
+    plausible(shapes)
+    act = unseen.activation(hints, "gelu", "nearly every published ConvNeXt")
+    eps = unseen.norm_epsilon(hints, NORM_EPS, "every published ConvNeXt")
+    size = unseen.free_size(hints)
     stem = shapes.get("stem.0.weight", ())
-    if len(stem) != 4 or stem[1] != 3 or stem[2] != stem[3]:
-        raise NotThisNetwork(f"stem.0.weight is {list(stem)}, not [C, 3, p, p]")
+    if len(stem) != 4 or stem[2] != stem[3]:
+        raise NotThisNetwork(f"stem.0.weight is {list(stem)}, not [C, channels, p, p]")
     if len(shapes.get("stem.1.weight", ())) != 1:
         raise NotThisNetwork("its stem has more than one convolution; use --arch")
     patch = stem[2]
@@ -61,6 +63,7 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         depths=depths,
         dims=widths,
         patch_size=patch,
+        in_chans=stem[1],
         kernel_sizes=tuple(kernel[-1] for kernel in kernels),
         conv_mlp=len(linear) == 4,
         conv_bias="stages.0.blocks.0.conv_dw.bias" in shapes,
@@ -77,23 +80,30 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     ratio = linear[0] / widths[0]
     if ratio != 4:
         raise NotThisNetwork(f"its blocks widen {ratio:g} times; timm's ConvNeXt widens 4 times")
-    size = hints.image_size or (IMAGE_SIZE, IMAGE_SIZE)
-    rows, columns = (math.ceil(math.ceil(side / patch) / 2 ** (stages - 1)) for side in size)
+    rows, columns = (math.ceil(math.ceil(side / patch) / 2 ** (stages - 1)) for side in size.value)
     return Network(
         family="convnext",
         description=(
             f"convnext{' v2' if second else ''} {'-'.join(map(str, widths))}, "
             f"blocks {'-'.join(map(str, depths))}, patch {patch}"
+            f"{unseen.bands(stem[1])}" + ("" if act.value == "gelu" else f", {unseen.ACTIVATIONS[act.value]}")
         ),
-        build=partial(_build, options, hints.norm_eps or NORM_EPS),
+        build=partial(_build, options, act.value, eps.value),
         tensors=_tensors(options),
         tokens=timm_tokens,
         grid=(rows, columns),
         width=widths[-1],
-        image_size=size,
+        channels=stem[1],
+        image_size=size.value,
         layers=stages,
         any_size=True,
         convolutional=True,
+        facts=(
+            act.fact,
+            eps.fact,
+            hints.fact("strides", f"{patch} and three times 2, none dilated", "every published ConvNeXt"),
+            size.fact,
+        ),
         renamed=renamed,
     )
 
@@ -101,7 +111,9 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
 def _tensors(options: dict[str, Any]) -> dict[str, Shape]:
     """The state dict of what `_build` makes of the same options."""
     widths, patch, bias = options["dims"], options["patch_size"], options["conv_bias"]
-    tensors = convolution("stem.0", widths[0], 3, patch, bias=bias) | norm("stem.1", widths[0])
+    tensors = convolution("stem.0", widths[0], options["in_chans"], patch, bias=bias) | norm(
+        "stem.1", widths[0]
+    )
     for stage, (depth, width, kernel) in enumerate(
         zip(options["depths"], widths, options["kernel_sizes"], strict=True)
     ):
@@ -125,11 +137,11 @@ def _layer(name: str, out: int, into: int, options: dict[str, Any]) -> dict[str,
     return linear(name, out, into)
 
 
-def _build(options: dict[str, Any], eps: float) -> nn.Module:
+def _build(options: dict[str, Any], activation: str, eps: float) -> nn.Module:
     from timm.models.convnext import ConvNeXt
     from torch import nn
 
-    model: Any = ConvNeXt(**options, num_classes=0, norm_eps=eps)
+    model: Any = ConvNeXt(**options, num_classes=0, norm_eps=eps, act_layer=unseen.layer(activation))
     model.head = nn.Identity()  # its norm stands after pooling and takes no part in the map
     return model
 

@@ -9,26 +9,27 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dse_monitor.checkpoints.families import Family
+from dse_monitor.checkpoints.families import Family, unseen
 from dse_monitor.checkpoints.families.layers import convolution, linear, norm
 from dse_monitor.checkpoints.families.network import (
-    IMAGE_SIZE,
     Heads,
     Hints,
     Network,
     NotThisNetwork,
-    check_activation,
     count_blocks,
 )
 from dse_monitor.checkpoints.families.outputs import timm_tokens
+from dse_monitor.checkpoints.families.refusals import plausible
 from dse_monitor.checkpoints.families.statedicts import Shape
 from dse_monitor.checkpoints.families.vit import (
     FeedForward,
     feed_forward,
     feed_forward_tensors,
+    heads_fact,
     number_of_heads,
     patch_embedding,
 )
+from dse_monitor.facts import Fact
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +45,8 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         NotThisNetwork: no such transformer that can be built.
         AmbiguousArchitecture: the number of heads follows from nothing known.
     """
-    width, patch = patch_embedding(shapes)
+    plausible(shapes)
+    width, channels, patch = patch_embedding(shapes)
     depth = count_blocks(shapes, "blocks.")
     if "cls_token" not in shapes or "norm.weight" not in shapes:
         raise NotThisNetwork("DINOv3 has a class token and a final norm")
@@ -53,9 +55,14 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
     heads = _heads(shapes, width, hints)
     mlp, mlp_words = feed_forward(shapes, width)
-    check_activation(hints, "gelu" if mlp.kind == "mlp" else "silu")
+    usual = "gelu" if mlp.kind == "mlp" else "silu"
+    act = unseen.activation(hints, usual, "every published DINOv3", built=(usual,))
+    eps = unseen.norm_epsilon(hints, NORM_EPS, "every published DINOv3")
+    theta = _temperature(hints)
+    size = unseen.free_size(hints)
     options: dict[str, Any] = dict(
         patch_size=patch,
+        in_chans=channels,
         embed_dim=width,
         depth=depth,
         num_heads=heads.count,
@@ -64,15 +71,15 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         swiglu_mlp=mlp.kind != "mlp",
         swiglu_align_to=1 if mlp.kind == "swiglu" else 0,  # any alignment makes timm keep the halves apart
         num_reg_tokens=registers,
-        rope_temperature=float(hints.details.get("rope_theta", TEMPERATURE)),
+        rope_temperature=theta.value,
         init_values=1.0 if "blocks.0.gamma_1" in shapes else None,
-        norm_eps=hints.norm_eps or NORM_EPS,
+        norm_eps=eps.value,
     )
-    height, across = (side - side % patch for side in hints.image_size or (IMAGE_SIZE, IMAGE_SIZE))
+    height, across = (max(side - side % patch, patch) for side in size.value)
     words = [
         f"vit {width}x{depth}",
         f"{heads.count} heads",
-        f"patch {patch}",
+        f"patch {patch}{unseen.bands(channels)}",
         mlp_words,
         f"{registers} registers" if registers else "",
         "rotary positions",
@@ -89,11 +96,31 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         tokens=timm_tokens,
         grid=(height // patch, across // patch),
         width=width,
+        channels=channels,
         image_size=(height, across),
         layers=depth,
         any_size=True,
         heads=f"{heads.count} ({heads.source})",
+        facts=(
+            heads_fact(heads, width, hints),
+            act.fact,
+            eps.fact,
+            *(() if stored else (theta.fact,)),
+            hints.fact(
+                "positions", "rotary, of coordinates in [-1, 1], no absolute ones", "every published DINOv3"
+            ),
+            size.fact,
+        ),
     )
+
+
+def _temperature(hints: Hints) -> unseen.Unseen:
+    """Base of the rotary periods, where the file does not hold the periods themselves."""
+    stated = hints.say("rope_theta")
+    if stated is None:
+        fact = hints.fact("rotary base", f"{TEMPERATURE:g}", "every published DINOv3")
+        return unseen.Unseen(TEMPERATURE, fact)
+    return unseen.Unseen(stated.value, Fact("rotary base", f"{stated.value:g}", stated.source))
 
 
 def _heads(shapes: Mapping[str, Shape], width: int, hints: Hints) -> Heads:
@@ -111,7 +138,7 @@ def _tensors(
     tensors: dict[str, Shape] = {"cls_token": (1, 1, width)}
     if registers:
         tensors["reg_token"] = (1, registers, width)
-    tensors |= convolution("patch_embed.proj", width, 3, options["patch_size"], bias=True)
+    tensors |= convolution("patch_embed.proj", width, options["in_chans"], options["patch_size"], bias=True)
     if periods_stored:
         tensors["rope.periods"] = (width // options["num_heads"] // 4,)
     for block in (f"blocks.{index}" for index in range(options["depth"])):

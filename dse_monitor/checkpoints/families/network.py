@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints.families.statedicts import Shape
+from dse_monitor.errors import AmbiguousArchitecture
 from dse_monitor.facts import Fact
 
 if TYPE_CHECKING:
@@ -36,10 +38,43 @@ class Heads:
 
 @dataclass(frozen=True)
 class Stated:
-    """A value that the file, a file beside it, or an option gives, and where it stands."""
+    """A value that the file, a file beside it, or an option gives, and where it stands.
+
+    Attributes:
+        value: as `recognition.statements` gives values of that name.
+        source: where it stands, in words.
+        rival: what a place of the same standing says instead, and which place; empty if none does.
+        read_before: earlier versions of this package read it there too.
+        assumed: it stands in a library for networks of that name, and nothing says that this file follows it.
+    """
 
     value: Any
     source: str
+    rival: str = ""
+    read_before: bool = False
+    assumed: bool = False
+
+
+# The option that settles what is stated twice; --arch does for the rest.
+_SETTLED_BY = {
+    "mean": "--mean", "std": "--std", "interpolation": "--interpolation", "num_heads": "--num-heads",
+    "image_size": "--image-size",
+}  # fmt: skip
+
+
+def say(stated: Mapping[str, Stated], name: str) -> Stated | None:
+    """What is stated under a name; None if nothing is.
+
+    Raises:
+        AmbiguousArchitecture: two places of the same standing disagree.
+    """
+    found = stated.get(name)
+    if found is not None and found.rival:
+        raise AmbiguousArchitecture(
+            f"two places disagree about {name}: {found.source} says {found.value}, {found.rival}. "
+            f"Settle it with {_SETTLED_BY.get(name, '--arch')}"
+        )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +86,13 @@ class Hints:
         recorded_heads: read from a configuration in or beside the file.
         heads_by_width: heads of the models the training code defines, by embedding width.
         heads_origin: whose models those are, in words.
-        norm_eps: epsilon of the LayerNorms; None means the family's usual one.
+        norm_eps: epsilon of the LayerNorms in the library that names tensors so; None means the family's
+            usual one. One that is stated comes before it.
         image_size: height and width of the images the network was made for, pixels; None if unknown.
         stated: what else the file, a file beside it, or an option says, by the names that
             recognition/statements gives.
+        code: whose networks these are, in words, where the training code defines them, so that what tensors
+            do not show is known from it; else empty.
         details: further values of a configuration that a family understands, by its own names.
     """
 
@@ -65,7 +103,20 @@ class Hints:
     norm_eps: float | None = None
     image_size: tuple[int, int] | None = None
     stated: Mapping[str, Stated] = field(default_factory=dict)
+    code: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    def say(self, name: str) -> Stated | None:
+        """What is stated under a name; None if nothing is.
+
+        Raises:
+            AmbiguousArchitecture: two places of the same standing disagree.
+        """
+        return say(self.stated, name)
+
+    def fact(self, name: str, value: str, evidence: str) -> Fact:
+        """A property that nobody states: known from the training code, or assumed on some evidence."""
+        return Fact(name, value, self.code or evidence, assumed=not self.code)
 
 
 @dataclass(frozen=True)
@@ -106,9 +157,14 @@ class Network:
         heads: attention heads as used, for records; empty for convolutional networks.
         facts: what changes its tokens and is not to be seen in its tensors.
         computed: tensors that need not be in a file: the module makes them, and keeps them where they lack.
+        defaults: how images are prepared for it where nothing of the file says so: as the library that
+            defines it does, by the names of `Hints.stated`.
+        outside: tensors of its class that take no part in its tokens, such as a classifier's.
         renamed: pieces that replace same-named ones (folding, splitting), by name in the network; their
             sources are names in the network too.
         notes: what was assumed, in full sentences.
+        transform: makes what the network sees of an image's path, [C, H, W]; None: see `Preprocessing`.
+        transform_id: what tells it from other transforms; empty without one.
     """
 
     family: str
@@ -127,8 +183,12 @@ class Network:
     heads: str = ""
     facts: tuple[Fact, ...] = ()
     computed: frozenset[str] = frozenset()
+    defaults: Mapping[str, Stated] = field(default_factory=dict)
+    outside: frozenset[str] = frozenset()
     renamed: Mapping[str, Piece] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    transform: Callable[[Path], Any] | None = None
+    transform_id: str = ""
 
     @property
     def num_tokens(self) -> int:
@@ -139,16 +199,6 @@ class Network:
     def parameters(self) -> int:
         """Numbers it holds, without buffers."""
         return sum(math.prod(shape) for name, shape in self.tensors.items() if name not in self.buffers)
-
-
-def check_activation(hints: Hints, usual: str) -> None:
-    """Refuse a recorded activation that is not the one the network is built with.
-
-    Activations have no tensors: another one would load silently and yield wrong features.
-    """
-    found = hints.details.get("hidden_act", usual)
-    if found != usual:
-        raise NotThisNetwork(f"its configuration asks for hidden_act {found!r} where {usual!r} is built")
 
 
 def count_blocks(shapes: Mapping[str, Shape], prefix: str) -> int:

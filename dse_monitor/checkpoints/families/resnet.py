@@ -10,22 +10,24 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dse_monitor.checkpoints.families import Family
+from dse_monitor.checkpoints.families import Family, unseen
 from dse_monitor.checkpoints.families.layers import BUFFERS, batch_norm, convolution
 from dse_monitor.checkpoints.families.network import (
     IMAGE_SIZE,
     Hints,
     Network,
     NotThisNetwork,
-    check_activation,
     count_blocks,
 )
 from dse_monitor.checkpoints.families.outputs import timm_tokens
+from dse_monitor.checkpoints.families.refusals import plausible
 from dse_monitor.checkpoints.families.statedicts import Shape
+from dse_monitor.facts import Fact
 
 if TYPE_CHECKING:
     from torch import nn
 
+NORM_EPS = 1e-5  # of BatchNorm
 EXPANSION = 4  # a bottleneck's output channels per plane, in every published residual network
 SMALL_IMAGE = 32  # pixels; side of CIFAR images, for which the 3x3 stem was made
 DEPTHS: dict[tuple[bool, tuple[int, ...]], str] = {
@@ -40,7 +42,8 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     Raises:
         NotThisNetwork: no residual network that can be built.
     """
-    check_activation(hints, "relu")
+    plausible(shapes)
+    act = unseen.activation(hints, "relu", "nearly every published residual network")
     for key in ("downsample_in_first_stage", "downsample_in_bottleneck"):
         if hints.details.get(key):
             raise NotThisNetwork(f"its configuration sets {key}, which moves strides to where timm has none")
@@ -60,32 +63,63 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         channels=channels, cardinality=cardinality, base_width=base_width, **_shortcut(shapes, stages)
     )
     attention = _squeeze(shapes)
+    strides = _strides(stem, hints)
     stride = stem.stride * 2 ** (stages - 1)
     usual = SMALL_IMAGE if stem.small else IMAGE_SIZE
-    size = hints.image_size or (usual, usual)
-    notes = ()
-    if stem.small:
-        notes = (
-            "The 3x3 stem is read as the one for small images: stride 1, no max pooling"
-            f"{', padding 2' if stem.padding == 2 else ''}; the shapes cannot show it.",
-        )
-    rows, columns = (math.ceil(side / stride) for side in size)
+    size = unseen.free_size(hints, usual)
+    rows, columns = (math.ceil(side / stride) for side in size.value)
     tensors = _tensors(bottleneck, blocks, options, stem, attention)
     return Network(
         family="resnet",
-        description=_words(bottleneck, blocks, channels, cardinality, base_width, stem, bool(attention)),
-        build=partial(_build, bottleneck, blocks, options, stem, attention),
+        description=_words(
+            bottleneck, blocks, channels, cardinality, base_width, stem, bool(attention), act.value
+        ),
+        build=partial(_build, bottleneck, blocks, options, stem, attention, act.value),
         tensors=tensors,
         buffers=frozenset(name for name in tensors if name.endswith(BUFFERS)),
         tokens=timm_tokens,
         grid=(rows, columns),
         width=outputs[-1],
-        image_size=size,
+        channels=stem.channels,
+        image_size=size.value,
         layers=stages + 1,
         any_size=True,
         convolutional=True,
-        notes=notes,
+        facts=(
+            act.fact,
+            hints.fact("norm epsilon", f"{NORM_EPS:g}", "that of BatchNorm in torch and torchvision"),
+            *_stem_facts(stem, hints),
+            strides,
+            size.fact,
+        ),
     )
+
+
+def _strides(stem: _Stem, hints: Hints) -> Fact:
+    """Where the map is halved: nothing of it is in the tensors.
+
+    Raises:
+        NotThisNetwork: the configuration states others than are built.
+    """
+    first = f"{stem.stride} by the stem" + ("" if stem.small else " with max pooling")
+    value = f"{first}, 2 at the start of stages 2 to 4, none dilated, no anti-aliasing"
+    stated = hints.say("strides")
+    if stated is None:
+        return hints.fact("downsampling", value, "the published network of these shapes")
+    if stated.value:
+        raise NotThisNetwork(
+            f"{stated.source} sets {stated.value}, which cannot be built here; name it with --arch"
+        )
+    return Fact("downsampling", value, stated.source)
+
+
+def _stem_facts(stem: _Stem, hints: Hints) -> list[Fact]:
+    """What a 3x3 stem does, which may be made for images of any size."""
+    if not stem.small:
+        return []
+    padding = ", padding 2" if stem.padding == 2 else ""
+    evidence = "a single 3x3 convolution, as for CIFAR images"
+    return [hints.fact("stem", f"stride 1, no max pooling{padding}", evidence)]
 
 
 def count_stages(shapes: Mapping[str, Shape]) -> int:
@@ -100,6 +134,7 @@ class _Stem:
     """The layers before the first stage.
 
     Attributes:
+        channels: of the images.
         width: channels that enter the first stage.
         deep: widths of the three 3x3 convolutions, or empty for a single convolution.
         small: whether it is the single 3x3 convolution made for small images.
@@ -114,14 +149,12 @@ class _Stem:
         self.stride = 4
         if "conv1.0.weight" in shapes:
             convolutions = [_shape(shapes, f"conv1.{index}.weight") for index in (0, 3, 6)]
-            if convolutions[0][1] != 3 or any(shape[2:] != (3, 3) for shape in convolutions):
+            if any(shape[2:] != (3, 3) for shape in convolutions):
                 raise NotThisNetwork("the deep stem is not made of three 3x3 convolutions")
             self.deep = tuple(shape[0] for shape in convolutions)
-            self.width = self.deep[-1]
+            self.width, self.channels = self.deep[-1], convolutions[0][1]
             return
-        self.width, channels, height, kernel = _shape(shapes, "conv1.weight")
-        if channels != 3:
-            raise NotThisNetwork(f"the first convolution takes {channels} channels; images here have 3")
+        self.width, self.channels, height, kernel = _shape(shapes, "conv1.weight")
         if height != kernel or kernel not in (3, 7):
             raise NotThisNetwork(f"the first convolution is {height}x{kernel}; 7x7 and 3x3 stems are known")
         if kernel == 3:
@@ -143,7 +176,7 @@ def _widths(shapes: Mapping[str, Shape], channels: tuple[int, ...]) -> tuple[int
     found: set[tuple[int, float]] = set()
     for stage, planes in enumerate(channels, 1):
         width, per_group = _shape(shapes, f"layer{stage}.0.conv2.weight")[:2]
-        if width % per_group:
+        if width % per_group or not planes:
             raise NotThisNetwork(f"layer{stage}.0.conv2 has {width} channels in groups of {per_group}")
         found.add((width // per_group, per_group * 64 / planes))
     if len({groups for groups, _ in found}) > 1 or max(b for _, b in found) - min(b for _, b in found) > 1e-6:
@@ -178,6 +211,7 @@ def _words(
     base_width: float,
     stem: _Stem,
     attention: bool,
+    activation: str,
 ) -> str:
     usual = channels == (64, 128, 256, 512) and cardinality == 1 and base_width == 64 and stem.width == 64
     name = DEPTHS.get((bottleneck, blocks)) if usual and not attention else None
@@ -194,7 +228,9 @@ def _words(
         words.append("3x3 stem")
     if stem.deep:
         words.append("deep stem")
-    return ", ".join(words)
+    if activation != "relu":
+        words.append(unseen.ACTIVATIONS[activation])
+    return ", ".join(words) + unseen.bands(stem.channels)
 
 
 def _tensors(
@@ -229,11 +265,13 @@ def _stem_tensors(stem: _Stem) -> tuple[int, dict[str, Shape]]:
     """Channels that enter the first stage as timm builds it, and the tensors before it."""
     if not stem.deep:
         kernel = 3 if stem.small else 7
-        return stem.width, convolution("conv1", stem.width, 3, kernel) | batch_norm("bn1", stem.width)
+        return stem.width, convolution("conv1", stem.width, stem.channels, kernel) | batch_norm(
+            "bn1", stem.width
+        )
     second = stem.deep[1]
     first = 3 * (second // 4) if stem.deep[0] != second else second
     tensors: dict[str, Shape] = {}
-    for place, out, into in ((0, first, 3), (3, second, first)):
+    for place, out, into in ((0, first, stem.channels), (3, second, first)):
         tensors |= convolution(f"conv1.{place}", out, into, 3) | batch_norm(f"conv1.{place + 1}", out)
     tensors |= convolution("conv1.6", 2 * second, second, 3) | batch_norm("bn1", 2 * second)
     return 2 * second, tensors
@@ -249,7 +287,12 @@ def _shortcut_tensors(
 
 
 def _build(
-    bottleneck: bool, blocks: tuple[int, ...], options: dict[str, Any], stem: _Stem, attention: float
+    bottleneck: bool,
+    blocks: tuple[int, ...],
+    options: dict[str, Any],
+    stem: _Stem,
+    attention: float,
+    activation: str,
 ) -> nn.Module:
     from timm.layers.squeeze_excite import SEModule
     from timm.models.resnet import BasicBlock, Bottleneck, ResNet, make_blocks
@@ -263,8 +306,17 @@ def _build(
     block_options: dict[str, Any] = {}
     if attention:
         block_options = dict(attn_layer=partial(SEModule, rd_ratio=attention, rd_divisor=1))
+    act = unseen.layer(activation)
     model = ResNet(
-        block, blocks, num_classes=0, zero_init_last=False, block_args=block_options, **options, **extra
+        block,
+        blocks,
+        in_chans=stem.channels,
+        num_classes=0,
+        act_layer=act,
+        zero_init_last=False,
+        block_args=block_options,
+        **options,
+        **extra,
     )
     if stem.deep:
         return model
@@ -277,7 +329,7 @@ def _build(
             options["channels"],
             blocks,
             stem.width,
-            act_layer=nn.ReLU,
+            act_layer=act,
             norm_layer=nn.BatchNorm2d,
             **kept,
             **block_options,
@@ -286,10 +338,10 @@ def _build(
             model.add_module(name, stage)
         model.bn1 = nn.BatchNorm2d(stem.width)
     if stem.small:
-        model.conv1 = nn.Conv2d(3, stem.width, 3, stride=1, padding=stem.padding, bias=False)
+        model.conv1 = nn.Conv2d(stem.channels, stem.width, 3, stride=1, padding=stem.padding, bias=False)
         model.maxpool = nn.Identity()
     elif stem.width != 64:
-        model.conv1 = nn.Conv2d(3, stem.width, 7, stride=2, padding=3, bias=False)
+        model.conv1 = nn.Conv2d(stem.channels, stem.width, 7, stride=2, padding=3, bias=False)
     return model
 
 

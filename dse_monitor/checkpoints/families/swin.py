@@ -10,18 +10,19 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dse_monitor.checkpoints.families import Family
+from dse_monitor.checkpoints.families import Family, unseen
 from dse_monitor.checkpoints.families.layers import convolution, linear, norm
 from dse_monitor.checkpoints.families.network import (
     IMAGE_SIZE,
     Hints,
     Network,
     NotThisNetwork,
-    check_activation,
     count_blocks,
 )
 from dse_monitor.checkpoints.families.outputs import timm_tokens
+from dse_monitor.checkpoints.families.refusals import plausible
 from dse_monitor.checkpoints.families.statedicts import Shape
+from dse_monitor.facts import Fact
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from dse_monitor.tokens import Tokens
 
 _ANY_SIDE = 1 << 30
+MAX_STAGES = 8  # ours: each halves the map, so more would leave nothing of any image
 NORM_EPS = 1e-5  # LayerNorm epsilon of the Swin authors, timm and torchvision
 
 
@@ -38,29 +40,30 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     Raises:
         NotThisNetwork: no Swin transformer that can be built.
     """
+    plausible(shapes)
     if "layers.0.blocks.0.attn.logit_scale" in shapes:
         raise NotThisNetwork(
             "it is a Swin transformer version 2, whose window the tensors do not show; use --arch"
         )
     width, channels, patch, across = _embedding(shapes)
-    if channels != 3 or patch != across:
+    if patch != across:
         raise NotThisNetwork(
-            f"its patches are {patch}x{across} pixels of {channels} channels; square RGB was expected"
+            f"its patches are {patch} x {across} pixels; patches that are not square are not built"
         )
-    check_activation(hints, "gelu")
+    act = unseen.activation(hints, "gelu", "every published Swin", built=("gelu",))
+    eps = unseen.norm_epsilon(hints, NORM_EPS, "the authors', timm's and torchvision's Swin")
     if "absolute_pos_embed" in shapes:
         raise NotThisNetwork("it adds absolute positions (absolute_pos_embed), which timm's Swin has not")
     stages = count_blocks(shapes, "layers.")
+    if not 1 <= stages <= MAX_STAGES:
+        raise NotThisNetwork(f"it has {stages} stages named layers.0, layers.1, ...; four are usual")
     depths = tuple(count_blocks(shapes, f"layers.{stage}.blocks.") for stage in range(stages))
     windows, heads = zip(*(_window(shapes, stage) for stage in range(stages)), strict=True)
-    for stage in range(stages):
-        found = shapes.get(f"layers.{stage}.blocks.0.norm1.weight", (0,))[0]
-        if found != width * 2**stage:
-            raise NotThisNetwork(f"stage {stage} is {found} wide; {width * 2**stage} was expected")
+    _check_widths(shapes, width, stages)
     hidden = shapes.get("layers.0.blocks.0.mlp.fc1.weight", (0,))[0]
-    known_size = hints.image_size[0] if hints.image_size else None
-    grid, plan = _grid_and_plan(patch, windows, known_size)
-    size, side = grid * patch, _rounded_up(grid, stages - 1)
+    grid, plan = _grid_and_plan(patch, windows, _own_size(hints))
+    size = _image_size(grid * patch, hints)
+    rows, columns = (_rounded_up(-(-side // patch), stages - 1) for side in size.value)
     pad_first = bool(hints.details.get("pad_first"))
     known = (1, _ANY_SIDE)  # patches per side for which the shifts were chosen, from and to
     if hints.details.get("shift_as_built"):  # equal windows only say that the last stage was no smaller
@@ -69,8 +72,9 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
     elif pad_first:
         plan = _rounded_up
     options: dict[str, Any] = dict(
-        img_size=size,
+        img_size=grid * patch,
         patch_size=patch,
+        in_chans=channels,
         embed_dim=width,
         depths=depths,
         num_heads=heads,
@@ -85,29 +89,67 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         description=(
             f"swin {width}, blocks {'-'.join(map(str, depths))}, heads {'-'.join(map(str, heads))}, "
             f"window {window_words}, patch {patch}"
+            f"{unseen.bands(channels)}"
         ),
         build=partial(
             _build,
             options,
-            hints.norm_eps or NORM_EPS,
+            eps.value,
             pad_first=pad_first,
             patch_norm=patch_norm,
         ),
         tensors=_tensors(options, windows, patch_norm=patch_norm),
         tokens=partial(_tokens, plan, *known),
-        grid=(side, side),
+        grid=(rows, columns),
         width=width * 2 ** (stages - 1),
-        image_size=(size, size),
+        channels=channels,
+        image_size=size.value,
         layers=stages,
         any_size=True,
         heads=f"{'-'.join(map(str, heads))} (relative position bias tables)",
+        facts=(
+            act.fact,
+            eps.fact,
+            _windows_fact(pad_first, hints),
+            size.fact,
+        ),
+    )
+
+
+def _windows_fact(pad_first: bool, hints: Hints) -> Fact:
+    value = f"shifted by half, grids filled up {'before' if pad_first else 'after'} that"
+    return hints.fact("windows", value, "the library that names its tensors so")
+
+
+def _check_widths(shapes: Mapping[str, Shape], width: int, stages: int) -> None:
+    for stage in range(stages):
+        found = shapes.get(f"layers.{stage}.blocks.0.norm1.weight", (0,))[0]
+        if found != width * 2**stage:
+            raise NotThisNetwork(f"stage {stage} is {found} wide; {width * 2**stage} was expected")
+
+
+def _own_size(hints: Hints) -> int | None:
+    """Side of the images it was built for, where a configuration says it; shifts were chosen for these."""
+    stated = hints.say("image_size")
+    return None if stated is None or stated.source == "--image-size" else stated.value[0]
+
+
+def _image_size(built_for: int, hints: Hints) -> unseen.Unseen:
+    """Height and width of the images it is given: those the user wants, or it was built for."""
+    stated = hints.say("image_size")
+    if stated is not None and (stated.source == "--image-size" or stated.value[0] == built_for):
+        return unseen.free_size(hints)
+    size = (built_for, built_for)
+    value = f"{built_for} x {built_for} px"
+    return unseen.Unseen(
+        size, Fact("image size", value, "it takes any; one that its windows fit", assumed=True)
     )
 
 
 def _embedding(shapes: Mapping[str, Shape]) -> Shape:
     weight = shapes.get("patch_embed.proj.weight", ())
     if len(weight) != 4:
-        raise NotThisNetwork(f"patch_embed.proj.weight is {list(weight)}, not [D, 3, p, p]")
+        raise NotThisNetwork(f"patch_embed.proj.weight is {list(weight)}, not [D, C, p, p]")
     return weight
 
 
@@ -159,7 +201,7 @@ def _grid_and_plan(
 def _tensors(options: dict[str, Any], windows: tuple[int, ...], *, patch_norm: bool) -> dict[str, Shape]:
     """The state dict of what `_build` makes of the same arguments."""
     width = options["embed_dim"]
-    tensors = convolution("patch_embed.proj", width, 3, options["patch_size"], bias=True)
+    tensors = convolution("patch_embed.proj", width, options["in_chans"], options["patch_size"], bias=True)
     if patch_norm:
         tensors |= norm("patch_embed.norm", width)
     for stage, depth in enumerate(options["depths"]):

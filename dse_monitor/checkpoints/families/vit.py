@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dse_monitor.checkpoints.families import Family
+from dse_monitor.checkpoints.families import Family, unseen
 from dse_monitor.checkpoints.families.layers import BUFFERS, batch_norm, convolution, linear, norm
 from dse_monitor.checkpoints.families.network import (
     Heads,
@@ -19,31 +19,29 @@ from dse_monitor.checkpoints.families.network import (
     Network,
     NotThisNetwork,
     Piece,
-    check_activation,
     count_blocks,
 )
 from dse_monitor.checkpoints.families.outputs import timm_tokens
+from dse_monitor.checkpoints.families.positions import SINUSOID, not_stored
+from dse_monitor.checkpoints.families.refusals import plain_blocks, plausible
 from dse_monitor.checkpoints.families.statedicts import Shape
-from dse_monitor.errors import AmbiguousArchitecture
+from dse_monitor.errors import AmbiguousArchitecture, FeatureError
+from dse_monitor.facts import Fact
 
 if TYPE_CHECKING:
     from torch import nn
 
 NORM_EPS = 1e-6  # LayerNorm epsilon of timm, torchvision, DINO, MAE, MoCo v3 and I-JEPA vision transformers
 
-# Heads of every published vision transformer of these widths (timm 1.0's 259 models agree on each, but for
-# three rare 768-wide ones); 1152, 1280 and 1536 occur with two different counts and are therefore absent.
+# Heads of nearly every published vision transformer of these widths, timm 1.0's 259 models among them. Others
+# exist (MoCo v3's and solo-learn's of width 384 have 12, mmpretrain's "small" of 768 has 8), so this only
+# puts the likeliest first where somebody has to choose.
 USUAL_HEADS = {
-    192: 3, 256: 4, 320: 5, 384: 6, 512: 8, 640: 10, 768: 12, 832: 13, 896: 14, 1024: 16, 1408: 16, 1664: 16
+    192: 3, 256: 4, 320: 5, 384: 6, 512: 8, 640: 10, 768: 12, 832: 13, 896: 14, 1024: 16, 1152: 16, 1280: 16,
+    1408: 16, 1536: 24, 1664: 16
 }  # fmt: skip
 CONV_STEM = "patch_embed.proj.12.weight"  # last layer of MoCo v3's convolutional stem
 CONV_STEM_PATCH = 16  # four convolutions of stride two
-STANDARD_WIDTHS = (
-    192,
-    384,
-    768,
-    1024,
-)  # tiny, small, base and large: the same heads in every code but MoCo v3's
 USUAL_HEAD_WIDTHS = (64, 32, 80, 72, 88, 96, 128)  # in order of how often they occur; used to list candidates
 
 
@@ -52,54 +50,56 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
 
     Raises:
         NotThisNetwork: no vision transformer that can be built.
-        AmbiguousArchitecture: the number of heads follows from nothing known.
+        AmbiguousArchitecture: heads or activation follow from nothing known.
+        FeatureError: its positions are for other images than the user wants.
     """
-    width, patch = patch_embedding(shapes)
+    plausible(shapes)
+    width, channels, patch = patch_embedding(shapes)
     depth = count_blocks(shapes, "blocks.")
     if not depth or "blocks.0.norm1.weight" not in shapes:
         raise NotThisNetwork("no transformer blocks named blocks.0.norm1, blocks.0.attn, ...")
-    if any("relative_position" in name for name in shapes):
-        raise NotThisNetwork("relative position biases in a vision transformer are not supported")
+    plain_blocks(shapes, width)  # before anybody is asked for heads
     class_token = "cls_token" in shapes
     registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
-    heads = number_of_heads(shapes, width, hints)
-    mlp, mlp_words = feed_forward(shapes, width)
-    check_activation(hints, "gelu")
-    if "pos_embed" not in shapes:
-        raise NotThisNetwork("there is no pos_embed, and rotary positions cannot be read off the tensors")
-
     notes: list[str] = []
     renamed: dict[str, Piece] = {}
+    if "pos_embed" not in shapes:
+        renamed["pos_embed"] = not_stored(width, patch, hints)
+        shapes = {**shapes, "pos_embed": renamed["pos_embed"].shape}
+        notes.append("The file holds no positions: a table of sinusoids is made, as its training code does.")
+    mlp, mlp_words = feed_forward(shapes, width)
+    heads = number_of_heads(shapes, width, hints)
+    act = _activation(shapes, mlp, hints)
+    eps = unseen.norm_epsilon(hints, NORM_EPS, "timm's, and that of nearly every vision transformer's code")
+    grid, embeds_prefix, shape = _grid(shapes["pos_embed"], class_token, registers, patch, hints, renamed)
     has_final_norm = "norm.weight" in shapes
     if not has_final_norm:
         notes.append(
             "There is no norm after the last block (it stands after pooling): tokens are read without it."
         )
-    if "norm_pre.weight" in shapes:
-        notes.append(
-            "There is a norm before the first block, as in CLIP: plain GELU and absolute positions are "
-            "assumed; name a quick-GELU or rotary variant with --arch."
-        )
     common: dict[str, Any] = dict(
+        img_size=(grid[0] * patch, grid[1] * patch),
         patch_size=patch,
+        in_chans=channels,
         embed_dim=width,
         depth=depth,
         num_heads=heads.count,
         class_token=class_token,
+        no_embed_class=not embeds_prefix,
+        reg_tokens=registers,
         global_pool="token" if class_token else "avg",
     )
-    grid, embeds_prefix = _grid(shapes["pos_embed"], class_token, registers, renamed)
-    common.update(img_size=grid * patch, no_embed_class=not embeds_prefix, reg_tokens=registers)
-    build = partial(_build, shapes, common, mlp, hints.norm_eps or NORM_EPS, has_final_norm)
+    build = partial(_build, shapes, common, mlp, act.value, eps.value, has_final_norm)
     tensors = _tensors(shapes, common, mlp, has_final_norm)
     words = [
         f"vit {width}x{depth}",
         f"{heads.count} heads",
-        f"patch {patch}",
+        f"patch {patch}{unseen.bands(channels)}",
         "convolutional stem" if CONV_STEM in shapes else "",
         mlp_words,
         f"{registers} registers" if registers else "",
         "" if class_token else "no class token",
+        "" if act.value in ("gelu", "silu") else unseen.ACTIVATIONS[act.value],
     ]
     return Network(
         family="vit",
@@ -108,37 +108,76 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         tensors=tensors,
         buffers=frozenset(name for name in tensors if name.endswith(BUFFERS)),
         tokens=timm_tokens,
-        grid=(grid, grid),
+        grid=grid,
         width=width,
-        image_size=(grid * patch, grid * patch),
+        channels=channels,
+        image_size=common["img_size"],
         layers=depth,
         heads=f"{heads.count} ({heads.source})",
+        facts=(heads_fact(heads, width, hints), act.fact, eps.fact, *_attention_facts(hints), shape),
         renamed=renamed,
         notes=tuple(notes),
     )
 
 
-def patch_embedding(shapes: Mapping[str, Shape]) -> tuple[int, int]:
-    """Width and patch side, from ``patch_embed.proj.weight`` [D, 3, p, p]."""
+def _attention_facts(hints: Hints) -> tuple[Fact, Fact]:
+    """What attention does with positions and its products, where there is a table of positions."""
+    positions, evidence = "absolute, none rotary", "few networks with a table of positions have both"
+    if hints.details.get("positions") == SINUSOID:
+        positions = "absolute, a table of sinusoids, none rotary"
+    return (
+        hints.fact("positions", positions, evidence),
+        hints.fact("attention scale", "1 over the root of a head's width", "every published network"),
+    )
+
+
+def _activation(shapes: Mapping[str, Shape], mlp: FeedForward, hints: Hints) -> unseen.Unseen:
+    """Of the feed-forward parts.
+
+    Raises:
+        AmbiguousArchitecture: nothing says which of two that are both common.
+    """
+    if mlp.kind != "mlp":  # configurations often go on naming GELU, which such networks do not use
+        return unseen.Unseen(
+            "silu", Fact("activation", "SiLU", "the gate of SwiGLU, which is in the tensors")
+        )
+    if "norm_pre.weight" in shapes and hints.say("activation") is None:
+        raise AmbiguousArchitecture(
+            "it has a norm before its first block, as CLIP's networks and their descendants have, of which "
+            "some use quick-GELU and some rotary positions, neither to be seen in the tensors; nothing in or "
+            "beside the file says which. Name the timm model, such as "
+            "--arch vit_base_patch16_clip_quickgelu_224 (OpenAI's weights) or vit_base_patch16_clip_224"
+        )
+    return unseen.activation(hints, "gelu", "nearly every published vision transformer")
+
+
+def patch_embedding(shapes: Mapping[str, Shape]) -> tuple[int, int, int]:
+    """Width, channels and patch side, from ``patch_embed.proj.weight`` [D, C, p, p]."""
     if CONV_STEM in shapes:
         if len(shapes[CONV_STEM]) != 4:
             raise NotThisNetwork(f"{CONV_STEM} is {list(shapes[CONV_STEM])}, not [D, C, 1, 1]")
-        return shapes[CONV_STEM][0], CONV_STEM_PATCH
+        first = shapes.get("patch_embed.proj.0.weight", ())
+        if len(first) != 4:
+            raise NotThisNetwork(f"patch_embed.proj.0.weight is {list(first)}, not [D, C, 3, 3]")
+        return shapes[CONV_STEM][0], first[1], CONV_STEM_PATCH
     weight = shapes.get("patch_embed.proj.weight", ())
     if len(weight) != 4:
-        raise NotThisNetwork(f"patch_embed.proj.weight is {list(weight)}, not [D, 3, p, p]")
+        raise NotThisNetwork(f"patch_embed.proj.weight is {list(weight)}, not [D, C, p, p]")
     width, channels, patch, across = weight
-    if channels != 3:
-        raise NotThisNetwork(f"the patch embedding takes {channels} channels; images here have 3")
     if patch != across:
-        raise NotThisNetwork(f"patches of {patch}x{across} pixels are not square")
-    return width, patch
+        raise NotThisNetwork(
+            f"its patches are {patch} x {across} pixels; patches that are not square are not built"
+        )
+    return width, channels, patch
 
 
 def number_of_heads(shapes: Mapping[str, Shape], width: int, hints: Hints) -> Heads:
-    """The number of attention heads, from the strongest evidence there is; never a guess.
+    """The number of attention heads: stated, or fixed by the code that wrote the file; never a guess.
 
     A wrong count loads without complaint and yields wrong features.
+
+    Raises:
+        AmbiguousArchitecture: it follows from nothing known; names the candidates.
     """
     if hints.num_heads is not None:
         if hints.num_heads < 1 or width % hints.num_heads:
@@ -151,26 +190,38 @@ def number_of_heads(shapes: Mapping[str, Shape], width: int, hints: Hints) -> He
         per_head = shapes.get(name, (0,))[0]
         if per_head and per_head < width and width % per_head == 0:
             return Heads(width // per_head, f"{name} has one weight per channel of a head")
+    hints.say("num_heads")
     if hints.recorded_heads and width % hints.recorded_heads.count == 0:
         return hints.recorded_heads
+    by_width = hints.say("heads_by_width")
+    if by_width is not None and width in by_width.value:
+        return Heads(by_width.value[width], by_width.source)
     if width in hints.heads_by_width:
         return Heads(hints.heads_by_width[width], f"width {width} in {hints.heads_origin}")
-    # A code whose own models break the rule (MoCo v3) says nothing about its other widths.
-    if all(USUAL_HEADS.get(w, h) == h for w, h in hints.heads_by_width.items()) and width in (
-        STANDARD_WIDTHS if hints.heads_by_width else USUAL_HEADS
-    ):
-        return Heads(USUAL_HEADS[width], f"every published vision transformer of width {width}")
+    candidates = _candidates(width)
     known = ", ".join(f"{w}: {h}" for w, h in hints.heads_by_width.items())
-    expected = f"{hints.heads_origin} define {known}" if known else "no published model settles it"
+    expected = f"{hints.heads_origin} define {known}" if known else "nothing in or beside the file says it"
     raise AmbiguousArchitecture(
-        f"a vision transformer of width {width} does not say its number of heads, and a wrong one loads "
-        f"silently; {expected}. Candidates: {_listed(_candidates(width))}. Pass --num-heads N"
+        f"a vision transformer of width {width} does not show its number of heads in its tensors, and a "
+        f"wrong one loads without complaint; {expected}. Candidates, the likeliest first: "
+        f"{_listed(candidates)}. Pass --num-heads {candidates[0]} if that is yours, or --layout NAME of the "
+        "code that wrote the file"
     )
+
+
+def heads_fact(heads: Heads, width: int, hints: Hints) -> Fact:
+    """The heads as a fact. Where earlier versions did not look, their number went by the width alone."""
+    stated = hints.stated.get("num_heads")
+    new = [hints.stated["heads_by_width"].source] if "heads_by_width" in hints.stated else []
+    new += [stated.source] if stated is not None and not stated.read_before else []
+    unusual = heads.source in new and heads.count != USUAL_HEADS.get(width)
+    return Fact("heads", str(heads.count), heads.source, usual=not unusual)
 
 
 def _candidates(width: int) -> list[int]:
     """Head counts that divide the width, the likeliest first."""
-    usual = [width // head for head in USUAL_HEAD_WIDTHS if width % head == 0]
+    usual = [USUAL_HEADS[width]] if width in USUAL_HEADS else []
+    usual += [width // head for head in USUAL_HEAD_WIDTHS if width % head == 0 and width // head not in usual]
     others = [count for count in range(1, width + 1) if width % count == 0 and count not in usual]
     if not usual:
         others.sort(key=lambda count: abs(math.log(width / count / 64)))
@@ -203,26 +254,52 @@ def feed_forward(shapes: Mapping[str, Shape], width: int) -> tuple[FeedForward, 
     return FeedForward(kind, (hidden + 0.5) / width), words  # timm truncates width * ratio
 
 
-def _grid(position: Shape, class_token: bool, registers: int, renamed: dict[str, Piece]) -> tuple[int, bool]:
-    """Patches per side, and whether prefix tokens have positions of their own.
+def _grid(
+    position: Shape,
+    class_token: bool,
+    registers: int,
+    patch: int,
+    hints: Hints,
+    renamed: dict[str, Piece],
+) -> tuple[tuple[int, int], bool, Fact]:
+    """Rows and columns of patches, whether prefix tokens have positions of their own, and what shows it.
 
-    Position tables come as [1, g*g, D] (no prefix), [1, prefix + g*g, D], or, in DINOv2 with registers,
-    [1, 1 + g*g, D] where only the class token has a position: that one is added to the class token.
+    Position tables come as [1, N, D] (no prefix), [1, prefix + N, D], or, in DINOv2 with registers,
+    [1, 1 + N, D] where only the class token has a position: that one is added to the class token. Which
+    rectangle N patches form is not in the table: a size that is stated and fits it counts, else a square.
     """
     if len(position) != 3 or position[0] != 1:
         raise NotThisNetwork(f"pos_embed is {list(position)}, not [1, tokens, D]")
-    length = position[1]
-    prefix = int(class_token) + registers
-    for extra in dict.fromkeys((prefix, int(class_token), 0)):
+    length, prefix = position[1], int(class_token) + registers
+    stated = hints.say("image_size")
+    counts = list(dict.fromkeys((prefix, int(class_token), 0)))
+    fits: list[tuple[int, tuple[int, int], Fact]] = []
+    if stated is not None:
+        rows, columns = (side // patch for side in stated.value)
+        value = f"{rows * patch} x {columns * patch} px"
+        fact = Fact("image shape", value, stated.source, usual=rows == columns)
+        fits += [(extra, (rows, columns), fact) for extra in counts if rows * columns == length - extra > 0]
+        if not fits and stated.source == "--image-size":
+            raise FeatureError(
+                f"--image-size {stated.value[0]} is {rows} x {columns} patches of {patch} pixels, and its "
+                f"pos_embed has {length} positions, {prefix} of them for prefix tokens; leave it out"
+            )
+    for extra in counts:
         side = math.isqrt(max(length - extra, 0))
         if side and side * side == length - extra:
-            if class_token and registers and extra == 1:
-                _fold_class_position(position, renamed)
-                return side, False
-            return side, extra > 0
-    raise NotThisNetwork(
-        f"pos_embed has {length} positions, which leave no square grid beside {prefix} prefix tokens"
-    )
+            value = f"square, {side * patch} x {side * patch} px"
+            evidence = f"{side * side} positions, which is {side} squared, and nothing says otherwise"
+            fits.append((extra, (side, side), hints.fact("image shape", value, evidence)))
+    if not fits:
+        raise NotThisNetwork(
+            f"pos_embed has {length} positions, which leave no square grid beside {prefix} prefix tokens, "
+            "and nothing in or beside the file says how high and wide its images are"
+        )
+    extra, grid, fact = fits[0]
+    if class_token and registers and extra == 1:
+        _fold_class_position(position, renamed)
+        return grid, False, fact
+    return grid, extra > 0, fact
 
 
 def _fold_class_position(position: Shape, renamed: dict[str, Piece]) -> None:
@@ -237,13 +314,13 @@ def _tensors(
     """The state dict of what `_build` makes of the same arguments."""
     width, head = common["embed_dim"], common["embed_dim"] // common["num_heads"]
     registers, class_token = common["reg_tokens"], common["class_token"]
-    patches = (common["img_size"] // common["patch_size"]) ** 2
+    patches = math.prod(side // common["patch_size"] for side in common["img_size"])
     prefix = 0 if common["no_embed_class"] else registers + class_token
     tensors: dict[str, Shape] = {"cls_token": (1, 1, width)} if class_token else {}
     if registers:
         tensors["reg_token"] = (1, registers, width)
     tensors["pos_embed"] = (1, patches + prefix, width)
-    tensors |= _embedding_tensors(shapes, width, common["patch_size"])
+    tensors |= _embedding_tensors(shapes, width, common["in_chans"], common["patch_size"])
     if "norm_pre.weight" in shapes:
         tensors |= norm("norm_pre", width)
     proj_bias = "blocks.0.attn.proj.bias" in shapes
@@ -265,10 +342,12 @@ def _tensors(
     return {**tensors, **(norm("norm", width) if final_norm else {})}
 
 
-def _embedding_tensors(shapes: Mapping[str, Shape], width: int, patch: int) -> dict[str, Shape]:
+def _embedding_tensors(
+    shapes: Mapping[str, Shape], width: int, channels: int, patch: int
+) -> dict[str, Shape]:
     if CONV_STEM not in shapes:
         bias = "patch_embed.proj.bias" in shapes
-        return convolution("patch_embed.proj", width, 3, patch, bias=bias)
+        return convolution("patch_embed.proj", width, channels, patch, bias=bias)
     tensors: dict[str, Shape] = {}
     for place in range(0, 12, 3):
         out, channels = shapes.get(f"patch_embed.proj.{place}.weight", (0, 0))[:2]
@@ -293,7 +372,12 @@ def feed_forward_tensors(
 
 
 def _build(
-    shapes: Mapping[str, Shape], common: dict[str, Any], mlp: FeedForward, eps: float, final_norm: bool
+    shapes: Mapping[str, Shape],
+    common: dict[str, Any],
+    mlp: FeedForward,
+    activation: str,
+    eps: float,
+    final_norm: bool,
 ) -> nn.Module:
     from timm.layers.mlp import SwiGLU, SwiGLUPacked
     from timm.layers.patch_embed import PatchEmbed
@@ -310,6 +394,8 @@ def _build(
     if mlp.kind != "mlp":
         gated: Any = SwiGLU if mlp.kind == "swiglu" else SwiGLUPacked
         extra.update(mlp_layer=gated, act_layer=nn.SiLU)
+    elif activation != "gelu":
+        extra.update(act_layer=unseen.layer(activation))
     if "blocks.0.attn.norm.weight" in shapes:
         extra.update(scale_attn_norm=True)
     if "blocks.0.mlp.norm.weight" in shapes:

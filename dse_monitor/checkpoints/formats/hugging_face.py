@@ -13,6 +13,7 @@ from dse_monitor.checkpoints.reading.contents import Chunk, Opaque, TensorRef, s
 from dse_monitor.checkpoints.reading.plain_json import read_json_file
 from dse_monitor.errors import CheckpointError, CorruptCheckpoint, IncompleteCheckpoint, UnsafeCheckpoint
 
+ADAPTER_CONFIG = "adapter_config.json"  # peft's
 # In the order transformers looks for them.
 WEIGHTS = (
     "model.safetensors",
@@ -21,8 +22,15 @@ WEIGHTS = (
     "adapter_model.safetensors",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "adapter_model.bin",
 )
-SIDECARS = ("config.json", "trainer_state.json", "preprocessor_config.json")
+SIDECARS = (
+    "config.json",
+    "trainer_state.json",
+    "preprocessor_config.json",
+    "open_clip_config.json",
+    ADAPTER_CONFIG,
+)
 MAX_SHARDS = 4096
 
 
@@ -35,10 +43,10 @@ def weights_of(folder: Path) -> Path | None:
     return others[0] if len(others) == 1 else None
 
 
-def sidecars(folder: Path, notes: list[str]) -> dict[str, Any]:
+def sidecars(folder: Path, notes: list[str], names: tuple[str, ...] = SIDECARS) -> dict[str, Any]:
     """The JSON files beside the weights; a damaged one is noted and left out."""
     found: dict[str, Any] = {}
-    for name in SIDECARS:
+    for name in names:
         if (folder / name).is_file():
             try:
                 found[name] = read_json_file(folder / name)

@@ -14,7 +14,7 @@ from dse_monitor.checkpoints.reading.contents import Opaque, Storage, shown
 from dse_monitor.checkpoints.reading.pickle_reader import PickleCutShort, read_pickle
 from dse_monitor.checkpoints.reading.tree import untangle
 from dse_monitor.checkpoints.reading.understood import storage_type
-from dse_monitor.errors import CorruptCheckpoint, IncompleteCheckpoint
+from dse_monitor.errors import CorruptCheckpoint, IncompleteCheckpoint, UnsafeCheckpoint
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
@@ -26,7 +26,7 @@ def is_legacy(head: bytes) -> bool:
     """Whether a file that begins like this is a legacy torch file (any pickle protocol)."""
     try:
         value, _ = read_pickle(head, where="the first bytes")
-    except CorruptCheckpoint:
+    except (CorruptCheckpoint, UnsafeCheckpoint):  # other files' first bytes may read as any opcode
         return False
     return value == MAGIC
 

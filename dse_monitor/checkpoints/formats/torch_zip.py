@@ -106,6 +106,19 @@ def foreign_zip(source: ByteSource, names: list[str], roots: list[str]) -> Check
             "checkpoint; "
             "convert its weights and save them as safetensors"
         )
+    if any(name.endswith(("/archive_format", "/models/model.json")) for name in names) or (
+        "serialized_exported_program.json" in names
+    ):
+        return CheckpointError(
+            f"{source.path} is an exported program (torch.export, .pt2), expected the weights of torch.save; "
+            "export its state dict once with a trusted torch: "
+            "torch.save(torch.export.load(FILE).state_dict, NEW_FILE)"
+        )
+    if any(name.startswith(("data/", "archive/data/")) or name.endswith(".pth") for name in names):
+        return CheckpointError(
+            f"{source.path} is a zip of files ({first}) and not what torch.save writes; unpack it (unzip "
+            "FILE) and give the checkpoint in it"
+        )
     if len(roots) > 1:
         return CorruptCheckpoint(
             f"{source.path}: a zip with {len(roots)} files data.pkl, expected one; save it again"

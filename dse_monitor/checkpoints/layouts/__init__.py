@@ -45,18 +45,20 @@ LAYOUTS: dict[str, str] = {
     "mmpretrain": "dse_monitor.checkpoints.layouts.mmpretrain:LAYOUT",
     "vissl": "dse_monitor.checkpoints.layouts.vissl:LAYOUT",
     "huggingface": "dse_monitor.checkpoints.layouts.huggingface:LAYOUT",
+    "mae-pytorch": "dse_monitor.checkpoints.layouts.mae_pytorch:LAYOUT",
+    "ema-pytorch": "dse_monitor.checkpoints.layouts.ema_pytorch:LAYOUT",
     "plain": "dse_monitor.checkpoints.layouts.plain:LAYOUT",
 }
 
 
-def by_name(name: str) -> Layout:
-    """The entry called `name`.
+def by_name(name: str, found: frozenset[str] = frozenset()) -> Layout:
+    """The entry called `name`, for a file with these marks.
 
     Raises:
         KeyError: there is none.
         PluginError: it is a plugin's and cannot be used.
     """
-    return REGISTRY.load(name)
+    return REGISTRY.load(name).fitted(found)
 
 
 def known() -> list[Layout]:
@@ -77,7 +79,7 @@ def matching(found: frozenset[str]) -> list[Layout]:
         while place and set(order[place - 1].needs) < set(layout.needs):
             place -= 1
         order.insert(place, layout)
-    return order
+    return [layout.fitted(found) for layout in order]
 
 
 def table() -> list[dict[str, str]]:
@@ -124,6 +126,9 @@ def check(name: str, layout: Any) -> None:
     for field in ("needs", "lacks", "dialects", "drop", "traps"):
         if not _are(str, getattr(layout, field)):
             raise TypeError(f"{field} must be a tuple of str, found {getattr(layout, field)!r}")
+    for field in ("mean", "std"):
+        if not _are(float, getattr(layout, field)):
+            raise TypeError(f"{field} must be a tuple of float, found {getattr(layout, field)!r}")
     if not layout.needs:
         raise ValueError(
             "needs is empty, so the Layout would take every file; name marks only its files have"

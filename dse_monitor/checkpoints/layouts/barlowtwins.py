@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dse_monitor.checkpoints.layouts.layout import Layout, NetworkAt
 from dse_monitor.checkpoints.layouts.sentences import BACKBONE_ONLY, OVERWRITTEN
+from dse_monitor.checkpoints.layouts.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 LAYOUT = Layout(
     name="barlowtwins",
@@ -13,6 +14,9 @@ LAYOUT = Layout(
     needs=("model/backbone.", "model/projector.", "model/bn.running_mean"),
     networks=(NetworkAt("backbone", "model/module.backbone."),),
     evaluated="there is one backbone",
+    defines=True,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
     traps=(OVERWRITTEN, BACKBONE_ONLY, "module.bn belongs to the loss, not to the stem"),
     official=True,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dse_monitor.checkpoints.layouts.layout import Layout, NetworkAt
+from dse_monitor.checkpoints.layouts.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 LAYOUT = Layout(
     name="byol",
@@ -16,6 +17,9 @@ LAYOUT = Layout(
     ),
     evaluated="the paper reads the target network",
     dialects=("ResNet as a sequence",),
+    defines=True,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
     traps=("Children of the encoder are numbered, not named: 0 is conv1, 1 is bn1, 4 to 7 are the stages",),
     official=True,
 )

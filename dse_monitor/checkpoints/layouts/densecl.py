@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dse_monitor.checkpoints.layouts.layout import Layout, NetworkAt
+from dse_monitor.checkpoints.layouts.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 LAYOUT = Layout(
     name="densecl",
@@ -16,6 +17,9 @@ LAYOUT = Layout(
         NetworkAt("encoder_k", "state_dict/encoder_k.0."),
     ),
     evaluated="the paper reads the query network, which the file holds twice: backbone is encoder_q.0",
+    defines=True,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
     traps=(
         "encoder_k is the momentum copy and gives other features",
         "latest.pth is a link to the newest",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dse_monitor.checkpoints.layouts.heads import DINO_VITS
 from dse_monitor.checkpoints.layouts.layout import Layout, NetworkAt
 from dse_monitor.checkpoints.layouts.sentences import COUNTS_FROM_ZERO, TEACHER
+from dse_monitor.checkpoints.layouts.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 LAYOUT = Layout(
     name="dino",
@@ -18,6 +19,9 @@ LAYOUT = Layout(
     ),
     evaluated=TEACHER,
     heads_by_width=DINO_VITS,
+    defines=True,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
     traps=(COUNTS_FROM_ZERO,),
     official=True,
 )

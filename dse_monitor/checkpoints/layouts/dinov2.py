@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dse_monitor.checkpoints.layouts.heads import DINOV2_VITS
 from dse_monitor.checkpoints.layouts.layout import Layout, NetworkAt
+from dse_monitor.checkpoints.layouts.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 LAYOUT = Layout(
     name="dinov2",
@@ -22,5 +23,8 @@ LAYOUT = Layout(
     dialects=("timm ViT", "DINOv2 in chunks"),
     steps_from_field=1,
     heads_by_width=DINOV2_VITS,
+    defines=True,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
     traps=("Iterations count from zero", "rank files hold one shard each"),
 )

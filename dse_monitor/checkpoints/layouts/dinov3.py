@@ -22,11 +22,14 @@ LAYOUT = Layout(
     dialects=("DINOv3", "DINOv3 ConvNeXt"),
     steps_from_field=1,
     heads_by_width=DINOV3_VITS,
+    defines=True,
     traps=(
         "Iterations count from zero",
         "Keys have no bias: a third of every qkv.bias is masked",
         "LayerNorms use epsilon 1e-5 as in the released models (layernormbf16); the file does not tell "
         "whether training was set to layernorm, which uses 1e-6",
+        "Images are normalised with ImageNet's statistics unless crops.rgb_mean was set, as it was for "
+        "satellite images",
         "Rotary positions are computed in float32 as in the released models; training rounds them to "
         "bfloat16",
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dse_monitor.checkpoints.layouts import LAYOUTS, by_name
+from dse_monitor.checkpoints.layouts import LAYOUTS, REGISTRY
 from dse_monitor.checkpoints.layouts.layout import Layout
 
 
@@ -28,7 +28,7 @@ def document() -> str:
     ]
     for heading, official in (("The sixteen methods of the paper", True), ("Other training codes", False)):
         lines += ["", f"## {heading}"]
-        for layout in map(by_name, LAYOUTS):
+        for layout in map(REGISTRY.load, LAYOUTS):
             if layout.official == official:
                 lines += ["", *_section(layout)]
     return "\n".join(lines) + "\n"
@@ -45,13 +45,20 @@ def _section(layout: Layout) -> list[str]:
         lines.append(f"- and by the absence of: {', '.join(f'`{lack}`' for lack in layout.lacks)}")
     if layout.dialects:
         lines.append(f"- names of its tensors: {', '.join(layout.dialects)}")
-    networks = [f"`{network.name}` at `{network.location}`" for network in layout.networks]
+    networks = [
+        f"`{network.name}` at `{network.location}`"
+        + (f" beside `{network.beside.removesuffix(' anywhere')}`" if network.beside else "")
+        for network in layout.networks
+    ]
     lines.append(f"- evaluated: {networks[0]} ({layout.evaluated})")
     if len(networks) > 1:
         lines.append(f"- otherwise: {', '.join(networks[1:])}")
     if layout.heads_by_width:
         heads = ", ".join(f"{width}: {count}" for width, count in layout.heads_by_width.items())
         lines.append(f"- attention heads by width: {heads}")
+    if layout.mean:
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (layout.mean, layout.std))
+        lines.append(f"- images are normalised with mean {mean} and std {std}")
     if layout.norm_eps:
         lines.append(f"- epsilon of its LayerNorms: {layout.norm_eps:g}")
     counted = "counts from zero, one more is finished" if layout.epochs_from_field else "counts finished ones"

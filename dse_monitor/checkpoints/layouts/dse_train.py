@@ -17,5 +17,6 @@ LAYOUT = Layout(
     ),
     evaluated="the file names the evaluated network itself",
     evaluated_field="evaluated",
+    defines=True,
     details={"pad_first": True},  # of its Swins, as in the code of their methods' authors
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dse_monitor.checkpoints.layouts.layout import Layout, NetworkAt
 from dse_monitor.checkpoints.layouts.sentences import COUNTS_FROM_ZERO, TEACHER
+from dse_monitor.checkpoints.layouts.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 LAYOUT = Layout(
     name="esvit",
@@ -17,6 +18,9 @@ LAYOUT = Layout(
     drop=("head.", "head_dense."),
     norm_eps=1e-6,
     details={"pad_first": True, "shift_as_built": True},
+    defines=True,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
     traps=(
         COUNTS_FROM_ZERO,
         "Teacher keys carry no prefix at all",

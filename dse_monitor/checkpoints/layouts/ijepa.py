@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dse_monitor.checkpoints.layouts.heads import IJEPA_VITS
 from dse_monitor.checkpoints.layouts.layout import Layout, NetworkAt
+from dse_monitor.checkpoints.layouts.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 LAYOUT = Layout(
     name="ijepa",
@@ -17,6 +18,9 @@ LAYOUT = Layout(
     ),
     evaluated="the paper reads the context encoder; the I-JEPA authors evaluate target_encoder",
     heads_by_width=IJEPA_VITS,
+    defines=True,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
     traps=(
         "The number in the file name is one more than the finished epochs; the stored epoch is right",
         "There is no class token, and the final norm belongs to the tokens",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dse_monitor.checkpoints.layouts.heads import MAE_VITS
 from dse_monitor.checkpoints.layouts.layout import Layout, NetworkAt
+from dse_monitor.checkpoints.layouts.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 LAYOUT = Layout(
     name="mae",
@@ -16,6 +17,9 @@ LAYOUT = Layout(
     drop=("decoder_", "mask_token"),
     epochs_from_field=1,
     heads_by_width=MAE_VITS,
+    defines=True,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
     traps=(
         "The stored epoch counts from zero, unlike the DINO family's: one more epoch is finished",
         "The decoder shares the file and the naming, and is left out",

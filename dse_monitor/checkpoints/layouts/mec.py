@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dse_monitor.checkpoints.layouts.layout import Layout, NetworkAt
 from dse_monitor.checkpoints.layouts.sentences import COUNTS_FROM_ZERO, ONLINE
+from dse_monitor.checkpoints.layouts.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 LAYOUT = Layout(
     name="mec",
@@ -17,6 +18,9 @@ LAYOUT = Layout(
     ),
     evaluated=ONLINE,
     drop=("fc.",),
+    defines=True,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
     traps=(COUNTS_FROM_ZERO,),
     official=True,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dse_monitor.checkpoints.layouts.layout import Layout, NetworkAt
 from dse_monitor.checkpoints.layouts.sentences import COUNTS_FROM_ZERO
+from dse_monitor.checkpoints.layouts.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 LAYOUT = Layout(
     name="moco",
@@ -17,5 +18,8 @@ LAYOUT = Layout(
         NetworkAt("encoder_k", "state_dict/module.encoder_k."),
     ),
     evaluated="the authors' transfer scripts read the query encoder",
+    defines=True,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
     traps=(COUNTS_FROM_ZERO,),
 )

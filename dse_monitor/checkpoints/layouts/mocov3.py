@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dse_monitor.checkpoints.layouts.layout import Layout, NetworkAt
 from dse_monitor.checkpoints.layouts.sentences import COUNTS_FROM_ZERO
+from dse_monitor.checkpoints.layouts.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 LAYOUT = Layout(
     name="mocov3",
@@ -18,6 +19,9 @@ LAYOUT = Layout(
     evaluated="the paper reads the momentum encoder; the authors' transfer scripts read base_encoder",
     drop=("head.", "fc."),
     heads_by_width={384: 12, 768: 12},
+    defines=True,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
     traps=(
         COUNTS_FROM_ZERO,
         "Its ViT-S has 12 heads, not 6: with 6 it loads without complaint and yields wrong features",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dse_monitor.checkpoints.layouts.layout import Layout, NetworkAt
 from dse_monitor.checkpoints.layouts.sentences import OVERWRITTEN
+from dse_monitor.checkpoints.layouts.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 LAYOUT = Layout(
     name="resa",
@@ -21,6 +22,9 @@ LAYOUT = Layout(
         NetworkAt("momentum_encoder", "state_dict/module.momentum_encoder."),
     ),
     evaluated="the paper reads the online encoder; the authors evaluate momentum_encoder",
+    defines=True,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
     traps=(OVERWRITTEN,),
     official=True,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dse_monitor.checkpoints.layouts.layout import Layout, NetworkAt
 from dse_monitor.checkpoints.layouts.sentences import COUNTS_FROM_ZERO
+from dse_monitor.checkpoints.layouts.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 LAYOUT = Layout(
     name="simsiam",
@@ -15,6 +16,9 @@ LAYOUT = Layout(
     networks=(NetworkAt("encoder", "state_dict/module.encoder."),),
     evaluated="there is one encoder",
     drop=("fc.",),
+    defines=True,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
     traps=(COUNTS_FROM_ZERO,),
     official=True,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dse_monitor.checkpoints.layouts.layout import Layout, NetworkAt
 from dse_monitor.checkpoints.layouts.sentences import COUNTS_FROM_ZERO
+from dse_monitor.checkpoints.layouts.statistics import IMAGENET_MEAN, SWAV_STD
 
 LAYOUT = Layout(
     name="swav",
@@ -14,6 +15,9 @@ LAYOUT = Layout(
     networks=(NetworkAt("encoder", "state_dict/module."),),
     evaluated="there is one encoder",
     drop=("projection_head.", "prototypes."),
+    defines=True,
+    mean=IMAGENET_MEAN,
+    std=SWAV_STD,
     traps=(COUNTS_FROM_ZERO, "queue0.pth and mb0.pth beside it are no checkpoints"),
     official=True,
 )

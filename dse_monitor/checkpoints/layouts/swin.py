@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dse_monitor.checkpoints.layouts.layout import Layout, NetworkAt
+from dse_monitor.checkpoints.layouts.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 LAYOUT = Layout(
     name="swin",
@@ -13,5 +14,8 @@ LAYOUT = Layout(
     networks=(NetworkAt("model", "model/"), NetworkAt("encoder", "model/encoder.")),
     evaluated="there is one encoder",
     epochs_from_field=1,
+    defines=True,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
     traps=("The stored epoch counts from zero",),
 )

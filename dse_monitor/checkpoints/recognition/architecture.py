@@ -7,20 +7,30 @@ themselves.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints import families
-from dse_monitor.checkpoints.families import named as by_name
 from dse_monitor.checkpoints.families.network import Hints, Network, NotThisNetwork
 from dse_monitor.checkpoints.families.statedicts import Shape, StateDict
-from dse_monitor.checkpoints.recognition.dialects import Found, find
+from dse_monitor.checkpoints.meta import without_storage
+from dse_monitor.checkpoints.recognition.dialects import HEADS, Found, find
 from dse_monitor.errors import DSEError
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+# Settings of modules that change nothing an evaluated network computes.
+_OF_NO_EFFECT = frozenset(
+    (
+        "training", "p", "drop_prob", "inplace", "init_values", "mlp_ratio", "scale_by_keep",
+        "strict_img_size", "dynamic_img_pad", "flatten",
+        "img_size", "grid_size", "num_patches", "grad_checkpointing", "always_partition", "dynamic_mask",
+    )
+)  # fmt: skip
+_NOTHING = ("Identity", "Dropout", "DropPath", "Sequential", "ModuleList")
 
 
 def encoders(states: list[StateDict]) -> list[Found]:
@@ -70,15 +80,6 @@ def recognise(family: str, shapes: Mapping[str, Shape], hints: Hints) -> Network
     return network if network.tensors else _looked_at(network)
 
 
-def named(arch: str, shapes: Mapping[str, Shape], hints: Hints) -> Network:
-    """The timm model called `arch`, whatever its family.
-
-    Raises:
-        NotThisNetwork: timm has no such model, or cannot build it.
-    """
-    return by_name.recognise(arch, shapes, hints)
-
-
 def build(network: Network) -> nn.Module:
     """The module in evaluation mode, its parameters without storage (device ``meta``), its buffers filled.
 
@@ -87,8 +88,7 @@ def build(network: Network) -> nn.Module:
     Raises:
         NotThisNetwork: timm cannot build it, or builds it with other tensors than `Network.tensors`.
     """
-    with _parameters_on_meta():
-        module = network.build()
+    module = _built(network)
     made = _shapes(module)
     if made != network.tensors:
         odd = sorted(dict(made.items() ^ network.tensors.items()))
@@ -99,10 +99,43 @@ def build(network: Network) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
+def computes_the_same(one: Network, other: Network) -> bool:
+    """Whether two networks are built alike: the same modules in the same places, with the same settings."""
+    return _settings(one) == _settings(other)
+
+
+def _settings(network: Network) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Every module's class and plain settings, but for heads and for what only training or checks look at."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name, part in _built(network).named_modules():
+        if name.split(".", 1)[0] in HEADS or not name:
+            continue
+        values = {
+            key: value
+            for key, value in vars(part).items()
+            if isinstance(value, (bool, int, float, str, tuple))
+            and key not in _OF_NO_EFFECT
+            and key[0] != "_"
+        }
+        if values or list(part.parameters(recurse=False)) or not list(part.children()):
+            found[name] = (type(part).__name__, values)
+    return {name: value for name, value in found.items() if value[0] not in _NOTHING}
+
+
+def _built(network: Network) -> nn.Module:
+    try:
+        return without_storage(network.build)
+    except NotThisNetwork:
+        raise
+    except Exception as error:
+        raise NotThisNetwork(
+            f"{network.description} cannot be built: {type(error).__name__}: {error}"
+        ) from error
+
+
 def _looked_at(network: Network) -> Network:
     """The network with the tensors that are in it when it is built."""
-    with _parameters_on_meta():
-        module = network.build()
+    module = _built(network)
     buffers = frozenset(name for name, _ in module.named_buffers())
     return dataclasses.replace(network, tensors=_shapes(module), buffers=buffers)
 
@@ -111,22 +144,4 @@ def _shapes(module: nn.Module) -> dict[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
-@contextlib.contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Give every parameter registered meanwhile the device ``meta``; buffers keep their computed values."""
-    import torch
-    from torch.nn.modules.module import register_module_parameter_registration_hook
-
-    def to_meta(module: nn.Module, name: str, parameter: Any) -> Any:
-        if parameter is None or parameter.is_meta:
-            return None
-        return torch.nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-
-    handle = register_module_parameter_registration_hook(to_meta)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-__all__ = ["build", "encoders", "named", "recognise"]
+__all__ = ["build", "encoders", "recognise"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dse_monitor.checkpoints import layouts
 from dse_monitor.checkpoints.families.statedicts import unwrapped
 from dse_monitor.checkpoints.layouts.layout import Layout, NetworkAt, unwrapped_location
+from dse_monitor.checkpoints.recognition import causes
 from dse_monitor.checkpoints.recognition.contents import File, nearest
 from dse_monitor.checkpoints.recognition.dialects import Found
 from dse_monitor.errors import AmbiguousArchitecture, UnknownLayout
@@ -30,7 +31,7 @@ def layout_of(file: File, name: str | None) -> Layout:
     """
     if name is not None:
         try:
-            return layouts.by_name(name)
+            return layouts.by_name(name, file.marks)
         except KeyError:
             known = ", ".join(layouts.REGISTRY.names())
             raise UnknownLayout(
@@ -39,6 +40,8 @@ def layout_of(file: File, name: str | None) -> Layout:
     for layout in layouts.matching(file.marks):
         if choices_of(layout, file.encoders):
             return layout
+    if cause := causes.no_encoder(file.path, file.tree, file.states):
+        raise UnknownLayout(file.says(cause.problem, cause.advice))
     raise UnknownLayout(
         file.says(
             "no encoder was recognised; a vision transformer, ResNet, Swin or ConvNeXt was expected, its "
@@ -58,7 +61,8 @@ def choices_of(layout: Layout, encoders: Sequence[Found], *, forced: bool = Fals
     chosen: dict[int, Choice] = {}
     for network in layout.networks:
         for found in encoders:
-            known = not layout.dialects or found.dialect.name in layout.dialects
+            own = forced and found.dialect.family == "own"  # the user's, whatever its tensors are called
+            known = own or not layout.dialects or found.dialect.name in layout.dialects
             if known and id(found) not in chosen and network.matches(found.location):
                 chosen[id(found)] = Choice(network.name, found, network)
     bare = [found for found in encoders if not found.prefix and len(found.state.path) < 2]

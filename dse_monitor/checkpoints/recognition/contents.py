@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 # Lists of like modules, whose members should have the same tensors.
 _REPEATED = frozenset(("blocks", "layer", "layers", "layer1", "layer2", "layer3", "layer4"))
 
+# What helps with every network that is not known here; ends an advice.
+OWN = "or give your own network with --network FILE.py:FUNCTION (docs/own_networks.md)"
+
 
 class File:
     """What was found in an archive, ready to be matched and to be told in an error."""
@@ -26,10 +30,16 @@ class File:
         self.path = archive.path
         self.container = archive.container
         self.tree: Any = archive.tree
-        self.states: list[StateDict] = state_dicts(archive.tree)
+        self.states: list[StateDict] = state_dicts(archive.tree, archive.sidecars.get("adapter_config.json"))
         self.encoders: list[Found] = architecture.encoders(self.states)
         self.marks = marks(archive.tree, self.states)
         self.left_out = [note for note in archive.notes if " not built: " in note]
+
+    def with_encoders(self, encoders: Iterable[Found]) -> File:
+        """The same file, in which these are the encoders."""
+        other = copy.copy(self)
+        other.encoders = list(encoders)
+        return other
 
     def says(self, problem: str, advice: str) -> str:
         """One sentence each: the file and what is in it, the problem, what to do."""
@@ -69,18 +79,18 @@ def nearest(file: File) -> str:
         hint = f"Nearest: {layout.name!r}" + (f" ({', '.join(said)} missing)" if said else "") + ". "
     if isinstance(file.tree, dict) and isinstance(file.tree.get("shadow_params"), (list, tuple)):
         hint += "'shadow_params' are averaged weights without names, which cannot be told apart. "
-    return hint + "Choose with --layout NAME (`dse-monitor layouts` lists them) or --encoder PREFIX"
+    return f"{hint}Choose with --layout NAME (`dse-monitor layouts` lists them) or --encoder PREFIX, {OWN}"
 
 
 def _half_an_encoder(file: File) -> tuple[int, str, list[str]]:
     """How many tensors an encoder without its first one has, what it was known by, and names it lacks."""
     for dialect in (*DIALECTS, *families.dialects()):
         for state in file.states:
-            for name in state.tensors:
+            for name in state.weights:
                 if name != dialect.needs and not name.endswith(f".{dialect.needs}"):
                     continue
                 prefix = name[: len(name) - len(dialect.needs)]
-                if prefix + dialect.anchor not in state.tensors:
+                if prefix + dialect.anchor not in state.weights:
                     names = list(state.below(prefix))
                     return len(names), dialect.needs, [dialect.anchor, *gaps(names)]
     return 0, "", []

@@ -11,13 +11,39 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dse_monitor.checkpoints.families.network import Piece
+from dse_monitor.checkpoints.families.network import NotThisNetwork, Piece
 from dse_monitor.checkpoints.families.statedicts import Shape, StateDict
 from dse_monitor.checkpoints.recognition.translations import convnext, dinov3, resnet, swin, vit
 from dse_monitor.checkpoints.recognition.translations.pieces import Pieces
 
 if TYPE_CHECKING:
     from dse_monitor.checkpoints.reading.contents import TensorRef
+
+
+# Modules that sit on an encoder, or feed it during training, and take no part in its dense tokens.
+HEADS = frozenset(
+    (
+        "head", "head_dist", "heads", "fc", "fc_norm", "classifier", "last_linear", "pre_logits",
+        "attn_pool", "pooler", "projector", "projection", "projection_head", "proj_head", "predictor",
+        "prediction_head", "prototypes", "linear", "decoder", "mask_token", "masked_embed",
+        "relation_blocks", "queue", "queue_ptr", "lm_head", "dino_head", "ibot_head", "head_dense",
+        "n_averaged", "local_cls_norm", "cls_norm",
+    )
+)  # fmt: skip
+
+
+class WrappedWeights(NotThisNetwork):
+    """Weights are stored in a form they cannot be computed from; says which, and what to do.
+
+    Attributes:
+        problem: what was found, without the advice.
+        advice: what to do, to stand in the place of any other advice.
+    """
+
+    def __init__(self, problem: str, advice: str):
+        super().__init__(f"{problem}; {advice}")
+        self.problem = problem
+        self.advice = advice
 
 
 @dataclass(frozen=True)
@@ -68,31 +94,72 @@ class Found:
         return ".".join(self.state.path) + "/" + self.state.prefix_in_file(self.prefix, self.dialect.anchor)
 
     def shapes(self) -> dict[str, Shape]:
-        """Shapes by the file's names below the prefix."""
+        """Shapes of the network's tensors by the file's names below the prefix."""
         return self.state.below(self.prefix)
 
     def references(self) -> dict[str, TensorRef]:
-        """The tensors by the file's names below the prefix."""
+        """The tensors that are stored, by the file's names below the prefix."""
         cut = len(self.prefix)
         return {n[cut:]: ref for n, ref in self.state.tensors.items() if n.startswith(self.prefix)}
 
-    def pieces(self) -> Pieces:
-        """The tensors below the prefix under timm's names."""
-        return self.dialect.translate({name: Piece((name,), shape) for name, shape in self.shapes().items()})
+    def untranslated(self, drop: tuple[str, ...] = ()) -> Pieces:
+        """The tensors below the prefix under the file's own names, those among them that are computed too.
+
+        Args:
+            drop: beginnings of names that do not matter, besides HEADS: a weight below them that cannot be
+                computed is left out.
+
+        Raises:
+            WrappedWeights: any other cannot be.
+        """
+        cut = len(self.prefix)
+        pieces: Pieces = {}
+        for name, shape in self.shapes().items():
+            made = self.state.folding.folded.get(self.prefix + name)
+            if made is None:
+                pieces[name] = Piece((name,), shape)
+            elif made.refusal is None:
+                pieces[name] = Piece(tuple(source[cut:] for source in made.sources), shape, made.make)
+            elif name.split(".", 1)[0] not in HEADS and not (drop and name.startswith(drop)):
+                raise WrappedWeights(made.refusal.problem, made.refusal.advice)
+        return pieces
+
+    def pieces(self, drop: tuple[str, ...] = ()) -> Pieces:
+        """The tensors below the prefix under timm's names.
+
+        Args:
+            drop: as in `untranslated`.
+
+        Raises:
+            NotThisNetwork: they are no network of this dialect, or are stored in a form that is not known
+                (then it is a `WrappedWeights`).
+        """
+        return self.dialect.translate(self.untranslated(drop))
+
+    def computed(self) -> tuple[str, ...]:
+        """How weights below the prefix are computed, with their number: ``("weight norm (24)",)``."""
+        counts: dict[str, int] = {}
+        for name, made in self.state.folding.folded.items():
+            if name.startswith(self.prefix) and made.refusal is None:
+                counts[made.how] = counts.get(made.how, 0) + 1
+        return tuple(f"{how} ({count})" for how, count in counts.items())
 
 
 def find(states: list[StateDict], dialects: Sequence[Dialect] | None = None) -> Iterator[Found]:
     """Every encoder in the file that these dialects name (DIALECTS if None), in the file's order."""
     for state in states:
-        for name in state.tensors:
+        for name in state.weights:
             for dialect in DIALECTS if dialects is None else dialects:
                 if name == dialect.anchor or name.endswith("." + dialect.anchor):
                     prefix = name[: len(name) - len(dialect.anchor)]
-                    absent = not dialect.lacks or prefix + dialect.lacks not in state.tensors
-                    if absent and prefix + dialect.needs in state.tensors:
+                    absent = not dialect.lacks or prefix + dialect.lacks not in state.weights
+                    if absent and prefix + dialect.needs in state.weights:
                         yield Found(state, prefix, dialect)
                         break
 
+
+# Names of a network that transformers itself builds from config.json.
+TRANSFORMERS = "Hugging Face, as its class writes them"
 
 # What transformers builds from the same ViT blocks, with these values of config.json's model_type.
 _VITS = ("vit", "vit_mae", "vit_msn", "deit", "ijepa")
@@ -238,6 +305,13 @@ DIALECTS: tuple[Dialect, ...] = (
         "features.0.0.weight",
         "features.1.0.block.0.weight",
         convnext.torchvision,
+    ),
+    Dialect(
+        "ResNet with shortcuts",  # lightly's own for small images, and the CIFAR code it comes from
+        "resnet",
+        "conv1.weight",
+        "layer2.0.shortcut.1.weight",
+        resnet.shortcuts,
     ),
     Dialect("ResNet", "resnet", "conv1.weight", "layer1.0.conv1.weight"),
     Dialect("ResNet with a deep stem", "resnet", "conv1.0.weight", "layer1.0.conv1.weight"),

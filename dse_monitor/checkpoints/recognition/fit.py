@@ -8,45 +8,56 @@ from dse_monitor.checkpoints.families.network import POOLED_NORM, Hints, Network
 from dse_monitor.checkpoints.families.statedicts import Shape
 from dse_monitor.checkpoints.layouts.layout import Layout
 from dse_monitor.checkpoints.recognition import architecture
+from dse_monitor.checkpoints.recognition.by_name import ByName
 from dse_monitor.checkpoints.recognition.contents import some
-from dse_monitor.checkpoints.recognition.dialects import Found, Pieces
+from dse_monitor.checkpoints.recognition.dialects import HEADS, Found, Pieces
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Modules that sit on an encoder, or feed it during training, and take no part in its dense tokens.
-HEADS = frozenset(
-    (
-        "head", "head_dist", "heads", "fc", "fc_norm", "classifier", "last_linear", "pre_logits",
-        "attn_pool", "pooler", "projector", "projection", "projection_head", "proj_head", "predictor",
-        "prediction_head", "prototypes", "linear", "decoder", "mask_token", "masked_embed",
-        "relation_blocks", "queue", "queue_ptr", "lm_head", "dino_head", "ibot_head", "head_dense",
-        "n_averaged", "local_cls_norm", "cls_norm",
-    )
-)  # fmt: skip
+# Tables that earlier releases of timm kept in their files and that a network computes.
+_STALE = ("relative_position_index", "relative_coords_table", "attn_mask", "num_batches_tracked")
 
 
-def fitted(found: Found, layout: Layout, hints: Hints, arch: str | None) -> tuple[Network, Pieces]:
+def fitted(found: Found, layout: Layout, hints: Hints, named: ByName | None) -> tuple[Network, Pieces]:
     """The network, and exactly the pieces it needs: none missing, none of the encoder left over.
+
+    Args:
+        found: the encoder's place.
+        layout: the layout it is read as.
+        hints: what is known beside its shapes.
+        named: the network that is named; without it, the dialect's family recognises it.
 
     Raises:
         NotThisNetwork: see above, naming the first tensors concerned.
         AmbiguousArchitecture: from the family.
     """
-    if arch is None:
-        pieces = backbone(found.pieces(), layout)
+    if named is None:
+        pieces = backbone(found.pieces(layout.drop), layout)
         network = architecture.recognise(found.dialect.family, _shapes(pieces), hints)
+    elif found in named.places:
+        pieces = found.pieces(layout.drop)
+        network = named.build(_shapes(pieces), hints)
+        kept = backbone(pieces, layout).keys() | network.tensors.keys()
+        beside = (*(f"{name}." for name in network.outside), *network.outside)
+        pieces = {
+            name: piece
+            for name, piece in pieces.items()
+            if name in network.tensors
+            or (name in kept and not name.endswith(_STALE) and not name.startswith(beside))
+        }
     else:
-        pieces = backbone({name: Piece((name,), shape) for name, shape in found.shapes().items()}, layout)
-        network = architecture.named(arch, _shapes(pieces), hints)
-        names = {name for name in network.tensors if name.split(".", 1)[0] not in HEADS}
-        if names - pieces.keys():  # the file does not use this model's own names
-            pieces = max(pieces, backbone(found.pieces(), layout), key=lambda p: len(names & p.keys()))
+        pieces = backbone(found.pieces(layout.drop), layout)
+        network = named.build(_shapes(pieces), hints)
     pieces = {**pieces, **{name: _composed(piece, pieces) for name, piece in network.renamed.items()}}
     pieces = {name: piece for name, piece in pieces.items() if not name.startswith(f"{POOLED_NORM}.")}
     wanted = dict(network.tensors)
-    if arch is not None:  # a head of a named model reads pooled features: it may stay as it was made
-        wanted = {name: shape for name, shape in wanted.items() if name.split(".", 1)[0] not in HEADS}
+    if named is not None:  # a head of a named model reads pooled features: it may stay as it was made
+        wanted = {
+            name: shape
+            for name, shape in wanted.items()
+            if name in pieces or name.split(".", 1)[0] not in HEADS
+        }
     may_lack = {name for name in wanted if name.endswith("num_batches_tracked")} | network.computed
     missing = [name for name in wanted if name not in pieces and name not in may_lack]
     left_over = [name for name in pieces if name not in wanted]

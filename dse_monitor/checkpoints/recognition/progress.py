@@ -7,6 +7,7 @@ because training codes disagree on whether their numbers start at zero. No torch
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,14 @@ EPOCH_FIELDS: tuple[tuple[str, ...], ...] = (
     ("meta", "epoch"),
     ("classy_state_dict", "phase_idx"),
     ("phase_idx",),
+    ("EPOCHS_RUN",),  # pytorch/examples @ 22e5a03, ddp-tutorial-series/multigpu_torchrun.py: the loop's index
+    ("epochs_run",),
+    ("current_epoch",),  # MIC-DKFZ/nnUNet, nnUNetTrainer.save_checkpoint: the loop's index plus one
+    ("state", "epoch"),  # ignite's State and Hugging Face's TrainerState: finished ones
+    ("progress", "epoch"),
+    ("train_progress", "num_epochs_completed"),  # TorchTNT's Progress
+    ("start_epoch",),  # the first epoch after resuming, so as many are finished
+    ("last_epoch",),  # the loop's index where a training stores it; a scheduler's own field lies deeper
 )
 STEP_FIELDS: tuple[tuple[str, ...], ...] = (
     ("global_step",),
@@ -33,11 +42,21 @@ STEP_FIELDS: tuple[tuple[str, ...], ...] = (
     ("num_updates",),
     ("train_steps",),
     ("meta", "iter"),
+    ("state", "global_step"),
+    ("state", "step"),
+    ("progress", "global_step"),
+    ("progress", "step"),
+    ("train_state", "step"),  # pytorch/torchtitan, train.py: counted up before the step, saved after it
+    ("train_progress", "num_steps_completed"),
 )
 # Lightning: whether the batch after which it saved was the last of its epoch.
 LIGHTNING_BATCHES = ("loops", "fit_loop", "epoch_loop.batch_progress", "is_last_batch")
 MAX_COUNTERS = 1000  # step counters of the optimiser that are read; all of them agree in every known trainer
-_COUNTED_FROM_ZERO = {"phase_idx"}
+_COUNTED_FROM_ZERO = {"phase_idx", "EPOCHS_RUN", "epochs_run", "last_epoch"}
+# Fields that mean the same whatever the layout says of its own `epoch`.
+_COUNTS_FINISHED = {"current_epoch", "start_epoch", "num_epochs_completed", "num_steps_completed"}
+_PARENTS_OF_FINISHED = {"state", "progress", "train_state"}
+SCALAR_TYPES = ("float32", "float64", "int64", "int32")
 
 
 @dataclass(frozen=True)
@@ -81,10 +100,11 @@ def read(
     notes: list[str] = []
     unfinished = _at(fields, LIGHTNING_BATCHES) is False
     counted = 0 if unfinished or facts.within_epoch else epochs_from_field
-    epoch, epoch_source = _first(fields, EPOCH_FIELDS, counted)
+    numbers = _Numbers(fields, scalars)
+    epoch, epoch_source = _first(numbers, EPOCH_FIELDS, counted)
     if unfinished:
         notes.append("It was saved in the middle of an epoch, which is not counted as finished.")
-    step, step_source = _first(fields, STEP_FIELDS, steps_from_field)
+    step, step_source = _first(numbers, STEP_FIELDS, steps_from_field)
     if step is None:
         step, step_source = _lightning_loops(fields)
     if step is None:
@@ -106,18 +126,45 @@ def read(
                 f"The name says {facts.step_done} finished steps ({facts.how}), the file says "
                 f"{_number(step)} ({step_source}); the file is believed."
             )
+    if facts.number is not None and epoch is None and step is None:
+        notes.append(
+            f"The file stores no epoch and no step, and its name only a {facts.how}; among other checkpoints "
+            "of the run it is found out, or --unit says it."
+        )
     return Progress(epoch, epoch_source, None if step is None else int(step), step_source, tuple(notes))
 
 
+@dataclass(frozen=True)
+class _Numbers:
+    """Numbers at paths of a checkpoint, also those kept as text or as tensors of one element."""
+
+    fields: Mapping[Any, Any]
+    scalars: Callable[[Sequence[TensorRef]], Sequence[float]] | None
+
+    def at(self, path: tuple[str, ...]) -> float | None:
+        """A finite number that is not negative; None if there is none."""
+        value = _at(self.fields, path)
+        if isinstance(value, TensorRef):
+            if math.prod(value.shape) != 1 or value.dtype not in SCALAR_TYPES or self.scalars is None:
+                return None
+            (value,) = self.scalars([value])
+        elif isinstance(value, str):
+            if not re.fullmatch(r"\s*\d{1,15}(?:\.\d{1,6})?\s*", value, re.ASCII):
+                return None
+            value = float(value)
+        return _plain(value)
+
+
 def _first(
-    fields: Mapping[Any, Any], candidates: tuple[tuple[str, ...], ...], offset: int
+    numbers: _Numbers, candidates: tuple[tuple[str, ...], ...], offset: int
 ) -> tuple[float | None, str]:
     for path in candidates:
-        value = _number_at(fields, path)
+        value = numbers.at(path)
         if value is None:
             continue
         name = ".".join(path)
-        added = 1 if path[-1] in _COUNTED_FROM_ZERO else offset
+        known = path[-1] in _COUNTS_FINISHED or path[0] in _PARENTS_OF_FINISHED
+        added = 1 if path[-1] in _COUNTED_FROM_ZERO else 0 if known else offset
         if added:
             return value + added, f"field '{name}' = {_number(value)} (counts from zero)"
         return value, f"field '{name}' = {_number(value)} (counts finished ones)"
@@ -126,10 +173,13 @@ def _first(
 
 def _number_at(node: Any, path: tuple[str, ...]) -> float | None:
     """A plain non-negative number at `path`; booleans, tensors and strings are none."""
-    node = _at(node, path)
-    if isinstance(node, bool) or not isinstance(node, (int, float)):
+    return _plain(_at(node, path))
+
+
+def _plain(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return node if math.isfinite(node) and node >= 0 else None
+    return value if math.isfinite(value) and value >= 0 else None
 
 
 def _at(node: Any, path: tuple[str, ...]) -> Any:
@@ -165,7 +215,7 @@ def _steps(optimizer: Any) -> Iterator[float | TensorRef]:
         for entry in state.values() if isinstance(state, Mapping) else ():
             value = entry.get("step") if isinstance(entry, Mapping) else None
             if isinstance(value, TensorRef):
-                if not value.shape and value.dtype in ("float32", "float64", "int64", "int32"):
+                if not value.shape and value.dtype in SCALAR_TYPES:
                     yield value
             elif (count := _number_at(entry, ("step",))) is not None:
                 yield count

@@ -6,21 +6,30 @@ found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from dse_monitor.checkpoints.families.network import Network, NotThisNetwork
-from dse_monitor.checkpoints.layouts.layout import Layout
+from dse_monitor.checkpoints.families.network import Network, NotThisNetwork, Stated
+from dse_monitor.checkpoints.layouts.layout import Layout, why_taken
 from dse_monitor.checkpoints.names import from_name
 from dse_monitor.checkpoints.options import ReadingOptions
-from dse_monitor.checkpoints.recognition import architecture, configuration, preparation, progress, statements
+from dse_monitor.checkpoints.recognition import (
+    architecture,
+    configuration,
+    own,
+    preparation,
+    progress,
+    statements,
+)
+from dse_monitor.checkpoints.recognition.by_name import ByName, named_network
 from dse_monitor.checkpoints.recognition.choice import choices_of, chosen, layout_of
-from dse_monitor.checkpoints.recognition.contents import File, counted, gaps
-from dse_monitor.checkpoints.recognition.dialects import Found, Pieces
+from dse_monitor.checkpoints.recognition.contents import OWN, File, counted, gaps
+from dse_monitor.checkpoints.recognition.dialects import Found, Pieces, WrappedWeights
 from dse_monitor.checkpoints.recognition.fit import fitted
-from dse_monitor.errors import AmbiguousArchitecture, UnknownLayout
+from dse_monitor.errors import AmbiguousArchitecture, CheckpointError, UnknownLayout
 from dse_monitor.facts import Fact
 from dse_monitor.preprocessing import Preprocessing
 
@@ -100,26 +109,16 @@ def recognise(
     Raises:
         UnknownLayout: no encoder was found, or a tensor of it is missing or has no place.
         AmbiguousArchitecture: several networks fit; says which, and the option that decides.
+        NetworkError: the network of the user's own cannot be built or run.
     """
     options = options or ReadingOptions()
     file = File(archive)
     stated = statements.read(archive, options)
-    entry = layout_of(file, options.layout)
-    choices = choices_of(entry, file.encoders, forced=options.layout is not None)
-    choice = chosen(file, entry, choices, options.encoder)
-    hints = configuration.hints(archive, entry, choice.found.dialect, stated, options)
-    if options.layout is None and options.arch is None:
-        _check_model_type(file, choice.found, archive.config.get("model_type"))
-    try:
-        network, pieces = fitted(choice.found, entry, hints, options.arch)
-        preprocessing, prepared = preparation.preprocessing(network, stated)
-    except NotThisNetwork as error:
-        raise UnknownLayout(_cannot_be_built(file, entry, choice.found, error)) from error
-    except AmbiguousArchitecture as error:
-        raise AmbiguousArchitecture(
-            f"{file.path.name} ({archive.container}), layout {entry.name!r}, "
-            f"{choice.found.spelled!r}: {error}."
-        ) from error
+    if options.network is not None:
+        fit = own.fitted(file, options, stated)
+    else:
+        fit = _fitted(archive, file, options, stated)
+    entry, choice, network, pieces = fit.layout, fit.choice, fit.network, fit.pieces
     done = progress.read(
         {**archive.tree, **_trainer_state(archive)} if isinstance(archive.tree, dict) else {},
         from_name(relative_path or "/".join(archive.path.absolute().parts[-3:])),
@@ -133,23 +132,106 @@ def recognise(
         found=choice.found,
         encoder=choice.name,
         network=network,
-        preprocessing=preprocessing,
+        preprocessing=fit.preprocessing,
         pieces=pieces,
         progress=done,
-        facts=(*network.facts, *prepared),
+        facts=(*network.facts, *fit.prepared),
         unused=tuple(name for clean, name in choice.found.state.names.items() if clean not in used),
-        others=tuple((other.name, other.found.spelled) for other in choices if other != choice),
-        notes=(*archive.notes, *network.notes, *done.notes),
+        others=tuple((other.name, other.found.spelled) for other in fit.choices if other != choice),
+        notes=(*archive.notes, *_taken(fit, options), *network.notes, *done.notes),
     )
 
 
+def _taken(fit: own.Fitted, options: ReadingOptions) -> tuple[str, ...]:
+    """What to know of which tensors were taken: of several networks, and of weights kept in another form."""
+    notes: list[str] = []
+    if options.encoder is None:
+        others = [(other.name, other.found.spelled) for other in fit.choices if other != fit.choice]
+        why = why_taken(fit.choice.entry, others)
+        notes += [why] if why else []
+    computed = fit.choice.found.computed()
+    if computed:
+        notes.append(f"Weights are computed from what is stored: {', '.join(computed)}.")
+    return tuple(notes)
+
+
+def _fitted(
+    archive: Archive, file: File, options: ReadingOptions, stated: Mapping[str, Stated]
+) -> own.Fitted:
+    """The network that is named, or that the shapes of the tensors describe."""
+    named = named_network(file, archive, options, stated)
+    if named is None:
+        return _fitting(archive, file, options, stated, None)
+    try:
+        fit = _fitting(archive, file, options, stated, named)
+    except UnknownLayout:
+        if named.binding:
+            raise
+        fit = _fitting(archive, file, options, stated, None)
+        note = f"The file names {named.spelled}, and its tensors are not that network's."
+        network = dataclasses.replace(fit.network, notes=(note, *fit.network.notes))
+        return dataclasses.replace(fit, network=network)
+    return fit if named.asked else _told_apart(fit, archive, file, options, stated)
+
+
+def _fitting(
+    archive: Archive,
+    file: File,
+    options: ReadingOptions,
+    stated: Mapping[str, Stated],
+    named: ByName | None,
+) -> own.Fitted:
+    """Layout, its networks in the file, and the one that is evaluated with its pieces."""
+    if named is not None and named.places:
+        file = file.with_encoders(named.places)
+    entry = layout_of(file, options.layout)
+    choices = choices_of(entry, file.encoders, forced=options.layout is not None)
+    choice = chosen(file, entry, choices, options.encoder)
+    hints = configuration.hints(archive, entry, choice.found.dialect, stated, options)
+    if options.layout is None and named is None:
+        _check_model_type(file, choice.found, archive.config.get("model_type"))
+    try:
+        network, pieces = fitted(choice.found, entry, hints, named)
+        preprocessing, prepared = preparation.preprocessing(network, hints.stated)
+    except NotThisNetwork as error:
+        raise UnknownLayout(_cannot_be_built(file, entry, choice.found, error)) from error
+    except AmbiguousArchitecture as error:
+        raise AmbiguousArchitecture(
+            f"{file.path.name} ({archive.container}), layout {entry.name!r}, "
+            f"{choice.found.spelled!r}: {error}."
+        ) from error
+    return own.Fitted(entry, choices, choice, network, pieces, preprocessing, prepared)
+
+
+def _told_apart(
+    fit: own.Fitted, archive: Archive, file: File, options: ReadingOptions, stated: Mapping[str, Stated]
+) -> own.Fitted:
+    """A record's network; its numbers are not joined with those of another that its shapes describe.
+
+    Earlier versions of this package read shapes alone.
+    """
+    try:
+        by_shapes = _fitting(archive, file, options, stated, None).network
+        alike = architecture.computes_the_same(fit.network, by_shapes)
+    except (CheckpointError, NotThisNetwork):
+        return fit  # there are no such numbers
+    facts = (
+        dataclasses.replace(fact, usual=alike) if fact.name == "architecture" else fact
+        for fact in fit.network.facts
+    )
+    return dataclasses.replace(fit, network=dataclasses.replace(fit.network, facts=tuple(facts)))
+
+
 def _cannot_be_built(file: File, layout: Layout, found: Found, error: NotThisNetwork) -> str:
+    place = f"the encoder at {found.spelled!r} (layout {layout.name!r})"
+    if isinstance(error, WrappedWeights):
+        return file.says(f"{place} cannot be read: {error.problem}", error.advice)
     names = list(found.shapes())
     lacking = [] if "backbone tensors missing" in str(error) else gaps(names)
     missing = f" ({counted(lacking, len(names))})" if lacking else ""
     return file.says(
-        f"the encoder at {found.spelled!r} (layout {layout.name!r}) cannot be built: {error}{missing}",
-        "Choose another network with --encoder, or name a timm model with --arch",
+        f"{place} cannot be built: {error}{missing}",
+        f"Choose another network with --encoder, name a timm model with --arch, {OWN}",
     )
 
 

@@ -2,7 +2,8 @@
 
 Watching events alone misses checkpoints: network disks send none, watch limits drop sub-folders silently,
 queues overflow. A rescan costs little because names are judged before anything is looked at, and files
-already known are only looked at again now and then.
+already known are only looked at again now and then. What is no checkpoint now is judged anew in each scan: a
+link may begin to lead somewhere, a disk may answer again.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dse_monitor.runs import identity
-from dse_monitor.runs.identity import Stamp, is_checkpoint_folder, stamp_from_stat
+from dse_monitor.runs.identity import Stamp, stamp_from_stat
+from dse_monitor.watch.files import walk
+from dse_monitor.watch.files.walk import ENTRY_LIMIT, Head, Joining, Walk
 
-DEPTH = 4  # folders below the run that are searched; chosen by us
-ENTRY_LIMIT = 50_000  # directory entries looked at per scan; chosen by us, about 0.1 s
+PENDING = 1000  # files of a folder that are kept until it is known whose they are; chosen by us
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Scan:
         changed: new candidates and those with a new version, by path relative to the run.
         vanished: candidates that are gone.
         replaced: the run's folder is another one than before, under the same name.
-        truncated: there were more entries than are looked at.
+        unlooked: what was not looked at, in words: there were more entries than are looked at, or a folder
+            that cannot be read; empty if there is nothing.
         reason: why the folder is unreachable.
     """
 
@@ -39,21 +42,17 @@ class Scan:
     changed: dict[str, Stamp] = field(default_factory=dict)
     vanished: tuple[str, ...] = ()
     replaced: bool = False
-    truncated: bool = False
+    unlooked: str = ""
     reason: str = ""
 
 
 @dataclass
-class _Walk:
+class _Found:
     """One scan in progress."""
 
     deep: bool
-    entries: int = 0
-    truncated: bool = False
     present: set[str] = field(default_factory=set)
     changed: dict[str, Stamp] = field(default_factory=dict)
-    unread: list[str] = field(default_factory=list)  # folders that could not be listed
-    visited: set[tuple[int, int]] = field(default_factory=set)
 
 
 class Scanner:
@@ -63,8 +62,16 @@ class Scanner:
         root: the run's folder; need not exist yet.
         is_candidate: judges a path relative to the run, with forward slashes.
         is_rolling: judges a name that is written over and over; those are looked at in every scan.
+        holds_weights: judges a file of no telling name by its first bytes.
+        tells_count: whether a path tells an epoch, a step or another count.
+        joining: how the folders below belong together; see walk.py.
         skip: folder that is never entered (our own output).
+        elsewhere: whether the real path of a link's target belongs to another run.
         entry_limit: directory entries looked at per scan.
+
+    Attributes:
+        identity: device and inode of the folder at the last scan that could read it.
+        others: folders below that are runs of their own, as the last scan found them.
     """
 
     def __init__(
@@ -73,25 +80,36 @@ class Scanner:
         is_candidate: Callable[[str], bool],
         is_rolling: Callable[[str], bool] = lambda name: False,
         *,
+        holds_weights: Callable[[str, os.DirEntry[str]], bool] = lambda path, entry: False,
+        tells_count: Callable[[str], bool] = lambda path: False,
+        joining: Joining = "one",
         skip: Path | None = None,
+        elsewhere: Callable[[str], bool] = lambda path: False,
         entry_limit: int = ENTRY_LIMIT,
     ):
         self.root = root
-        self._is_candidate = is_candidate
-        self._is_rolling = is_rolling
-        self._skip = os.path.abspath(skip) if skip is not None else None
+        self.others: frozenset[str] = frozenset()
+        self._is_candidate, self._is_rolling = is_candidate, is_rolling
+        self._holds_weights, self._tells_count = holds_weights, tells_count
+        self._joining: Joining = joining
+        self._skip = frozenset() if skip is None else frozenset({os.path.abspath(skip)})
+        self._elsewhere = elsewhere
         self._limit = entry_limit
         # path -> row; of each row the inode in the listing, the hash of the stamp, whether the name rolls
         self._known: dict[str, int] = {}
         self._inodes, self._states, self._rolls = array("Q"), array("q"), array("b")
         self._free: list[int] = []
-        self._ignored: set[str] = set()
-        self._identity: tuple[int, int] | None = None
+        self.identity: tuple[int, int] | None = None
 
     @property
     def count(self) -> int:
         """Candidates present at the last scan."""
         return len(self._known)
+
+    @property
+    def paths(self) -> list[str]:
+        """The candidates present at the last scan."""
+        return list(self._known)
 
     def scan(self, *, deep: bool = True) -> Scan:
         """Look for changes. A scan that is not ``deep`` looks only at new, rolling and replaced files.
@@ -105,19 +123,17 @@ class Scanner:
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
                 return Scan(state="missing", vanished=self._forget(list(self._known)))
             return Scan(state="unreachable", reason=error.strerror or str(error))
-        replaced = self._identity is not None and self._identity != (root.st_dev, root.st_ino)
-        self._identity = (root.st_dev, root.st_ino)
+        replaced = self.identity is not None and self.identity != (root.st_dev, root.st_ino)
+        self.identity = (root.st_dev, root.st_ino)
         if replaced:
             self._forget(list(self._known))
-            self._ignored.clear()
-        walk = _Walk(deep=deep)
-        walk.visited.add(self._identity)
-        self._enter(os.fspath(self.root), "", 0, walk)
+        found, walked = _Found(deep), self._walk()
+        self._look(walked, found)
         return Scan(
-            changed=walk.changed,
-            vanished=() if walk.truncated else self._forget(self._gone(walk)),
+            changed=found.changed,
+            vanished=() if walked.unlooked else self._forget(self._gone(found, walked)),
             replaced=replaced,
-            truncated=walk.truncated,
+            unlooked=walk.in_words(walked.unlooked, walked.unread),
         )
 
     def has(self, path: str) -> bool:
@@ -129,94 +145,70 @@ class Scanner:
         if path in self._known:
             self._free.append(self._known.pop(path))
 
-    def _gone(self, walk: _Walk) -> list[str]:
-        missing = self._known.keys() - walk.present
-        return [path for path in missing if not any(path.startswith(folder) for folder in walk.unread)]
+    def _gone(self, found: _Found, walked: Walk) -> list[str]:
+        missing = self._known.keys() - found.present
+        return [path for path in missing if not any(path.startswith(folder) for folder in walked.unread)]
 
     def _forget(self, paths: list[str]) -> tuple[str, ...]:
         for path in paths:
             self._free.append(self._known.pop(path))
         return tuple(sorted(paths))
 
-    def _enter(self, folder: str, relative: str, depth: int, walk: _Walk) -> None:
-        try:
-            with os.scandir(folder) as listing:
-                entries = list(listing) if depth else listing  # what lies in a folder says what it is
-                if depth and is_checkpoint_folder([entry.name for entry in entries]):
-                    self._take_folder(folder, relative.rstrip("/"), walk)
-                    return
-                links: list[os.DirEntry[str]] = []
-                for entry in entries:
-                    if entry.is_symlink():
-                        links.append(entry)  # real names before links to them
-                    elif not self._look(entry, relative, depth, walk):
-                        return
-                for entry in links:
-                    if not self._look(entry, relative, depth, walk):
-                        return
-        except FileNotFoundError:
-            return
-        except OSError:
-            walk.unread.append(relative)
+    def _walk(self) -> Walk:
+        return Walk(
+            os.fspath(self.root),
+            self._is_candidate,
+            joining=self._joining,
+            skip=self._skip,
+            elsewhere=self._elsewhere,
+            limit=self._limit,
+        )
 
-    def _look(self, entry: os.DirEntry[str], relative: str, depth: int, walk: _Walk) -> bool:
-        """Take in one entry of a folder; False once there were too many."""
-        walk.entries += 1
-        if walk.entries > self._limit:
-            walk.truncated = True
-            return False
-        path = relative + entry.name
-        if path in self._known:
-            self._take(entry, path, walk)
-        elif path in self._ignored:
-            pass
-        elif _is_folder(entry) and not self._is_candidate(path):
-            if depth < DEPTH and not entry.name.startswith(".") and not self._is_output(entry.path):
-                if _is_new(entry, walk):
-                    self._enter(entry.path, path + "/", depth + 1, walk)
-        elif self._is_candidate(path):
-            self._take(entry, path, walk)
-        else:
-            self._ignored.add(path)
-            if len(self._ignored) > 2 * self._limit:  # a folder of short-lived files must not fill memory
-                self._ignored.clear()
-        return True
+    def _look(self, walked: Walk, found: _Found) -> None:
+        """Take in what belongs to this run; what may belong to another waits until that is known."""
+        pending: dict[Head, list[tuple[str, os.DirEntry[str] | None]]] = {}
+        for folder in walked:
+            if folder.is_checkpoint:
+                items = [(folder.relative.rstrip("/"), folder.inside.rstrip("/"), None)]
+            else:
+                items = ((folder.relative + e.name, folder.inside + e.name, e) for e in folder.files)
+            for path, inside, entry in items:
+                if entry is None or self._is_one(path, entry):
+                    folder.head.add(inside)
+                    if folder.head is walked.top:
+                        self._take(path, entry, found)
+                    elif not folder.head.claim:
+                        waiting = pending.setdefault(folder.head, [])
+                        waiting += [(path, entry)] if len(waiting) < PENDING else []
+        walk.settle(walked.heads, self._tells_count)
+        for head, waiting in pending.items():
+            for path, entry in waiting if head.run is walked.top else ():
+                self._take(path, entry, found)
+        self.others = frozenset(head.path for head in walked.heads[1:] if head.run is head and head.count)
 
-    def _is_output(self, path: str) -> bool:
-        return self._skip is not None and os.path.abspath(path) == self._skip
+    def _is_one(self, path: str, entry: os.DirEntry[str]) -> bool:
+        """Whether a file is a candidate: by its name, else by its first bytes."""
+        return path in self._known or self._is_candidate(path) or self._holds_weights(path, entry)
 
-    def _take(self, entry: os.DirEntry[str], path: str, walk: _Walk) -> None:
+    def _take(self, path: str, entry: os.DirEntry[str] | None, found: _Found) -> None:
+        """Report a file, or (without an entry) a folder that is one checkpoint, if it is new or changed."""
         row = self._known.get(path)
-        inode = entry.inode()
-        if (
-            row is not None
-            and not walk.deep
-            and self._inodes[row] == inode
-            and not self._rolls[row]
-            and not entry.is_symlink()
-        ):
-            walk.present.add(path)
-            return
         try:
-            found = os.stat(entry.path)
-            stamp = identity.stamp(Path(entry.path)) if _is_folder(entry) else stamp_from_stat(found)
+            full = entry.path if entry is not None else os.path.join(self.root, path)
+            inode = entry.inode() if entry is not None else os.stat(full).st_ino
+            known = row is not None and self._inodes[row] == inode and not self._rolls[row]
+            if known and not found.deep and (entry is None or not entry.is_symlink()):
+                found.present.add(path)
+                return
+            stamp = identity.stamp(Path(full)) if entry is None else stamp_from_stat(os.stat(full))
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ELOOP) and row is not None:
-                walk.present.add(path)  # it cannot be looked at now, which does not mean that it is gone
+                found.present.add(path)  # it cannot be looked at now, which does not mean that it is gone
             return
-        self._report(path, inode, stamp, walk)
+        self._report(path, inode, stamp, found)
 
-    def _take_folder(self, folder: str, path: str, walk: _Walk) -> None:
-        try:
-            stamp = identity.stamp(Path(folder))
-        except OSError:
-            if path in self._known:
-                walk.present.add(path)
-            return
-        self._report(path, stamp.inode, stamp, walk)
-
-    def _report(self, path: str, inode: int, stamp: Stamp, walk: _Walk) -> None:
-        walk.present.add(path)
+    def _report(self, path: str, inode: int, stamp: Stamp, found: _Found) -> None:
+        found.present.add(path)
         row, state = self._known.get(path), hash(stamp)
         if row is None:
             row = self._known[path] = self._new_row()
@@ -224,7 +216,7 @@ class Scanner:
         elif (self._inodes[row], self._states[row]) == (inode, state):
             return
         self._inodes[row], self._states[row] = inode, state
-        walk.changed[path] = stamp
+        found.changed[path] = stamp
 
     def _new_row(self) -> int:
         if self._free:
@@ -232,23 +224,3 @@ class Scanner:
         for column in (self._inodes, self._states, self._rolls):
             column.append(0)
         return len(self._inodes) - 1
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
-def _is_new(entry: os.DirEntry[str], walk: _Walk) -> bool:
-    """Whether this folder was not entered yet in this scan; a link to an ancestor would never end."""
-    try:
-        found = os.stat(entry.path)
-    except OSError:
-        return False
-    key = (found.st_dev, found.st_ino)
-    if key in walk.visited:
-        return False
-    walk.visited.add(key)
-    return True

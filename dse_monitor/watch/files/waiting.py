@@ -206,7 +206,8 @@ class Filter:
 
 
 def count_done(facts: NameFacts) -> float | None:
-    """Epochs done by a name, else steps done, else None."""
+    """Epochs done by a name, else steps done, else another count, else None."""
     if facts.epoch_done is not None:
         return facts.epoch_done
-    return None if facts.step_done is None else float(facts.step_done)
+    count = facts.number if facts.step_done is None else facts.step_done
+    return None if count is None else float(count)

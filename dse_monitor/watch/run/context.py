@@ -24,7 +24,9 @@ class RunContext:
         clock: the time.
         report: its lines on the console.
         wake: ends the watcher's sleep; may be called from any thread.
-        cancelled: whether the watcher has been asked to end.
+        elsewhere: whether the real path of a link's target belongs to another run.
+        elsewhere: Callable[[str], bool] = lambda path: False
+    cancelled: whether the watcher has been asked to end.
     """
 
     folder: Path
@@ -35,4 +37,5 @@ class RunContext:
     clock: Clock
     report: Report
     wake: Callable[[], None] = lambda: None
+    elsewhere: Callable[[str], bool] = lambda path: False
     cancelled: Callable[[], bool] = lambda: False

@@ -54,9 +54,9 @@ class Intake:
         if scan.replaced:
             context.report.notice(f"{context.folder} is another folder than before; looking again")
             self._poller.follow_replaced_folder()
-        if scan.truncated:
-            text = f"{context.folder} holds too many files; the first are looked at"
-            context.report.once("entries", text)
+        if scan.unlooked:
+            text = f"checkpoints may be missed in {context.folder}, not looked at: {scan.unlooked}"
+            context.report.once(text, text)
         first = self._poller.scans == 1
         for path in scan.vanished:
             self._vanished(path, now)

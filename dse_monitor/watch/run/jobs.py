@@ -42,6 +42,7 @@ def job(folder: Path, protected: Protected, candidate: Candidate) -> dict[str, A
     return {"path": str(path), "name": candidate.path, "stamp": stamp.to_list()}
 
 
-def last_crop(history: History) -> int | None:
-    """Side of the images at the newest evaluation, in pixels; None if nothing was measured yet."""
-    return next((row.settings.crop for row in reversed(history) if row.settings is not None), None)
+def last_images(history: History) -> dict[str, Any] | None:
+    """What was done to the images of the newest evaluation; None if nothing was measured yet."""
+    settings = next((row.settings for row in reversed(history) if row.settings is not None), None)
+    return None if settings is None else settings.preprocessing.to_json()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import time
 from typing import TYPE_CHECKING
 
 from dse_monitor.watch.files import mounts
+from dse_monitor.watch.files.contents import Contents
+from dse_monitor.watch.files.folders import EVENTS, FOREIGN
 from dse_monitor.watch.files.scanner import Scan, Scanner
 from dse_monitor.watch.files.settle import Settled, Settler
 from dse_monitor.watch.run.context import RunContext
@@ -18,6 +22,9 @@ UNSETTLED_SECONDS = 5.0  # the same while a file is being written and no events 
 NETWORK_SECONDS = 60.0  # between scans of a network disk while nothing is being written; chosen by us
 DEEP_SECONDS = 120.0  # between scans that stat every known file again, where events come; chosen by us
 HINT_SECONDS = 0.5  # least time between scans that change events ask for; chosen by us
+COST_FACTOR = 100.0  # times as long as a scan took, until the next: one per cent of a core; chosen by us
+WAIT_FACTOR = 10.0  # the same in time that passed, so that a slow disk is spared; chosen by us
+HINT_FACTOR = 20.0  # the same where change events ask for a scan; chosen by us
 SLOW_SECONDS = 60.0  # s without growth after which an incomplete file is reported; chosen by us
 
 
@@ -36,11 +43,20 @@ class Poller:
     def __init__(self, context: RunContext):
         self._context = context
         dependencies = context.dependencies
+        self._contents = Contents(dependencies.may_hold_weights, dependencies.holds_weights)
         self._scanner = Scanner(
-            context.folder, dependencies.is_candidate, dependencies.is_rolling, skip=context.out
+            context.folder,
+            dependencies.is_candidate,
+            dependencies.is_rolling,
+            holds_weights=self._contents,
+            tells_count=lambda path: bool(dependencies.from_name(path).pattern),
+            joining=context.options.joining,
+            skip=context.out,
+            elsewhere=context.elsewhere,
         )
         self._events: ChangeEvents | None = None
         self._network = False
+        self._cost = 0.0  # processor time of the last scan, seconds
         self._last_scan = self._last_deep = -math.inf
         self.settler = self._make_settler("")
         self.scans = 0
@@ -56,6 +72,21 @@ class Poller:
     def candidates(self) -> int:
         """Candidates present at the last scan."""
         return self._scanner.count
+
+    @property
+    def paths(self) -> list[str]:
+        """The candidates present at the last scan."""
+        return self._scanner.paths
+
+    @property
+    def identity(self) -> tuple[int, int] | None:
+        """Device and inode of the folder at the last scan that could read it."""
+        return self._scanner.identity
+
+    @property
+    def sees_others(self) -> bool:
+        """Whether the last scan found folders that are runs of their own."""
+        return bool(self._scanner.others)
 
     def has(self, path: str) -> bool:
         """Whether a candidate was there at the last scan."""
@@ -106,8 +137,10 @@ class Poller:
     def take_events(self, now: float) -> None:
         """Scan earlier, or look at a waiting file earlier, where change events say that it is worth it."""
         paths = self._events.take() if self._events is not None else None
-        soon = max(now, self._last_scan + HINT_SECONDS)
+        soon = max(now, self._last_scan + max(HINT_SECONDS, HINT_FACTOR * self._cost))
         for path in paths or ():
+            if path[path.rfind(".") :] in FOREIGN or f"/{path}".rpartition("/")[2].startswith(EVENTS):
+                continue  # a picture, a log: written all the time, and no scan is needed for it
             if self.settler.touch(path, soon):
                 continue
             if self._scanner.has(path):
@@ -119,8 +152,16 @@ class Poller:
         listening = self._events is not None and self._events.alive
         pause = self._pause(listening)
         deep = not self.scans or now - self._last_deep >= (DEEP_SECONDS if listening else pause)
+        self._contents.begin()
+        begin = time.thread_time()
         scan = self._scanner.scan(deep=deep)
-        self._last_scan, self.next_scan = now, now + pause
+        if self._contents.exhausted:
+            more = "the first bytes of many files of unknown kind"
+            scan = dataclasses.replace(scan, unlooked="; ".join(filter(None, (scan.unlooked, more))))
+        self._cost = time.thread_time() - begin
+        waited = self._context.clock.monotonic() - now  # mostly for a network disk
+        self._last_scan = now
+        self.next_scan = now + max(pause, COST_FACTOR * self._cost, WAIT_FACTOR * waited)
         self._last_deep = now if deep else self._last_deep
         self.scans += scan.state == "ok"
         return scan

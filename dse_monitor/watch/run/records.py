@@ -21,11 +21,13 @@ class EarlierWatches:
     Attributes:
         silences: data of ``silence`` facts, in order.
         deliveries: what was recorded about alerts that were sent, in order.
+        run: what the run is called for good; empty before its first watcher that names it.
         request: what the last of them measured (see `WatchOptions.request`); None if there was none.
     """
 
     silences: list[dict[str, Any]] = field(default_factory=list)
     deliveries: list[dict[str, Any]] = field(default_factory=list)
+    run: str = ""
     request: str | None = None
 
 
@@ -66,6 +68,8 @@ class Records:
                 earlier.silences.append(fact.data)
             elif fact.kind == "delivery":
                 earlier.deliveries.append(fact.data["delivery"])
+            elif fact.kind == "run":
+                earlier.run = str(fact.data.get("id", ""))
             elif fact.kind == "watch":
                 earlier.request = fact.data.get("request")
         return earlier

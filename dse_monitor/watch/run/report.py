@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import numpy as np
 
 from dse_monitor.evaluation.config import EvaluationConfig
 from dse_monitor.runs.history import History, index_of
-from dse_monitor.runs.record import Alert, Evaluation
+from dse_monitor.runs.record import Alert, Evaluation, Settings
 from dse_monitor.runs.series import FEWEST_FOR_LAMBDA, Series
 from dse_monitor.watch.console import Console, Header, Notice, Problem, Row
 
+# What is taken for every network alike where nothing states it; the header need not repeat it.
+_ALIKE = ("interpolation", "crop", "resize", "image size", "attention scale")
 NAMED = ("replaced", "merged")  # kinds of notes that name a checkpoint
 REMEMBERED = 1000  # lines that were printed once and are not printed again; chosen by us
 
@@ -31,6 +34,7 @@ class Report:
     def __init__(self, console: Console, run: str):
         self._console, self._run = console, run
         self._said: dict[str, None] = {}
+        self._settings: list[Settings] = []  # of numbers that belong to what is asked for now, newest last
         self._best = 0  # sequence number; 0 before anything was shown, -1 while nothing compares
         self.last_problem = ""
 
@@ -45,6 +49,8 @@ class Report:
         self._header("images", str(config.images), f"{config.num_images:,}, a seeded sample")
         if other_settings:
             self._header("settings", "others than before: what is there is measured again, on its own line")
+        else:
+            self._settings = history.settings()
         if len(history):
             self.encoder(history[-1])
         self._header("output", str(out), f"tensorboard --logdir {folder.parent}")
@@ -55,6 +61,9 @@ class Report:
         if source.arch and self._first(f"encoder {source.arch} {source.encoder}"):
             of = f"{source.encoder} of a {source.layout} checkpoint" if source.layout else source.encoder
             self._header("encoder", source.arch, of)
+        assumed = ", ".join(fact.name for fact in source.facts if fact.assumed and fact.name not in _ALIKE)
+        if assumed and self._first(f"assumed {assumed}"):
+            self._header("assumed", assumed, "see dse-monitor inspect")
 
     def failed(self, evaluation: Evaluation) -> None:
         """A checkpoint without a number. The same reason in one layout is one problem."""
@@ -75,6 +84,7 @@ class Report:
             kept: the kept file of the best checkpoint; empty if there is none.
         """
         self.encoder(evaluation)
+        self._compare_settings(evaluation)
         index = index_of(series.evaluations, evaluation.seq)
         if index is not None:
             self._row(index, series, rule, alert, kept)
@@ -123,6 +133,23 @@ class Report:
             )
         )
 
+    def _compare_settings(self, evaluation: Evaluation) -> None:
+        """Say when a number cannot be joined with those before it although nothing else was asked for.
+
+        The file says otherwise how it is to be read, or a newer version of this package reads it otherwise.
+        """
+        now = evaluation.settings
+        if now is None or now in self._settings:
+            return
+        if self._settings:
+            self.notice(
+                f"{evaluation.source.path} was measured otherwise than what is on record "
+                f"({_differences(self._settings[-1], now)}), so its number starts a line of its own. Earlier "
+                "numbers are kept; to measure those checkpoints again in the same way, watch once with a new "
+                "--out"
+            )
+        self._settings.append(now)
+
     def alerts(self, alerts: Sequence[Alert]) -> None:
         """Alerts that do not stand on a checkpoint's line."""
         for alert in alerts:
@@ -156,3 +183,13 @@ class Report:
 
     def _header(self, label: str, text: str, aside: str = "") -> None:
         self._console.header(Header(label=label, text=text, aside=aside, run=self._run))
+
+
+def _differences(before: Settings, now: Settings) -> str:
+    """The settings that differ, old and new."""
+    pairs = ((f.name, getattr(before, f.name), getattr(now, f.name)) for f in dataclasses.fields(Settings))
+    return "; ".join(f"{name} {_words(new)}, was {_words(old)}" for name, old, new in pairs if old != new)
+
+
+def _words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value) or "the usual one"

@@ -18,6 +18,7 @@ from dse_monitor.watch.files.protected import Protected
 from dse_monitor.watch.files.waiting import Candidate, Queue
 from dse_monitor.watch.run import failures
 from dse_monitor.watch.run.context import RunContext
+from dse_monitor.watch.run.counts import Counts
 from dse_monitor.watch.run.publication import Publication
 from dse_monitor.watch.run.records import Records
 
@@ -32,6 +33,7 @@ class Results:
         queue: checkpoints that wait; those whose content has been measured leave it.
         protected: checkpoints protected from rotation.
         publication: what is derived from the ledger.
+        counts: knows what bare numbers in names count.
     """
 
     def __init__(
@@ -42,9 +44,11 @@ class Results:
         queue: Queue,
         protected: Protected,
         publication: Publication,
+        counts: Counts,
     ):
         self._context, self._ledger, self._records = context, ledger, records
         self._queue, self._protected, self._publication = queue, protected, publication
+        self._counts = counts
 
     def completed(self, candidate: Candidate, evaluation: Evaluation) -> Evaluation:
         """A worker's evaluation with paths relative to the run, and times where the reader had none."""
@@ -59,6 +63,7 @@ class Results:
 
     def record_once(self, candidate: Candidate, evaluation: Evaluation) -> None:
         """Record an evaluation, or another name of one whose encoder is the same."""
+        evaluation = self._counts.of(candidate.path, evaluation)
         history = self._records.history
         for seq in self._records.versions.find_content(evaluation):
             if _same_progress(history[history.row(seq)], evaluation):

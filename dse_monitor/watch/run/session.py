@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 
 import dse_monitor
 from dse_monitor.runs import heartbeat
@@ -14,6 +15,7 @@ from dse_monitor.watch.files.protected import Protected
 from dse_monitor.watch.files.waiting import Candidate, Filter, Queue, in_training_order
 from dse_monitor.watch.run import requests
 from dse_monitor.watch.run.context import RunContext
+from dse_monitor.watch.run.counts import Counts
 from dse_monitor.watch.run.intake import Intake
 from dse_monitor.watch.run.poller import Poller
 from dse_monitor.watch.run.publication import Publication
@@ -46,13 +48,18 @@ class Session:
         dead_holder = self._lock.take(heartbeat=context.out / heartbeat.NAME)
         try:
             self.ledger = Ledger.open(context.out, context.clock.time)
+            self.counts = Counts(context, self.ledger, records, poller, self.ledger.unit())
             earlier = records.replay(self.ledger, context.options.request)
             self._report_start(earlier)
+            if not earlier.run:
+                self.ledger.append("run", {"id": uuid.uuid4().hex[:12]})
             self._record_start(taken_over=dead_holder is not None)
             self.protected = Protected(context.folder, context.out, context.options.copy_aside)
             self.publication = Publication(context, self.ledger, records, poller)
             self.publication.resume(earlier)
-            self.results = Results(context, self.ledger, records, queue, self.protected, self.publication)
+            self.results = Results(
+                context, self.ledger, records, queue, self.protected, self.publication, self.counts
+            )
             self.intake = Intake(context, records, poller, option_filter, queue, self.protected, self.results)
             self._take_over_shards()
         except BaseException:

@@ -32,21 +32,26 @@ class WatchedRun:
 
     Attributes:
         folder: the run's folder.
+        out: its output folder.
         name: its name.
         queue: checkpoints that wait for a worker.
         served: when a worker last got a job of this run, monotonic seconds.
         failed: paths of checkpoints that could not be measured.
+        unlooked: whether the last scan did not look at everything.
+        identity: device and inode of the folder when it was last opened or scanned; None if it never was.
     """
 
     def __init__(self, context: RunContext):
         self._context = context
-        self.folder, self.name = context.folder, context.name
+        self.folder, self.out, self.name = context.folder, context.out, context.name
         since = context.clock.time()
         self._filter = Filter(context.options, context.dependencies.from_name, since)
         self._heartbeats = Heartbeats(context, self._filter, since)
         self._session: Session | None = None
         self.served = -math.inf
         self.failed: set[str] = set()
+        self.unlooked = False
+        self.identity: tuple[int, int] | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -69,6 +74,11 @@ class WatchedRun:
     def scans(self) -> int:
         """Scans that could read the folder so far."""
         return self._poller.scans
+
+    @property
+    def sees_others(self) -> bool:
+        """Whether folders below it are runs of their own."""
+        return self._poller.sees_others
 
     @property
     def due(self) -> float:
@@ -100,6 +110,9 @@ class WatchedRun:
             OutputError: the output folder cannot be written.
         """
         now = self._context.clock.monotonic()
+        if self._session is not None and self._session.counts.revised:
+            self._suspend(self._session, now)  # what is on record is read anew, in the other unit
+            self._poller.next_scan = now
         self._poller.take_events(now)
         if now >= self._poller.next_scan:
             session = self._session or self._try_to_open()
@@ -138,6 +151,7 @@ class WatchedRun:
             report.once("unreachable", f"{folder} cannot be read now: {scan.reason}; trying again")
         else:
             report.over("unreachable")
+            self.unlooked, self.identity = bool(scan.unlooked), self._poller.identity
             session.intake.take(scan, now)
             session.take_requests()
 
@@ -148,6 +162,15 @@ class WatchedRun:
         session.drop()
         self._forget()
         self._poller.next_scan = now + UNSETTLED_SECONDS
+
+    def leave(self) -> None:
+        """The folder is elsewhere now: hold nothing of it and write nothing more."""
+        if self._session is not None:
+            self._suspend(self._session, self._context.clock.monotonic())
+
+    def postpone(self, seconds: float) -> None:
+        """It could not be opened; try again after so many seconds."""
+        self._poller.next_scan = self._context.clock.monotonic() + seconds
 
     def close(self, timeout: float = 2.0) -> None:
         """Write the last state and give everything back; alerts get so many seconds to be delivered."""
@@ -179,7 +202,7 @@ class WatchedRun:
     def preparation(self, device: str) -> dict[str, Any]:
         """What a worker is asked while a file lies still: what will be measured, and the last image size."""
         measuring = jobs.measuring(self._context.options, self._context.out, device)
-        return {"prepare": measuring, "crop": jobs.last_crop(self.history)}
+        return {"prepare": measuring, "images": jobs.last_images(self.history)}
 
     def put_back(self, candidate: Candidate) -> None:
         """It was not evaluated; unless there is a newer version, it waits again."""

@@ -7,7 +7,7 @@ watcher lives on. Both speak JSON, one object per line. The watcher writes jobs:
 
 or, while a whole file lies still, what it will be measured with; there is no answer to that:
 
-    {"prepare": {"config": {...}, "place": {...}}, "crop": 224}
+    {"prepare": {"config": {...}, "place": {...}}, "images": {"image_size": [224, 224], ...}}
 
 and gets for each job any number of `progress` and one final answer:
 
@@ -44,6 +44,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from dse_monitor.errors import DeviceError, DSEError, one_line
 from dse_monitor.evaluation.config import EvaluationConfig, Placement
+from dse_monitor.preprocessing import Preprocessing
 from dse_monitor.runs.identity import Stamp, look
 from dse_monitor.runs.record import Evaluation, to_json
 from dse_monitor.watch.workers import gpu, imports
@@ -83,7 +84,7 @@ class MakeEvaluator(Protocol):
         """What measures checkpoints; raises NoRoom if there is none on the device."""
         ...
 
-    def look_at_images(self, config: EvaluationConfig, place: Placement, crop: int) -> None:
+    def look_at_images(self, config: EvaluationConfig, place: Placement, how: Preprocessing) -> None:
         """Make sure of the images that are measured next."""
         ...
 
@@ -175,7 +176,7 @@ def serve(
             busy.set()
             job = json.loads(line)
             if "prepare" in job:
-                evaluators.prepare(*_asked(job["prepare"]), job["crop"])
+                evaluators.prepare(*_asked(job["prepare"]), job["images"])
             else:
                 answer = _answer(job, evaluators, say, limits)
                 for text in logged.take():
@@ -225,11 +226,11 @@ class _Evaluators:
             self._last, self._key = self._make(config, place), (config, place)
         return self._last
 
-    def prepare(self, config: EvaluationConfig, place: Placement, crop: int | None) -> None:
+    def prepare(self, config: EvaluationConfig, place: Placement, how: dict[str, Any] | None) -> None:
         """Get ready for checkpoints: what goes wrong goes wrong again, with a job to answer."""
-        if crop is not None:
+        if how is not None:
             with contextlib.suppress(Exception):
-                self._make.look_at_images(config, place, crop)
+                self._make.look_at_images(config, place, Preprocessing.from_json(how))
         with contextlib.suppress(Exception):
             self.get(config, place).wake()
 
@@ -309,14 +310,16 @@ class EvaluatorFactory:
         self._loading = ThreadPoolExecutor(1).submit(imports.load)
         self._held_out: tuple[EvaluationConfig, Placement, HeldOut] | None = None
 
-    def look_at_images(self, config: EvaluationConfig, place: Placement, crop: int) -> None:
+    def look_at_images(self, config: EvaluationConfig, place: Placement, how: Preprocessing) -> None:
         """Make sure of the images that are measured next; no torch is needed for that.
 
         Raises:
             ImagesError, OutputError: see `images.prepare`.
         """
+        if config.network is not None:  # which may have a transform of its own
+            return
         held_out = self._evaluate.HeldOut(config, place.cache)
-        held_out.at(config.image_size or crop)
+        held_out.at(how)
         self._held_out = (config, place, held_out)
 
     def __call__(self, config: EvaluationConfig, place: Placement) -> Evaluate:

@@ -30,7 +30,7 @@ def original(pieces: Pieces) -> Pieces:
         ],
     )
     return {
-        name: reshaped(piece, (piece.shape[-1],)) if ".grn." in name else piece
+        name: reshaped(piece, piece.shape[-1:]) if ".grn." in name else piece
         for name, piece in pieces.items()
     }
 
@@ -84,11 +84,11 @@ def torchvision(pieces: Pieces) -> Pieces:
         if number % 2 == 0:
             return f"stages.{number // 2}.downsample.{rest}"
         names = {"block.0": "conv_dw", "block.2": "norm", "block.3": "mlp.fc1", "block.5": "mlp.fc2"}
-        rest = re.sub(r"block\.\d", lambda m: names[m[0]], rest).replace("layer_scale", "gamma")
+        rest = re.sub(r"block\.\d", lambda m: names.get(m[0], m[0]), rest).replace("layer_scale", "gamma")
         return f"stages.{number // 2}.blocks.{rest}"
 
     out = {re.sub(r"^features\.(\d+)\.(.+)$", stage, name): piece for name, piece in pieces.items()}
     return {
-        name: reshaped(piece, (piece.shape[0],)) if name.endswith(".gamma") else piece
+        name: reshaped(piece, piece.shape[:1]) if name.endswith(".gamma") else piece
         for name, piece in out.items()
     }

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from dse_monitor.checkpoints.recognition.translations.pieces import Pieces, joined_qkv, renamed, rows
+from dse_monitor.checkpoints.recognition.translations.pieces import (
+    Pieces,
+    first_axis,
+    joined_qkv,
+    renamed,
+    rows,
+)
 
 
 def original(pieces: Pieces) -> Pieces:
@@ -23,7 +29,7 @@ def original(pieces: Pieces) -> Pieces:
     out: Pieces = {}
     for name, piece in pieces.items():
         if name.endswith(".attn.qkv.bias"):
-            block, width = name.removesuffix("qkv.bias"), piece.shape[0] // 3
+            block, width = name.removesuffix("qkv.bias"), first_axis(piece) // 3
             out[f"{block}q_bias"] = rows(piece, 0, width)
             out[f"{block}v_bias"] = rows(piece, 2 * width, 3 * width)
             if not masked:

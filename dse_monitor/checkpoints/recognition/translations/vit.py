@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import math
+
 from dse_monitor.checkpoints.families.network import NotThisNetwork
-from dse_monitor.checkpoints.recognition.translations.pieces import Pieces, joined_qkv, renamed, stacked
+from dse_monitor.checkpoints.recognition.translations.pieces import (
+    Pieces,
+    first_axis,
+    joined_qkv,
+    renamed,
+    stacked,
+)
 
 
 def _gated(pieces: Pieces) -> bool:
     """Whether the feed-forward part has a gate, as a layer of its own or packed into the first one."""
     first, second = (pieces.get(f"blocks.0.mlp.{layer}.weight") for layer in ("fc1", "fc2"))
-    packed = first is not None and second is not None and first.shape[0] == 2 * second.shape[1]
-    return packed or "blocks.0.mlp.fc1_g.weight" in pieces
+    if first is None or second is None or not first.shape or len(second.shape) < 2:
+        return "blocks.0.mlp.fc1_g.weight" in pieces
+    return first.shape[0] == 2 * second.shape[1] or "blocks.0.mlp.fc1_g.weight" in pieces
+
+
+def _positions_of_patches_alone(pieces: Pieces) -> bool:
+    """Whether there is a class token whose position is not in the table of positions."""
+    position = pieces.get("pos_embed")
+    length = position.shape[1] if position is not None and len(position.shape) == 3 else 0
+    return "cls_token" in pieces and length > 0 and math.isqrt(length) ** 2 == length
 
 
 def timm(pieces: Pieces) -> Pieces:
@@ -19,6 +35,11 @@ def timm(pieces: Pieces) -> Pieces:
         raise NotThisNetwork("it may be EVA-02, which adds rotary positions that its tensors do not show")
     if "blocks.0.gamma_1" in pieces and "norm_pre.weight" in pieces:
         raise NotThisNetwork("it may be a Perception Encoder, whose rotary positions its tensors do not show")
+    if "blocks.0.gamma_1" in pieces and _positions_of_patches_alone(pieces):
+        raise NotThisNetwork(
+            "it may be one of timm's vision transformers with rotary positions beside the absolute ones "
+            "(vit_..._rope_ape_...), which its tensors do not show"
+        )
     pieces = renamed(
         pieces,
         [
@@ -45,7 +66,7 @@ def timm(pieces: Pieces) -> Pieces:
             value = out.pop(f"{block}.v_bias", None)
             out.pop(name)
             out.pop(f"{block}.k_bias", None)
-            out[f"{block}.qkv.bias"] = stacked([piece, None, value], piece.shape[0])
+            out[f"{block}.qkv.bias"] = stacked([piece, None, value], first_axis(piece))
     return out
 
 
