@@ -29,7 +29,14 @@ SECONDS_PER_EPOCH = 600.0
 EXAMPLES = 6  # images in a strip
 GRID = 14  # tokens along a side
 TILE = 112  # pixels along the side of an original image
-SETTINGS = Settings(images="7c1e0a5d9b42", num_images=2048)
+SETTINGS = Settings(
+    images="7c1e0a5d9b42",
+    num_images=2048,
+    facts=(
+        Fact("heads", "6", "width 384 in the models of facebookresearch/dino"),
+        Fact("interpolation", "bicubic", "as in most recipes", assumed=True),
+    ),
+)
 
 
 @dataclass
@@ -156,10 +163,6 @@ def evaluation(
         layout="dino",
         encoder="teacher",
         arch="vit 384x12, 6 heads, patch 16",
-        facts=(
-            Fact("heads", "6", "width 384 in the models of facebookresearch/dino"),
-            Fact("interpolation", "bicubic", "as in most recipes", assumed=True),
-        ),
     )
     measured = status == "scored"
     return Evaluation(

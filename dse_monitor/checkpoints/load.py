@@ -115,7 +115,6 @@ def _encoder(
         layout=found.layout.name,
         encoder=found.encoder,
         arch=found.network.description,
-        facts=found.facts,
     )
     return assembled(
         module,

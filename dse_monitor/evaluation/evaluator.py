@@ -243,6 +243,7 @@ class Evaluator:
             local_clusters=config.local_clusters,
             global_clusters=config.global_clusters,
             normalize=config.normalize,
+            layer=str(config.layer),
             precision=self.precision,
             seed=config.seed,
             interpolation=how.interpolation,
@@ -251,6 +252,7 @@ class Evaluator:
             bands=held_out.bands,
             scaling=held_out.scaling,
             reading=reading(encoder.arch, encoder.facts),
+            facts=encoder.facts,
         )
 
     def _measure(

@@ -94,6 +94,8 @@ class Settings:
         bands: which bands of a file they are, counted from 1; empty for all in their order.
         scaling: how values came to the unit of ``mean``, in words; empty for 8 bits by 255.
         reading: digest of what was read or assumed about the network beside its tensors; empty if unknown.
+        facts: that itself: what changes the tokens and is not to be seen in the weights, and what each rests
+            on; empty in records of earlier versions. Equal settings may give other sources.
     """
 
     images: str
@@ -116,6 +118,7 @@ class Settings:
     bands: tuple[int, ...] = ()
     scaling: str = ""
     reading: str = ""
+    facts: tuple[Fact, ...] = field(default=(), compare=False)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -133,7 +136,8 @@ class Settings:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that are equal exactly when all settings are."""
-        return hashlib.sha256(_canonical(_as_before(dataclasses.asdict(self)))).hexdigest()[:12]
+        data = _as_before({**dataclasses.asdict(self), "facts": ()})  # `reading` tells what counts of them
+        return hashlib.sha256(_canonical(data)).hexdigest()[:12]
 
 
 # Newer than the first records: left out where they say what was meant before, so that fingerprints, tables
@@ -141,7 +145,7 @@ class Settings:
 _LATER_SETTINGS: dict[str, Any] = {
     field.name: field.default
     for field in dataclasses.fields(Settings)
-    if field.name in ("interpolation", "crop_mode", "channels", "bands", "scaling", "reading")
+    if field.name in ("interpolation", "crop_mode", "channels", "bands", "scaling", "reading", "facts")
 }
 
 
@@ -162,8 +166,6 @@ class Source:
         layout: name of the training code's layout.
         encoder: which network of the file was evaluated, in words ("teacher", "online backbone").
         arch: the network built, in words ("vit 384x12, 6 heads, patch 16").
-        facts: what changes its tokens and is not to be seen in the weights, and what each rests on; empty in
-            records of earlier versions.
     """
 
     path: str
@@ -178,7 +180,6 @@ class Source:
     layout: str = ""
     encoder: str = ""
     arch: str = ""
-    facts: tuple[Fact, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -271,17 +272,13 @@ def to_json(record: Evaluation | Alert | Settings | Source | Components) -> dict
     elif isinstance(record, Evaluation):
         if data["settings"] is not None:
             data["settings"] = _as_before(data["settings"])
-        if not record.source.facts:
-            del data["source"]["facts"]
     return finite(data)
 
 
 def evaluation_from_json(data: dict[str, Any]) -> Evaluation:
     """The inverse of :func:`to_json` for an Evaluation; fields of a newer minor version are ignored."""
     fields = _known(Evaluation, data)
-    source = _tuples(_known(Source, data["source"]))
-    source["facts"] = tuple(Fact(**_known(Fact, fact)) for fact in source.get("facts", ()))
-    fields["source"] = Source(**source)
+    fields["source"] = Source(**_tuples(_known(Source, data["source"])))
     if data.get("settings") is not None:
         fields["settings"] = _settings(json.dumps(data["settings"], sort_keys=True))
     if data.get("components") is not None:
@@ -292,7 +289,9 @@ def evaluation_from_json(data: dict[str, Any]) -> Evaluation:
 @functools.lru_cache(maxsize=64)
 def _settings(text: str) -> Settings:
     """The same object for the same settings: a run has few, and each works its fingerprint out once."""
-    return Settings(**_tuples(_known(Settings, json.loads(text))))
+    fields = _tuples(_known(Settings, json.loads(text)))
+    fields["facts"] = tuple(Fact(**_known(Fact, fact)) for fact in fields.get("facts", ()))
+    return Settings(**fields)
 
 
 def alert_from_json(data: dict[str, Any]) -> Alert:

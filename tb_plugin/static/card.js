@@ -116,10 +116,11 @@ function facts(run, row, meta) {
   sourced('epoch', meta?.epoch_source);
   sourced('step', meta?.step_source);
   if (meta) {
+    const settings = run.state?.settings_by_fingerprint?.[meta.settings];
     add('Network', [meta.encoder, meta.arch].filter(Boolean).join(', '));
     add('Layout', meta.layout);
     // What changes the tokens and cannot be seen in the weights; where each was read is in the title.
-    const said = meta.facts ?? [];
+    const said = settings?.facts ?? [];
     for (const [name, group] of [['Known', said.filter((fact) => !fact.assumed)], ['Assumed', said.filter((fact) => fact.assumed)]]) {
       add(name, group.map((fact) => `${fact.name} ${fact.value}`).join('; '), group.map((fact) => `${fact.name}: ${fact.source}`).join('\n'));
     }
@@ -130,12 +131,11 @@ function facts(run, row, meta) {
     const stages = Object.entries(meta.seconds ?? {}).filter(([name, value]) => name !== 'total' && Number.isFinite(value));
     const spent = stages.map(([name, value]) => `${name} ${number(value, 1)}`).join(', ');
     add('Measured', `${moment(c.wall_time[row])}${Number.isFinite(c.seconds[row]) ? `, ${number(c.seconds[row], 1)} s` : ''}${spent ? ` (${spent})` : ''}`);
-    const settings = run.state?.settings_by_fingerprint?.[meta.settings];
     if (settings) {
       add(
         'Settings',
         `${count(settings.num_images)} images, ${[settings.crop].flat().join(' × ')} px, batches of ${count(settings.batch)}, ${settings.precision}`,
-        Object.entries(settings).map(([name, value]) => `${name}: ${value}`).join('\n'),
+        Object.entries(settings).filter(([name]) => name !== 'facts').map(([name, value]) => `${name}: ${value}`).join('\n'),
       );
     }
     if (meta.error) add('Error', meta.error);

@@ -129,7 +129,7 @@ class FakeEvaluate:
         score["step"] = facts.get("step")
         made = make_evaluation(name, epoch=facts["epoch"], content=content, settings=settings, **score)
         known = tuple(Fact(name, "x", "y", assumed=True) for name in facts.get("assumed", ()))
-        return dataclasses.replace(made, source=dataclasses.replace(made.source, facts=known))
+        return dataclasses.replace(made, settings=dataclasses.replace(settings, facts=known))
 
     def wake(self):
         pass

@@ -61,7 +61,8 @@ class Report:
         if source.arch and self._first(f"encoder {source.arch} {source.encoder}"):
             of = f"{source.encoder} of a {source.layout} checkpoint" if source.layout else source.encoder
             self._header("encoder", source.arch, of)
-        assumed = ", ".join(fact.name for fact in source.facts if fact.assumed and fact.name not in _ALIKE)
+        facts = evaluation.settings.facts if evaluation.settings else ()
+        assumed = ", ".join(fact.name for fact in facts if fact.assumed and fact.name not in _ALIKE)
         if assumed and self._first(f"assumed {assumed}"):
             self._header("assumed", assumed, "see dse-monitor inspect")
 
