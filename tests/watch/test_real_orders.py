@@ -27,11 +27,11 @@ def network(seed):
     return VisionTransformer(img_size=32, patch_size=8, embed_dim=192, depth=2, num_heads=3, num_classes=0)
 
 
-def watched(folder):
+def watched(folder, *options):
     """What a watcher that was started on a folder found: its lines, the series and best.json."""
     scenes.write_folder(folder.parent / "images", count=16, size=32, seed=0)
     command = [sys.executable, "-m", "dse_monitor", "watch", str(folder), "--once", "--plain"]
-    command += ["--images", str(folder.parent / "images"), "--num-images", "16", "--device", "cpu"]
+    command += ["--images", str(folder.parent / "images"), "--num-images", "16", "--device", "cpu", *options]
     done = subprocess.run(
         command,
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"},
@@ -74,7 +74,7 @@ def test_ten_files_of_one_lightning_epoch_are_ten_points(tmp_path):
             callbacks=[ModelCheckpoint(dirpath=run, every_n_train_steps=2, save_top_k=-1)],
         ).fit(Module())
     assert len(list(run.glob("*.ckpt"))) == 10
-    said, series, told = watched(run)
+    said, series, told = watched(run, "--num-heads", "3")  # no file says it
     assert (series.axis, series.x.tolist()) == ("step", [2.0 * k for k in range(1, 11)])
     assert (series.counted, told["measured"]) == (10, 10)
     assert series.dse[series.best] == series.dse.max()
@@ -88,7 +88,9 @@ def test_timms_recovery_files_stand_between_its_epochs(tmp_path):
     saver = CheckpointSaver(
         model=vit,
         optimizer=torch.optim.SGD(vit.parameters(), lr=0.1),  # which counts no steps
-        args=argparse.Namespace(model="vit_tiny_patch16_224"),
+        args=argparse.Namespace(
+            model="vit_tiny_patch16_224", model_kwargs={"img_size": 32, "patch_size": 8, "depth": 2}
+        ),
         checkpoint_dir=str(run),
         recovery_dir=str(run),
         max_history=10,
