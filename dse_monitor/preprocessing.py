@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")  # as Pillow calls them
-CROP_MODES = ("center", "squash")
+CROP_MODES = ("center", "center_floor", "squash")
 
 _CROP_SHARE = 256 / 224  # resized for cropped side: what torchvision's and the authors' recipes take
 
@@ -26,8 +26,9 @@ class Preprocessing:
         image_size: height and width of what the network sees, px.
         resize: height and width that the picture is made to cover before its centre is cut out, px; with
             None 256/224 of `image_size`, and `image_size` itself with "squash".
-        crop_mode: "center": the picture keeps its ratio, and its centre is cut out; "squash": it is resized
-            to `resize` whatever its ratio, and nothing is cut off where that is `image_size`.
+        crop_mode: "center": the picture keeps its ratio, and its centre is cut out, half a pixel rounded to
+            the even one as torchvision does; "center_floor": rounded down, as transformers does; "squash": it
+            is resized to `resize` whatever its ratio, and nothing is cut off where that is `image_size`.
         interpolation: Pillow's name of the filter that resizes.
         mean: one per channel, subtracted from values scaled to [0, 1].
         std: one per channel, by which they are divided then.

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from dse_monitor.checkpoints.formats.beside import above, beside
 from dse_monitor.checkpoints.formats.completeness import Completeness, check_complete
 from dse_monitor.checkpoints.formats.containers import (
     DEEPSPEED,
@@ -160,9 +161,11 @@ def _open_file(path: Path) -> Archive:
         tree, metadata, notes = _content(source, kind)
         archive = Archive(path, kind, tree, notes, metadata=metadata, _sources=[source])
     if _HUGGING_FACE_NAME.fullmatch(path.name):
-        archive.sidecars = sidecars(path.parent, archive.notes)
+        archive.sidecars = {**above(path.parent, archive.notes), **sidecars(path.parent, archive.notes)}
     elif (path.parent / ADAPTER_CONFIG).is_file():
         archive.sidecars = sidecars(path.parent, archive.notes, (ADAPTER_CONFIG,))
+    else:
+        archive.sidecars = beside(path, archive.notes)
     _refuse_shard_list(archive)
     return archive
 
@@ -249,7 +252,7 @@ def _open_folder(path: Path) -> Archive:
         archive = _open_file(weights)
         archive.container = f"{HUGGING_FACE} folder ({archive.container})"
         archive.path = path
-        archive.sidecars = sidecars(path, archive.notes)
+        archive.sidecars = {**above(path, archive.notes), **sidecars(path, archive.notes)}
         return archive
     pieces = sorted(path.glob("*.safetensors"))
     if pieces:

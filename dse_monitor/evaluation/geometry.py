@@ -5,6 +5,7 @@ Shapes: H, W of the file; h, w of what the network sees; C bands.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,9 @@ _LONGEST = 4  # sides' ratio, relative to the one wanted, up to which the whole 
 def fit(picture: Image.Image, how: Preprocessing, resampling: Image.Resampling | None = None) -> Image.Image:
     """A picture at `image_size`, resized and cropped as `how` says.
 
-    A centre crop is, for squares, bit for bit torchvision's Resize, then CenterCrop. What it throws away of a
-    picture more than four times as long as the crop is cut off before resizing (which moves the centre by
-    less than a pixel), so that a long strip does not become a huge picture in between.
+    A centre crop is, for squares, bit for bit torchvision's Resize, then CenterCrop; for others timm's
+    ResizeKeepRatio, then CenterCrop. Of a picture more than four times as long as the crop only the part that
+    is kept is resized, from the same places, so that a long strip does not become a huge picture in between.
 
     Args:
         picture: of any mode that Pillow resizes.
@@ -31,14 +32,15 @@ def fit(picture: Image.Image, how: Preprocessing, resampling: Image.Resampling |
     if resampling is None:
         resampling = Image.Resampling[how.interpolation.upper()]
     height, width = how.image_size
-    if how.crop_mode == "squash":
-        high, wide = how.covered
-    else:
-        box = _middle(picture.size, how)
-        if box != (0, 0, *picture.size):
-            picture = picture.crop(box)
+    high, wide = how.covered
+    if how.crop_mode != "squash":
         wide, high = _covering(picture.size, how.covered)
-    left, top = round((wide - width) / 2.0), round((high - height) / 2.0)
+    whole = math.floor if how.crop_mode == "center_floor" else round
+    left, top = whole((wide - width) / 2.0), whole((high - height) / 2.0)
+    if wide > _LONGEST * how.covered[1] or high > _LONGEST * how.covered[0]:
+        across, down = picture.width / wide, picture.height / high  # px of the file for one of the result
+        box = (left * across, top * down, (left + width) * across, (top + height) * down)
+        return picture.resize((width, height), resampling, box=box)
     return picture.resize((wide, high), resampling).crop((left, top, left + width, top + height))
 
 
@@ -47,10 +49,6 @@ def fit_bands(values: NDArray[Any], how: Preprocessing) -> NDArray[Any]:
 
     Integers stay within their type's range, as 8-bit pictures do, where a filter would overshoot.
     """
-    if how.crop_mode == "center":
-        height, width, _ = values.shape
-        left, top, right, bottom = _middle((width, height), how)
-        values = values[top:bottom, left:right]
     if values.dtype == np.uint8 and values.shape[2] == 3:
         return np.asarray(fit(Image.fromarray(np.ascontiguousarray(values)), how))
     kind = np.dtype(np.uint8 if values.dtype == np.uint8 else np.float32)
@@ -64,19 +62,11 @@ def fit_bands(values: NDArray[Any], how: Preprocessing) -> NDArray[Any]:
     return out
 
 
-def _middle(size: tuple[int, int], how: Preprocessing) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of what is resized of a picture of (width, height)."""
-    width, height = size
-    high, wide = how.covered
-    longest = (_LONGEST * height * wide // high, _LONGEST * width * high // wide)
-    left, top = (max(own - most, 0) // 2 for own, most in zip(size, longest, strict=True))
-    return left, top, width - left, height - top
-
-
 def _covering(size: tuple[int, int], covered: tuple[int, int]) -> tuple[int, int]:
     """Width and height of a picture of (width, height) once it just covers (height, width)."""
     width, height = size
     high, wide = covered
+    whole = int if high == wide else round  # as torchvision and as timm
     if high * width >= wide * height:  # the height decides
-        return max(wide, int(high * width / height)), high
-    return wide, max(high, int(wide * height / width))
+        return max(wide, whole(high * width / height)), high
+    return wide, max(high, whole(wide * height / width))

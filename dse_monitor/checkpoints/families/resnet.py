@@ -43,13 +43,14 @@ def recognise(shapes: Mapping[str, Shape], hints: Hints) -> Network:
         NotThisNetwork: no residual network that can be built.
     """
     plausible(shapes)
-    act = unseen.activation(hints, "relu", "nearly every published residual network")
+    built = ("relu",) if hints.details.get("relu_inside") else tuple(unseen.ACTIVATIONS)
+    act = unseen.activation(hints, "relu", "nearly every published residual network", built)
     for key in ("downsample_in_first_stage", "downsample_in_bottleneck"):
         if hints.details.get(key):
             raise NotThisNetwork(f"its configuration sets {key}, which moves strides to where timm has none")
     stages = count_stages(shapes)
     if stages != 4:
-        raise NotThisNetwork(f"it has {stages} stages named layer1, layer2, ...; timm builds four")
+        raise NotThisNetwork(f"it has {stages} stages named layer1, layer2, ...; a ResNet here has four")
     blocks = tuple(count_blocks(shapes, f"layer{stage}.") for stage in range(1, stages + 1))
     bottleneck = "layer1.0.conv3.weight" in shapes
     stem = _Stem(shapes, hints)

@@ -16,7 +16,6 @@ from dse_monitor.checkpoints.families.statedicts import StateDict
 _OWN_CODE = "Build it with your own code: --network MODULE:FUNCTION"
 # Networks of other libraries, by how a tensor's name ends or what stands in it: pattern, words.
 _NETWORKS = (
-    (r"(?:^|.*\.)visual\.transformer\.resblocks\.\d+\..+", "CLIP's own vision tower (OpenAI, open_clip)"),
     (r"(?:^|.*\.)transformer\.resblocks\.\d+\..+", "CLIP's own tower (OpenAI's or open_clip's names)"),
     (r"(?:^|.*\.)vision_model\.encoder\.layers\.\d+\..+", "a CLIP or SigLIP vision model of transformers"),
     (r"(?:^|.*\.)patch_embedding\.patch_embeddings\..+", "a network of MONAI"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dse_monitor.checkpoints import families, layouts
@@ -32,7 +32,7 @@ class File:
         self.tree: Any = archive.tree
         self.states: list[StateDict] = state_dicts(archive.tree, archive.sidecars.get("adapter_config.json"))
         self.encoders: list[Found] = architecture.encoders(self.states)
-        self.marks = marks(archive.tree, self.states)
+        self.marks = marks(archive.tree, self.states) | _written_beside(archive.sidecars)
         self.left_out = [note for note in archive.notes if " not built: " in note]
 
     def with_encoders(self, encoders: Iterable[Found]) -> File:
@@ -56,6 +56,13 @@ class File:
     def places(self) -> str:
         """Where encoders were found."""
         return ", ".join(repr(found.spelled) for found in self.encoders) or "none"
+
+
+def _written_beside(sidecars: Mapping[str, Any]) -> frozenset[str]:
+    """Marks of settings that a training code keeps beside its checkpoints instead of in them."""
+    settings = sidecars.get("args.json")  # solo-learn's
+    kept = settings if isinstance(settings, dict) and "method" in settings and "backbone" in settings else {}
+    return frozenset(f"hyper_parameters:{name}" for name in kept)
 
 
 def nearest(file: File) -> str:

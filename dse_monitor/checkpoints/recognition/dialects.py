@@ -193,6 +193,14 @@ DIALECTS: tuple[Dialect, ...] = (
         vit.timm,
     ),
     Dialect("DINOv2 in chunks", "vit", "patch_embed.proj.weight", "blocks.0.0.norm1.weight", vit.timm),
+    Dialect(
+        "CLIP ViT",
+        "vit",
+        "conv1.weight",
+        "transformer.resblocks.0.ln_1.weight",
+        vit.clip,
+        norm_eps=1e-5,  # torch's own, in OpenAI's code and open_clip's
+    ),
     Dialect("torchvision ViT", "vit", "conv_proj.weight", "encoder.pos_embedding", vit.torchvision),
     Dialect(
         "Hugging Face DINOv2",
@@ -321,6 +329,7 @@ DIALECTS: tuple[Dialect, ...] = (
         "embedder.embedder.convolution.weight",
         "encoder.stages.0.layers.0.layer.0.convolution.weight",
         resnet.huggingface,
+        details={"relu_inside": True},  # of its blocks, whatever hidden_act says of what stands between them
         model_types=("resnet",),
     ),
     Dialect("ResNet as a sequence", "resnet", "0.weight", "4.0.conv1.weight", resnet.sequential),

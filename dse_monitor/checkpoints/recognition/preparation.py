@@ -21,6 +21,7 @@ _EVIDENCE = {
 }
 _CROPS = {
     "center": "the centre of the picture",
+    "center_floor": "the centre of the picture, half a pixel rounded down",
     "squash": "squashed: resized without keeping its ratio",
 }
 
@@ -54,7 +55,7 @@ def preprocessing(network: Network, stated: Mapping[str, Stated]) -> tuple[Prepr
     if values["crop_mode"] not in CROP_MODES:
         raise NotThisNetwork(
             f"{stated['crop_mode'].source} says {values['crop_mode']!r}, and images are cropped here as "
-            f"{' or '.join(CROP_MODES)}"
+            "center or squash"
         )
     made = Preprocessing(
         channels=network.channels,
@@ -62,7 +63,7 @@ def preprocessing(network: Network, stated: Mapping[str, Stated]) -> tuple[Prepr
         resize=_resize(network.image_size, stated),
         **values,
     )
-    if made.crop_mode == "center" or made.covered != made.image_size:
+    if made.crop_mode != "squash" or made.covered != made.image_size:
         found = say(stated, "resize") or say(stated, "crop_pct")
         covered = " x ".join(map(str, made.covered))
         source = _EVIDENCE["resize"] if found is None else found.source

@@ -35,7 +35,7 @@ def read(archive: Archive, options: ReadingOptions) -> dict[str, Stated]:
     recorded = chain(
         modules.read(archive.tree),
         mmlab.read(archive.tree),
-        training.read(archive.tree),
+        training.read(archive.tree, archive.sidecars),
         hugging_face.read(archive.sidecars),
     )
     return {**_settled(recorded), **dict(_asked(options))}

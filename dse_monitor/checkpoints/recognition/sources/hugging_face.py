@@ -117,11 +117,13 @@ def _geometry(config: Mapping[str, Any]) -> Iterator[Statement]:
             yield Statement("crop_mode", "squash", f"a size of {shortest} in {PREPROCESSOR}")
         elif part is not None:
             yield Statement("crop_pct", part, f"crop_pct in {PREPROCESSOR}")
+            yield Statement("crop_mode", "center_floor", f"crop_pct in {PREPROCESSOR}")
         return
     if crop is not None:
         yield Statement("image_size", crop, f"crop_size in {PREPROCESSOR}")
         if shortest is not None:
             yield Statement("resize", (shortest, shortest), f"size in {PREPROCESSOR}")
+            yield Statement("crop_mode", "center_floor", f"crop_size in {PREPROCESSOR}")
         elif kept is not None and kept[0] >= crop[0] and kept[1] >= crop[1]:
             yield Statement("resize", kept, f"size in {PREPROCESSOR}")
             yield Statement("crop_mode", "squash", f"size in {PREPROCESSOR}")

@@ -62,12 +62,14 @@ _SOLO_OWN_HEADS = {192: 12, 384: 12, 768: 12, 1024: 16, 1280: 16}
 _SOLO_OWN = ("mocov3", "mae")
 
 
-def read(tree: Any) -> Iterator[Statement]:
-    """What the file's own settings say, the most specific first."""
+def read(tree: Any, sidecars: Mapping[str, Any]) -> Iterator[Statement]:
+    """What the file's settings say, and those the training wrote beside it; the most specific first."""
     if not isinstance(tree, Mapping):
         return
     yield from _timm(tree)
-    yield from _solo_learn(attributes(tree.get("hyper_parameters")))
+    yield from _solo_learn(attributes(tree.get("hyper_parameters")), "hyper_parameters")
+    yield from _solo_learn(attributes(sidecars.get("args.json")), "args.json")
+    yield from _open_clip(attributes(sidecars.get("params.txt")))
     yield from _mae(attributes(tree.get("args")))
     yield from _dse_train(tree)
     yield from _lightly_train(attributes(tree.get("lightly_train")))
@@ -148,7 +150,7 @@ def _published(arch: str) -> Iterator[Statement]:
         yield from hugging_face.pretrained_cfg(published.to_dict(), place)
 
 
-def _solo_learn(settings: Mapping[str, Any]) -> Iterator[Statement]:
+def _solo_learn(settings: Mapping[str, Any], place: str) -> Iterator[Statement]:
     method = values.word(settings.get("method"))
     if method is None:
         return
@@ -161,14 +163,26 @@ def _solo_learn(settings: Mapping[str, Any]) -> Iterator[Statement]:
     width = _SOLO_WIDTHS.get(name or "")
     table = _SOLO_OWN_HEADS if method.lower() in _SOLO_OWN else _SOLO_HEADS
     if width in table:
-        source = f"backbone {name!r} of method {method!r} in hyper_parameters"
+        source = f"backbone {name!r} of method {method!r} in {place}"
         yield Statement("heads_by_width", {width: table[width]}, source)
     data = attributes(settings.get("data"))
     dataset = values.word(data.get("dataset")) or values.word(settings.get("dataset"))
     known = _SOLO_STATISTICS.get(dataset or "")
     if known is not None:
         for part, found in zip(("mean", "std"), known, strict=True):
-            yield Statement(part, found, f"dataset {dataset!r} in hyper_parameters")
+            yield Statement(part, found, f"dataset {dataset!r} in {place}")
+
+
+def _open_clip(params: Mapping[str, Any]) -> Iterator[Statement]:
+    """The parameters of a training of open_clip (open_clip_train/params.py), as text.
+
+    A model whose name ends in "quickgelu" has that activation, others have it where it is forced.
+    """
+    model = params.get("model")
+    if not isinstance(model, str) or "force_quick_gelu" not in params:
+        return
+    quick = params["force_quick_gelu"] == "True" or model.lower().endswith("quickgelu")
+    yield Statement("activation", "quick_gelu" if quick else "gelu", f"model {model[:60]!r} in params.txt")
 
 
 def _mae(args: Mapping[str, Any]) -> Iterator[Statement]:

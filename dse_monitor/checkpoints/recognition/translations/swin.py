@@ -79,6 +79,19 @@ def _neighbour_first(tensor: Tensor) -> Tensor:
     return split.permute(0, 3, 2, 1).reshape(tensor.shape).contiguous()
 
 
+def _of_the_last_stage(pieces: Pieces) -> list[tuple[str, str]]:
+    """A backbone norms each stage by itself and leaves the norm of the whole aside."""
+    normed = sorted(name for name in pieces if name.startswith("hidden_states_norms.stage"))
+    if not normed:
+        return []
+    last = normed[-1].rsplit(".", 1)[0]
+    return [
+        (r"(?:swin\.)?layernorm\..+", ""),
+        (rf"{re.escape(last)}\.(.+)", r"norm.\1"),
+        (r"hidden_states_norms\..+", ""),
+    ]
+
+
 def huggingface(pieces: Pieces) -> Pieces:
     """Swin of Hugging Face transformers; version 5 has other names in memory than in its files."""
     block = r"encoder\.layers\.(\d+)\.blocks\.(\d+)\."
@@ -92,6 +105,7 @@ def huggingface(pieces: Pieces) -> Pieces:
                     (r"embeddings\.position_embeddings", "absolute_pos_embed"),
                     (r"embeddings\.patch_embeddings\.projection\.(.+)", r"patch_embed.proj.\1"),
                     (r"embeddings\.norm\.(.+)", r"patch_embed.norm.\1"),
+                    *_of_the_last_stage(pieces),
                     (r"layernorm\.(.+)", r"norm.\1"),
                     (
                         rf"{block}attention\.(?:self\.)?(q|k|v)(?:uery|ey|alue|_proj)\.(.+)",

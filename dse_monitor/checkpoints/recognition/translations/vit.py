@@ -10,6 +10,7 @@ from dse_monitor.checkpoints.recognition.translations.pieces import (
     first_axis,
     joined_qkv,
     renamed,
+    reshaped,
     stacked,
 )
 
@@ -67,6 +68,35 @@ def timm(pieces: Pieces) -> Pieces:
             out.pop(name)
             out.pop(f"{block}.k_bias", None)
             out[f"{block}.qkv.bias"] = stacked([piece, None, value], first_axis(piece))
+    return out
+
+
+def clip(pieces: Pieces) -> Pieces:
+    """The image tower of OpenAI's CLIP and of open_clip; what follows its last norm is left out."""
+    block = r"transformer\.resblocks\.(\d+)\."
+    out = renamed(
+        pieces,
+        [
+            (r"proj", ""),
+            (r"class_embedding", "cls_token"),
+            (r"positional_embedding", "pos_embed"),
+            (r"conv1\.(.+)", r"patch_embed.proj.\1"),
+            (r"ln_pre\.(.+)", r"norm_pre.\1"),
+            (r"ln_post\.(.+)", r"norm.\1"),
+            (rf"{block}ln_([12])\.(.+)", r"blocks.\1.norm\2.\3"),
+            (rf"{block}ls_([12])\.gamma", r"blocks.\1.ls\2.gamma"),
+            (rf"{block}attn\.in_proj_(weight|bias)", r"blocks.\1.attn.qkv.\2"),
+            (rf"{block}attn\.out_proj\.(.+)", r"blocks.\1.attn.proj.\2"),
+            (rf"{block}mlp\.c_fc\.(.+)", r"blocks.\1.mlp.fc1.\2"),
+            (rf"{block}mlp\.c_proj\.(.+)", r"blocks.\1.mlp.fc2.\2"),
+        ],
+    )
+    for name, axes in (("cls_token", 1), ("pos_embed", 2)):
+        if name in out:
+            shape = out[name].shape
+            if len(shape) != axes:
+                raise NotThisNetwork(f"{out[name].sources[0]} is {list(shape)}, of {axes} axes in CLIP")
+            out[name] = reshaped(out[name], (*(1 for _ in range(3 - axes)), *shape))
     return out
 
 
