@@ -117,7 +117,6 @@ CASES = [
     Case("ConvNextV2Model", WIDTHS),
     Case("ResNetModel", {**WIDTHS, "embedding_size": 16}),
     Case("ResNetModel", {**WIDTHS, "embedding_size": 16, "layer_type": "basic"}, variant="basic"),
-    Case("ResNetModel", {**WIDTHS, "embedding_size": 16, "hidden_act": "silu"}, variant="silu"),
     Case("RegNetModel", {**WIDTHS, "embedding_size": 16, "groups_width": 8}),
     Case(
         "EfficientNetModel",
@@ -192,7 +191,32 @@ def video(config):
     return {**vit(), "num_frames": 4, "frames_per_clip": 4, "crop_size": 64, "tubelet_size": 2, **config}
 
 
-@pytest.mark.parametrize("model", ["VideoMAEModel", "VJEPA2Model", "VivitModel", "TimesformerModel"])
+def test_resnets_whose_blocks_keep_relu_whatever_their_configuration_says_are_refused(tmp_path):
+    """transformers takes `hidden_act` between blocks and ReLU inside them, which no other ResNet does."""
+    built(Case("ResNetModel", {**WIDTHS, "embedding_size": 16, "hidden_act": "silu"})).save_pretrained(
+        tmp_path
+    )
+    refusal(tmp_path, "hidden_act", "silu", "ReLU")
+
+
+def test_a_network_of_videos_is_given_an_image_as_frames_that_stand_still(tmp_path, record_property):
+    from transformers import VJEPA2Config, VJEPA2Model
+
+    config = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2.0}
+    small = {"pred_hidden_size": 24, "pred_num_hidden_layers": 1, "pred_num_attention_heads": 2}
+    torch.manual_seed(0)
+    settings = VJEPA2Config(**config, **small, crop_size=64, patch_size=16, frames_per_clip=4, tubelet_size=2)
+    model = disturb(VJEPA2Model(settings))
+    model.save_pretrained(tmp_path)
+    pixels = images((64, 64))
+    with torch.no_grad():
+        expected = model(pixels[:, None].repeat(1, 2, 1, 1, 1), skip_predictor=True).last_hidden_state
+    encoder = load_encoder(tmp_path)
+    assert_same_tokens(encoder.dense_tokens(pixels), expected, "V-JEPA 2", record_property)
+    assert "2 times" in next(fact.value for fact in encoder.facts if fact.name == "frames")
+
+
+@pytest.mark.parametrize("model", ["VideoMAEModel", "VivitModel", "TimesformerModel"])
 def test_networks_of_videos_are_refused_as_such(model, tmp_path):
     """Unless images are read as a clip that stands still, which is what their makers do with images."""
     case = Case(model, video({"tubelet_size": [2, 8, 8]} if model == "VivitModel" else {}))

@@ -18,6 +18,8 @@ class Tower:
         prefix: tokens before the dense ones; the first is a class token.
         after: setting that says how many tokens stand behind the dense ones; empty if none do.
         outside: tensors below the encoder's place that take no part in its tokens.
+        frames: setting that says of how many frames a token is made, of a network of videos: an image is
+            given to it as so many equal frames; empty for networks of images.
         arguments: what the class is built with beside its configuration.
         norm: what happens to the last hidden state at the end, for the documentation.
     """
@@ -27,6 +29,7 @@ class Tower:
     prefix: int = 0
     after: str = ""
     outside: tuple[str, ...] = ()
+    frames: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
     norm: str = "final LayerNorm"
 
@@ -71,6 +74,8 @@ TOWERS: dict[str, Tower] = {
     "swiftformer": Tower(cls="SwiftFormerModel", norm=_UNNORMED),
     "swinv2": Tower(cls="Swinv2Model", arguments=NO_POOLER, outside=("pooler", "embeddings.mask_token")),
     "vitdet": Tower(cls="VitDetModel", norm="no norm"),
+    "vjepa2": Tower(cls="VJEPA2Model", frames="tubelet_size", outside=("predictor",),
+                    norm="final LayerNorm; the image is given as the equal frames of one tubelet"),
     "yolos": Tower(cls="YolosModel", prefix=1, after="num_detection_tokens", arguments=NO_POOLER,
                    outside=("pooler",)),
 }  # fmt: skip
@@ -82,7 +87,6 @@ OTHER_INPUTS = {
     "timesformer": "videos of several frames",
     "videomae": "videos: clips of several frames",
     "vivit": "videos: clips of several frames",
-    "vjepa2": "videos: clips of several frames",
     "x_clip": "videos of several frames",
     "xclip": "videos of several frames",
 }

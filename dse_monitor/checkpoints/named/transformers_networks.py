@@ -135,8 +135,9 @@ def recognise(network: Described, shapes: Mapping[str, Shape], hints: Hints) -> 
             f"such as {odd[0]}: {list(shapes[odd[0]])} instead of {list(made.tensors[odd[0]])}"
         )
     config = made.module.config
-    channels = int(getattr(config, "num_channels", None) or getattr(config, "in_channels", None) or 3)
-    own = _sides(getattr(config, "image_size", None))
+    named = (getattr(config, name, None) for name in ("num_channels", "in_channels", "in_chans"))
+    channels = int(next((count for count in named if count), 3))
+    own = _sides(getattr(config, "image_size", None) or getattr(config, "crop_size", None))
     wanted = hints.stated.get("image_size")
     size, source, assumed = own or (IMAGE_SIZE, IMAGE_SIZE), "image_size of config.json", False
     read = _reading(network, channels, size) if wanted is None or own else None
@@ -168,12 +169,11 @@ def recognise(network: Described, shapes: Mapping[str, Shape], hints: Hints) -> 
         facts=(
             Fact("architecture", network.spelled, f"model_type {network.model_type!r} in config.json"),
             *_activation(config),
+            *_frames(tower, config),
             Fact("image shape", f"{size[0]} x {size[1]} px", source, assumed, usual=size[0] == size[1]),
         ),
         outside=frozenset(tower.outside),
-        notes=("config.json asks for code of its own (auto_map); it is not run.",)
-        if network.ignores_code
-        else (),
+        notes=(_NOT_RUN,) if network.ignores_code else (),
     )
 
 
@@ -223,7 +223,7 @@ def _common(names: list[str]) -> str:
 
 def _tokens(tower: Tower, module: Any, images: Tensor, layer: int | None = None) -> Tokens:
     """The last hidden state of images [B, C, H, W]: other tokens apart, maps read row by row."""
-    features = _forward(module, images)
+    features = _forward(tower, module, images)
     if features.ndim == 4:
         return from_map(features)
     after = int(getattr(module.config, tower.after)) if tower.after else 0
@@ -232,14 +232,16 @@ def _tokens(tower: Tower, module: Any, images: Tensor, layer: int | None = None)
     return Tokens(features[:, tower.prefix : end], cls, features[:, end:] if after else None)
 
 
-def _forward(module: Any, images: Tensor) -> Tensor:
-    done = module(pixel_values=images, return_dict=True)
-    return done.last_hidden_state
+def _forward(tower: Tower, module: Any, images: Tensor) -> Tensor:
+    if tower.frames:
+        still = images[:, None].repeat(1, getattr(module.config, tower.frames), 1, 1, 1)
+        return module(pixel_values_videos=still, skip_predictor=True, return_dict=True).last_hidden_state
+    return module(pixel_values=images, return_dict=True).last_hidden_state
 
 
 def _reading(network: Described, channels: int, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
     """Rows and columns of the tokens at this image size, and their width."""
-    features = output_of(network.made, _forward, (channels, *size))
+    features = output_of(network.made, partial(_forward, network.tower), (channels, *size))
     if getattr(features, "ndim", 0) == 4:
         return (features.shape[2], features.shape[3]), features.shape[1]
     if getattr(features, "ndim", 0) != 3:
@@ -275,6 +277,14 @@ def _sides(value: Any) -> tuple[int, int] | None:
 def _heads(config: Any) -> str:
     count = getattr(config, "num_attention_heads", None)
     return f"{count} (config.json)" if isinstance(count, int) else ""
+
+
+def _frames(tower: Tower, config: Any) -> tuple[Fact, ...]:
+    if not tower.frames:
+        return ()
+    count = getattr(config, tower.frames)
+    source = f"images stand still; {tower.frames} of config.json"
+    return (Fact("frames", f"the image, given {count} times", source, usual=False),)
 
 
 def _activation(config: Any) -> tuple[Fact, ...]:
