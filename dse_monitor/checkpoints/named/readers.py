@@ -116,16 +116,16 @@ def _last_stage(made: Template, size: tuple[int, int, int], layers: int) -> Tens
 
 
 def _of_features(module: Any, features: Any, size: tuple[int, int], layers: int) -> Reading:
-    shape: tuple[int, ...] = tuple(getattr(features, "shape", ()))
+    shape: list[int] = list(getattr(features, "shape", ()))
     if len(shape) not in (3, 4):
-        found = f"of shape {list(shape)}" if shape else f"a {type(features).__name__}"
+        found = f"of shape {shape}" if shape else f"a {type(features).__name__}"
         raise NotThisNetwork(f"its features are {found}, neither tokens nor a map, so DSE cannot be measured")
     width = getattr(module, "num_features", 0)
     if len(shape) == 4:
-        return _of_map(module, list(shape[1:]), width, layers)
+        return _of_map(module, shape[1:], width, layers)
     grid, prefix = _grid(module, shape[1], size)
     if shape[2] != width and shape[1] == width:
-        raise NotThisNetwork(f"its features are {list(shape)}, channels before tokens")
+        raise NotThisNetwork(f"its features are {shape}, channels before tokens")
     cls = prefix > 0 and any(getattr(module, name, None) is not None for name in _CLASS_TOKENS)
     return Reading(SEQUENCE, grid, shape[2], prefix, cls, layers)
 
