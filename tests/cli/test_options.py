@@ -28,6 +28,7 @@ OPTIONS = {
     "watch": "RUN run as-one as-many unit out device once until-epoch until-step exit-after-idle every since "
     "min-interval keep-best copy-aside poll-seconds settle-seconds gpu-share cpu-fallback threads no-maps "
     f"alert test-alert link plain json {MEASURING} {RULES}",
+    "config": "RUN json",
     "runs": "PATH run as-one as-many json",
     "score": f"CKPT device cache threads json {MEASURING}",
     "best": "RUN top json path-only before-alarm",

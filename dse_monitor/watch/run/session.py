@@ -109,7 +109,7 @@ class Session:
         options = self._context.options
         me = heartbeat.new(dse_monitor.__version__, self._context.clock.time())
         data = {"host": me.host, "pid": me.pid, "version": me.version, "taken_over": taken_over}
-        data |= {"request": options.request, "probe": options.config.to_json()}
+        data |= {"request": options.request, "probe": options.config.to_json(), "asked": options.asked}
         self.ledger.append("watch", data)
 
     def _take_over_shards(self) -> None:
