@@ -27,7 +27,7 @@ class Header:
 
     Attributes:
         label: ``found``, ``run``, ``images``, ``encoder``, ``assumed``, ``device``, ``output``,
-            ``options`` or ``settings``.
+            ``options``, ``pictures`` or ``settings``.
         text: what there is to say.
         aside: said after it, further right.
         run: name of the run.

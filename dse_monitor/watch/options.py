@@ -68,6 +68,8 @@ class WatchOptions:
     """Take each folder below RUN that holds checkpoints for a run of its own."""
     unit: Annotated[Literal["epoch", "step"] | None, Flag(metavar="UNIT", default="found out")] = None
     """What bare numbers in names such as model_7.pt count: epoch or step."""
+    remeasure: bool = False
+    """Measure again what was scored on other pictures that lay under the same names."""
     out: Annotated[Path | None, Flag(metavar="DIR", default="dse in each RUN")] = None
     """Output folder; with several runs, one folder per run below it."""
     devices: Annotated[tuple[str, ...], Flag(name="device", metavar="DEVICE")] = ("auto",)
