@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,7 @@ def settings_of(runs: Sequence[Path], typed: Mapping[str, Any]) -> Settings:
     from dse_monitor.configuration.sources import settings_for
     from dse_monitor.flags.table import options
 
+    @functools.cache
     def survey(folder: Path) -> list[tuple[Path, str]]:
         from dse_monitor.watch.dependencies import Dependencies
         from dse_monitor.watch.files.discovery import Search

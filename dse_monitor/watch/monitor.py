@@ -312,8 +312,9 @@ def watch(options: WatchOptions, console: Console) -> int:
         ImagesError, DeviceError, OutputError: nothing can be measured at all.
     """
     monitor = Monitor(options, console)
-    for what, where in options.found:
-        console.header(Header(label="options", text=what, aside=f"from {where}"))
+    for source in dict.fromkeys(where for _, where in options.found):
+        found = ", ".join(what for what, where in options.found if where == source)
+        console.header(Header(label="options", text=found, aside=f"from {source}"))
     with _signals(monitor):
         return monitor.run()
 
