@@ -10,6 +10,7 @@ DSEError
 ├── ImagesError              the held-out images cannot be used
 ├── FeatureError             the network's output cannot be measured
 ├── DeviceError              the device asked for is missing or full
+├── ConfigurationError       a configuration file, or options found elsewhere than on the command line
 ├── RunError                 the run's folder, ledger or lock stands in the way
 ├── OutputError              results cannot be written
 ├── NetworkError             the network of one's own (--network) cannot be used
@@ -62,6 +63,10 @@ class FeatureError(DSEError):
 
 class DeviceError(DSEError):
     """The device asked for is missing or has no room."""
+
+
+class ConfigurationError(DSEError):
+    """A configuration file cannot be used, or an option that is needed is found nowhere."""
 
 
 class RunError(DSEError):

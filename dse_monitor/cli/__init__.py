@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dse_monitor import __version__
-from dse_monitor.cli import alerts, checkpoints, demo, images, probe, results, runs, score, watch
+from dse_monitor.cli import alerts, checkpoints, config, demo, images, probe, results, runs, score, watch
 from dse_monitor.flags.page import HELP, block
 from dse_monitor.flags.table import described
 from dse_monitor.trainers.settings import TrainOptions
@@ -31,14 +31,22 @@ COMPLETION = (
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its options, whose documentation is its help, and what runs."""
+    """A command.
+
+    Attributes:
+        options: a dataclass, whose documentation is its help.
+        run: what runs; returns the exit code.
+        read: makes the options from a command line and the command's name; `flags.parse` if None.
+    """
 
     options: type
     run: Callable[[Any], int]
+    read: Callable[[Sequence[str], str], Any] | None = None
 
 
 COMMANDS = {
-    "watch": Command(WatchOptions, watch.watch),
+    "watch": Command(WatchOptions, watch.watch, watch.read),
+    "config": Command(config.ConfigOptions, config.config),
     "runs": Command(runs.RunsOptions, runs.runs),
     "score": Command(score.ScoreOptions, score.score),
     "best": Command(results.BestOptions, results.best),
@@ -89,7 +97,8 @@ def _run(given: list[str]) -> int:
             where=f"{PROGRAM} --help",
         )
     command = COMMANDS[name]
-    return command.run(parse(command.options, rest, prog=f"{PROGRAM} {name}"))
+    prog = f"{PROGRAM} {name}"
+    return command.run(command.read(rest, prog) if command.read else parse(command.options, rest, prog=prog))
 
 
 def page() -> str:

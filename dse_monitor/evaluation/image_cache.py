@@ -13,6 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from dse_monitor import atomic
+from dse_monitor.evaluation import fingerprints
 from dse_monitor.evaluation.recipe import PICTURES, Files
 
 STALE_SECONDS = 3600.0  # s; a half-written cache file this old belongs to a process that was killed
@@ -54,7 +55,7 @@ def write_pixels(target: Path, rows: Iterator[NDArray[Any]], words: str) -> None
             running.update(data)
             file.write(data)
             count += 1
-    _write_json(target.with_suffix(".json"), {"images": count, "sha256": running.hexdigest()})
+    fingerprints.write(target, count, running.hexdigest())
 
 
 def check_pixels(file: Path, count: int, bytes_each: int, words: str) -> str:
@@ -67,14 +68,14 @@ def check_pixels(file: Path, count: int, bytes_each: int, words: str) -> str:
         words: what the fingerprint covers besides the pixels.
     """
     try:
-        expected = json.loads(file.with_suffix(".json").read_bytes())
-        if expected["images"] != count or file.stat().st_size != count * bytes_each:
+        images, sha256 = fingerprints.read(file)
+        if images != count or file.stat().st_size != count * bytes_each:
             return ""
         running = hashlib.sha256(words.encode())
         with open(file, "rb") as stream:
             while block := stream.read(1 << 24):
                 running.update(block)
-        return running.hexdigest()[:16] if running.hexdigest() == expected["sha256"] else ""
+        return sha256[: fingerprints.LENGTH] if running.hexdigest() == sha256 else ""
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 

@@ -32,6 +32,8 @@ class Flag:
         aliases: other spellings, with their dashes; accepted, but not shown in help.
         read: makes the value of one word, where its type alone does not say how; a ValueError says what is
             wrong with the word.
+        elsewhere: of a dataclass: those of its required fields that may be left out, because a value is found
+            elsewhere, and where, in words. The command then gives `parse` what finds it.
     """
 
     name: str = ""
@@ -42,6 +44,7 @@ class Flag:
     hidden: bool = False
     aliases: tuple[str, ...] = ()
     read: Callable[[str], Any] | None = None
+    elsewhere: tuple[tuple[str, str], ...] = ()
 
 
 ADVANCED = Flag(advanced=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field, make_dataclass
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -17,6 +17,7 @@ from dse_monitor.flags.page import page, show
 from dse_monitor.flags.table import Option, kinds, options
 
 T = TypeVar("T")
+Values = Mapping[str, Any]  # of options, by their names
 
 COMPLETION = ("--tyro-write-completion", "--tyro-print-completion")  # followed by a shell (and a file)
 
@@ -29,6 +30,7 @@ def parse(
     default: T | None = None,
     pairs: bool = False,
     help_page: str | None = None,
+    fill: Callable[[Values], Values] | None = None,
 ) -> T:
     """The options that a command line gives.
 
@@ -39,6 +41,8 @@ def parse(
         default: an instance whose values are the defaults, instead of the class's own.
         pairs: whether each switch can be set and unset (``--x``, ``--no-x``), since presets differ in them.
         help_page: what ``--help`` prints, if it is not `page` of the class.
+        fill: called with the options that the command line gives; what it returns takes the place of the
+            defaults of others.
 
     Raises:
         SystemExit: help was printed (code 0), or a flag is unknown, missing or has no such value (code 2).
@@ -54,7 +58,13 @@ def parse(
         before = arguments[list(arguments).index("") - 1] if arguments[0] else ""
         what = before if before.startswith("--") else "an argument"
         raise ValueError(f"{what} is empty; was a variable of the shell not set?")
-    return _made(of, tyro.cli(flat(table), args=arguments, prog=prog, config=markers(pairs=pairs)))
+    chosen = tyro.cli(flat(table), args=arguments, prog=prog, config=markers(pairs=pairs))
+    values = {option.path: getattr(chosen, "__".join(option.path)) for option in table}
+    if fill is not None:
+        typed = {option.name: values[option.path] for option in table if _is_typed(option, flags)}
+        found = {**fill(typed), **typed}
+        values |= {option.path: found[option.name] for option in table if option.name in found}
+    return _made(of, values)
 
 
 def markers(*, pairs: bool = False) -> tuple[Any, ...]:
@@ -130,11 +140,17 @@ def _refuse_unknown(flags: Iterable[str], known: Sequence[str], prog: str) -> No
             unknown(word, known, prog=prog, what="flag", where=f"{prog} --help")
 
 
-def _made(of: type[T], chosen: Any, path: tuple[str, ...] = ()) -> T:
+def _is_typed(option: Option, flags: Iterable[str]) -> bool:
+    """Whether the command line gives an option; positional ones always count."""
+    spelled = {f"--{option.name}", f"--no-{option.name}", *option.how.aliases}
+    return option.how.positional or any(word.partition("=")[0].replace("_", "-") in spelled for word in flags)
+
+
+def _made(of: type[T], chosen: Mapping[tuple[str, ...], Any], path: tuple[str, ...] = ()) -> T:
     """The dataclass, and those in it, from the values of the flat one."""
     values = {}
     for name, kind in kinds(of).items():
         here = (*path, name)
         inside = isinstance(kind, type) and dataclasses.is_dataclass(kind)
-        values[name] = _made(kind, chosen, here) if inside else getattr(chosen, "__".join(here))
+        values[name] = _made(kind, chosen, here) if inside else chosen[here]
     return of(**values)

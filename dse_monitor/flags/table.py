@@ -72,26 +72,27 @@ def options(of: type, default: Any = None) -> list[Option]:
         of: the dataclass.
         default: an instance whose values are the defaults, instead of the class's own.
     """
-    return list(_options(of, default, (), "", advanced=False))
+    return list(_options(of, default, (), "", Flag()))
 
 
-def _options(
-    of: type, default: Any, path: tuple[str, ...], prefix: str, *, advanced: bool
-) -> Iterator[Option]:
+def _options(of: type, default: Any, path: tuple[str, ...], prefix: str, above: Flag) -> Iterator[Option]:
     hints = get_type_hints(of, include_extras=True)
-    docs = documented(of)
+    docs, elsewhere = documented(of), dict(above.elsewhere)
     for field in dataclasses.fields(of):
         kind, how = _unpacked(hints[field.name])
         if how.hidden:
             continue
-        how = dataclasses.replace(how, advanced=how.advanced or advanced)
+        how = dataclasses.replace(how, advanced=how.advanced or above.advanced)
         value = _default(field) if default is None else getattr(default, field.name)
         here = (*path, field.name)
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             inner = f"{prefix}{how.name}." if how.name else prefix
             instance = None if value is MISSING else value
-            yield from _options(kind, instance, here, inner, advanced=how.advanced)
+            yield from _options(kind, instance, here, inner, how)
             continue
+        if value is MISSING and field.name in elsewhere:
+            kind, value = kind | None, None
+            how = dataclasses.replace(how, default=elsewhere[field.name])
         name = prefix + (how.name or field.name.replace("_", "-"))
         yield Option(path=here, kind=kind, default=value, doc=docs.get(field.name, ""), how=how, name=name)
 

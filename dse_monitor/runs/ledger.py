@@ -5,7 +5,8 @@ is on disk (fsync) before anything else is done with it, so a watcher killed at 
 repeats a score.
 
     kind        own fields
-    watch       host, pid, version, request: a watcher began
+    watch       host, pid, version, request, probe (what is measured), asked (device, alert, link where not
+                the defaults): a watcher began
     scored      evaluation (see record.py), seq, key, request, ...: measured
     failed      the same: could not be measured, evaluation.reason says why
     invalid     the same: measured, but the number means nothing
@@ -183,8 +184,8 @@ class Ledger:
     def unit(self) -> dict[str, Any] | None:
         """Data of the newest fact about the unit of bare numbers; None if there is none."""
         with contextlib.suppress(FileNotFoundError), self.path.open("rb") as lines:
-            newest = _newest_unit(lines)
-            return None if newest is None else newest.data
+            found = _newest(lines, "unit")
+            return None if found is None else found.data
         return None
 
     @property
@@ -284,6 +285,16 @@ def read(folder: Path) -> LedgerView:
     return dataclasses.replace(view, warnings=tuple(warnings))
 
 
+def newest(folder: Path, kind: str) -> Fact | None:
+    """The newest fact of a kind in the ledger in ``folder``, found without reading the others.
+
+    None if there is no such fact, no ledger, or one that cannot be read.
+    """
+    with contextlib.suppress(OSError), (Path(folder) / NAME).open("rb") as lines:
+        return _newest(lines, kind)
+    return None
+
+
 def next_sequence(last: int, now: float) -> int:
     """The number of a new record: microseconds since 1970, but always above the last one."""
     return max(last + 1, int(now * 1e6))
@@ -320,8 +331,8 @@ def with_alias(evaluation: Evaluation, path: str) -> Evaluation:
 
 def _read(path: Path, warnings: list[str]) -> Iterator[Fact]:
     with path.open("rb") as lines:
-        newest = _newest_unit(lines)
-        unit = "" if newest is None else str(newest.data.get("unit", ""))
+        found = _newest(lines, "unit")
+        unit = "" if found is None else str(found.data.get("unit", ""))
         for number, line in enumerate(lines, 1):
             fact = _parse(line)
             if unit and fact is not None and fact.kind in EVALUATIONS:
@@ -339,14 +350,14 @@ def _read(path: Path, warnings: list[str]) -> Iterator[Fact]:
                 yield fact
 
 
-def _newest_unit(lines: BinaryIO) -> Fact | None:
-    """The newest fact about the unit of bare numbers; the file is at its start afterwards."""
-    newest = None
+def _newest(lines: BinaryIO, kind: str) -> Fact | None:
+    """The newest fact of a kind; the file is at its start afterwards."""
+    found, mark = None, f'"kind":"{kind}"'.encode()
     for line in lines:
-        if b'"kind":"unit"' in line[:64]:
-            newest = _parse(line) or newest
+        if mark in line[:64]:
+            found = _parse(line) or found
     lines.seek(0)
-    return newest
+    return found
 
 
 def _parse(line: bytes) -> Fact | None:

@@ -26,8 +26,8 @@ class Header:
     """One line of the block at the top.
 
     Attributes:
-        label: ``found``, ``run``, ``images``, ``encoder``, ``assumed``, ``device``, ``output`` or
-            ``settings``.
+        label: ``found``, ``run``, ``images``, ``encoder``, ``assumed``, ``device``, ``output``,
+            ``options``, ``pictures`` or ``settings``.
         text: what there is to say.
         aside: said after it, further right.
         run: name of the run.

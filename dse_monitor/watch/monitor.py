@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dse_monitor.errors import OutputError, RunError
-from dse_monitor.watch.console import Console, Live, Notice, Problem
+from dse_monitor.watch.console import Console, Header, Live, Notice, Problem
 from dse_monitor.watch.dependencies import Clock, Dependencies
 from dse_monitor.watch.lookout import Lookout
 from dse_monitor.watch.options import WatchOptions
@@ -312,6 +312,9 @@ def watch(options: WatchOptions, console: Console) -> int:
         ImagesError, DeviceError, OutputError: nothing can be measured at all.
     """
     monitor = Monitor(options, console)
+    for source in dict.fromkeys(where for _, where in options.found):
+        found = ", ".join(what for what, where in options.found if where == source)
+        console.header(Header(label="options", text=found, aside=f"from {source}"))
     with _signals(monitor):
         return monitor.run()
 

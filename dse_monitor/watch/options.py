@@ -44,6 +44,10 @@ class WatchOptions:
     and a point in TensorBoard; a fall of dense quality becomes an alert. Ctrl-C ends it, the same command
     goes on.
 
+    What the command line leaves out is looked for: --images in what RUN was measured on before,
+    dse-monitor.toml beside RUN or above it, the variable DSE_MONITOR_IMAGES and the data path that the
+    training recorded; `dse-monitor config RUN` shows what holds.
+
     Examples:
         dse-monitor watch runs/exp1 --images ~/data/unlabelled
         dse-monitor watch runs --images ~/data/unlabelled --alert webhook:env:CHAT
@@ -54,7 +58,7 @@ class WatchOptions:
 
     runs: Annotated[tuple[Path, ...], Flag(positional=True, metavar="RUN")]
     """Folders of checkpoints, or folders that hold such runs; they need not exist yet."""
-    config: EvaluationConfig
+    config: Annotated[EvaluationConfig, Flag(elsewhere=(("images", "looked for, see above"),))]
     """What is measured."""
     only: Annotated[tuple[str, ...], Flag(name="run", metavar="GLOB", default="all")] = ()
     """Of the runs found below RUN, only those whose name or path fits, such as 'exp_*'."""
@@ -64,6 +68,8 @@ class WatchOptions:
     """Take each folder below RUN that holds checkpoints for a run of its own."""
     unit: Annotated[Literal["epoch", "step"] | None, Flag(metavar="UNIT", default="found out")] = None
     """What bare numbers in names such as model_7.pt count: epoch or step."""
+    remeasure: bool = False
+    """Measure again what was scored on other pictures that lay under the same names."""
     out: Annotated[Path | None, Flag(metavar="DIR", default="dse in each RUN")] = None
     """Output folder; with several runs, one folder per run below it."""
     devices: Annotated[tuple[str, ...], Flag(name="device", metavar="DEVICE")] = ("auto",)
@@ -110,6 +116,8 @@ class WatchOptions:
     """Use the CPU rather than wait for room on a GPU."""
     threads: Annotated[int | None, Flag(default="a quarter of the cores, at most 4", advanced=True)] = None
     """CPU threads of a worker."""
+    found: Annotated[tuple[tuple[str, str], ...], Flag(hidden=True)] = ()
+    """Options that were found elsewhere than on the command line, with their values, and where: in words."""
     nice: Annotated[int, Flag(hidden=True)] = 10
     """Added to the niceness of workers, which run beside a training."""
     maps: Annotated[bool, ADVANCED] = True
@@ -148,6 +156,12 @@ class WatchOptions:
         return self.config.request
 
     @property
+    def asked(self) -> dict[str, Any]:
+        """Device, alerts and link under their flags' names, where they are not the defaults."""
+        given = {"device": list(self.devices), "alert": list(self.alert), "link": self.link}
+        return {name: value for name, value in given.items() if value not in (["auto"], [], "")}
+
+    @property
     def form(self) -> Form:
         """How the watcher speaks."""
         return "json" if self.json else "plain" if self.plain else "auto"
@@ -182,6 +196,7 @@ class WatchOptions:
             "only": list(self.only),
             "devices": list(self.devices),
             "alert": list(self.alert),
+            "found": [list(pair) for pair in self.found],
             "rules": asdict(self.rules),
         }
 
@@ -197,6 +212,7 @@ class WatchOptions:
                 "only": tuple(data["only"]),
                 "devices": tuple(data["devices"]),
                 "alert": tuple(data["alert"]),
+                "found": tuple((what, where) for what, where in data["found"]),
                 "rules": Rules(**data["rules"]),
             }
         )

@@ -88,7 +88,8 @@ def test_what_few_people_change_stands_apart(command, name):
         ("demo", "--no-serve", "Do not serve TensorBoard"),
         ("watch", "--poll-seconds SECONDS", r"\(default: chosen by the filesystem\)"),
         ("watch", "--num-images INT", r"\(default: 2048\)"),
-        ("watch", "flags: --images DIR", r"\(required\)"),
+        ("score", "flags: --images DIR", r"\(required\)"),
+        ("watch", "--images DIR", r"\(default: looked for, see above\)"),
     ],
 )
 def test_flags_say_what_they_do(command, name, flag, said):

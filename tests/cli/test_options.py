@@ -25,9 +25,10 @@ RULES = (
     "rules.plateau rules.failures rules.stale-seconds rules.remind-seconds rules.per-hour rules.lam"
 )
 OPTIONS = {
-    "watch": "RUN run as-one as-many unit out device once until-epoch until-step exit-after-idle every since "
-    "min-interval keep-best copy-aside poll-seconds settle-seconds gpu-share cpu-fallback threads no-maps "
-    f"alert test-alert link plain json {MEASURING} {RULES}",
+    "watch": "RUN run as-one as-many unit remeasure out device once until-epoch until-step exit-after-idle "
+    "every since min-interval keep-best copy-aside poll-seconds settle-seconds gpu-share cpu-fallback "
+    f"threads no-maps alert test-alert link plain json {MEASURING} {RULES}",
+    "config": "RUN json",
     "runs": "PATH run as-one as-many json",
     "score": f"CKPT device cache threads json {MEASURING}",
     "best": "RUN top json path-only before-alarm",

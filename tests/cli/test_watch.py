@@ -1,6 +1,7 @@
 """watch: what it says, and what it says of options."""
 
 import json
+import shutil
 
 import pytest
 
@@ -21,6 +22,34 @@ def test_watch_again_scores_nothing_twice(workplace, watch_again):
     facts = [json.loads(line)["kind"] for line in ledger.read_bytes()[len(before) :].splitlines()]
     assert facts
     assert "scored" not in facts
+
+
+def test_pictures_that_changed_are_said_and_measured_anew_when_asked(workplace, in_process, tmp_path):
+    from dse_monitor.runs import ledger
+    from dse_monitor.scenes import write_folder
+
+    def watch(*flags):
+        done = in_process(*"watch run --once --plain --settle-seconds 0".split(), *flags, cwd=tmp_path)
+        assert done.code == 0, done.out + done.err
+        return " ".join(done.out.split()), ledger.read(tmp_path / "run" / "dse").evaluations
+
+    write_folder(tmp_path / "images", count=16, size=64, seed=1)
+    (tmp_path / "run").mkdir()
+    first, second = (f"checkpoint_{epoch:04d}.pth" for epoch in (1, 2))
+    shutil.copy(workplace / "run" / first, tmp_path / "run")
+    watch("--images", "images", "--num-images", "16")
+    for picture in (tmp_path / "images").iterdir():
+        picture.unlink()
+    write_folder(tmp_path / "images", count=16, size=64, seed=2)
+    shutil.rmtree(tmp_path / "run" / "dse" / "images")
+    shutil.copy(workplace / "run" / second, tmp_path / "run")
+    said, evaluations = watch()
+    assert "other pictures than before under the same names: from checkpoint_0002.pth on" in said
+    assert len({e.settings.images for e in evaluations}) == len(evaluations) == 2
+    said, evaluations = watch("--remeasure")
+    assert "measured again where files are left" in said
+    assert [e.source.path for e in evaluations] == [first, second, first]
+    assert evaluations[2].settings == evaluations[1].settings
 
 
 def test_best_names_a_file_that_exists(command, workplace, watched):

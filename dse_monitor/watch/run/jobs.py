@@ -13,6 +13,11 @@ from dse_monitor.watch.files.waiting import Candidate
 from dse_monitor.watch.options import WatchOptions
 
 
+def cache(out: Path) -> Path:
+    """Where the sample of images and its pixels lie, below a run's output folder."""
+    return out / "images"
+
+
 def measuring(options: WatchOptions, out: Path, device: str) -> dict[str, Any]:
     """What is measured, and where: the part that is equal in all jobs.
 
@@ -22,7 +27,7 @@ def measuring(options: WatchOptions, out: Path, device: str) -> dict[str, Any]:
         device: where to evaluate.
     """
     maps = str(out) if options.maps else None
-    place = Placement(cache=str(out / "images"), device=device, maps=maps)
+    place = Placement(cache=str(cache(out)), device=device, maps=maps)
     return {"config": options.config.to_json(), "place": place.to_json()}
 
 

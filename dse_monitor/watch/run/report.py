@@ -39,9 +39,27 @@ class Report:
         self.last_problem = ""
 
     def header(
-        self, folder: Path, out: Path, history: History, config: EvaluationConfig, *, other_settings: bool
+        self,
+        folder: Path,
+        out: Path,
+        history: History,
+        config: EvaluationConfig,
+        *,
+        other_settings: bool,
+        other_pictures: int = 0,
+        remeasure: bool = False,
     ) -> None:
-        """The block at the top, as far as it is known before a checkpoint is measured."""
+        """The block at the top, as far as it is known before a checkpoint is measured.
+
+        Args:
+            folder: of the run.
+            out: its output folder.
+            history: the evaluations on record.
+            config: what is measured.
+            other_settings: whether something else was measured the last time.
+            other_pictures: how many checkpoints were scored on earlier pictures under the same names alone.
+            remeasure: whether those are measured again.
+        """
         scored = history.count("scored")
         refused = f", {len(history) - scored} could not be" if len(history) > scored else ""
         known = f"{scored} already scored{refused}" if len(history) else "nothing scored yet"
@@ -51,6 +69,10 @@ class Report:
             self._header("settings", "others than before: what is there is measured again, on its own line")
         else:
             self._settings = history.settings()
+        if other_pictures:
+            text = f"{other_pictures:,} scored on other pictures under the same names, on a line of their own"
+            aside = "measured again where files are left" if remeasure else "--remeasure measures them again"
+            self._header("pictures", text, aside)
         if len(history):
             self.encoder(history[-1])
         self._header("output", str(out), f"tensorboard --logdir {folder.parent}")
@@ -142,7 +164,13 @@ class Report:
         now = evaluation.settings
         if now is None or now in self._settings:
             return
-        if self._settings:
+        if self._settings and dataclasses.replace(self._settings[-1], images=now.images) == now:
+            self.notice(
+                f"the held-out images are other pictures than before under the same names: from "
+                f"{evaluation.source.path} on, numbers are on a line of their own. Earlier numbers are kept; "
+                "--remeasure measures those checkpoints again on these pictures"
+            )
+        elif self._settings:
             self.notice(
                 f"{evaluation.source.path} was measured otherwise than what is on record "
                 f"({_differences(self._settings[-1], now)}), so its number starts a line of its own. Earlier "

@@ -6,6 +6,7 @@ import contextlib
 import uuid
 
 import dse_monitor
+from dse_monitor.evaluation import fingerprints
 from dse_monitor.runs import heartbeat
 from dse_monitor.runs.ledger import Ledger
 from dse_monitor.runs.locking import RunLock
@@ -13,7 +14,7 @@ from dse_monitor.runs.record import Evaluation
 from dse_monitor.watch import shards
 from dse_monitor.watch.files.protected import Protected
 from dse_monitor.watch.files.waiting import Candidate, Filter, Queue, in_training_order
-from dse_monitor.watch.run import requests
+from dse_monitor.watch.run import jobs, requests
 from dse_monitor.watch.run.context import RunContext
 from dse_monitor.watch.run.counts import Counts
 from dse_monitor.watch.run.intake import Intake
@@ -49,7 +50,8 @@ class Session:
         try:
             self.ledger = Ledger.open(context.out, context.clock.time)
             self.counts = Counts(context, self.ledger, records, poller, self.ledger.unit())
-            earlier = records.replay(self.ledger, context.options.request)
+            images = fingerprints.cached(jobs.cache(context.out)) if context.options.remeasure else None
+            earlier = records.replay(self.ledger, context.options.request, images)
             self._report_start(earlier)
             if not earlier.run:
                 self.ledger.append("run", {"id": uuid.uuid4().hex[:12]})
@@ -103,13 +105,15 @@ class Session:
             self._records.history,
             context.options.config,
             other_settings=earlier.request not in (None, context.options.request),
+            other_pictures=earlier.other_pictures,
+            remeasure=context.options.remeasure,
         )
 
     def _record_start(self, *, taken_over: bool) -> None:
         options = self._context.options
         me = heartbeat.new(dse_monitor.__version__, self._context.clock.time())
         data = {"host": me.host, "pid": me.pid, "version": me.version, "taken_over": taken_over}
-        data |= {"request": options.request, "probe": options.config.to_json()}
+        data |= {"request": options.request, "probe": options.config.to_json(), "asked": options.asked}
         self.ledger.append("watch", data)
 
     def _take_over_shards(self) -> None:
