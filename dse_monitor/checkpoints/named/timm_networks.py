@@ -219,10 +219,9 @@ def _misfit(named: Named, made: Template, odd: list[str], shapes: Mapping[str, S
     if not others:
         advice = "; if its images have another size or shape, say --arch-option 'img_size=(HEIGHT, WIDTH)'"
     shown = (others or odd)[0]  # a position table may differ because something else does, such as the patch
-    return (
-        f"as {named.spelled}, {len(odd)} tensor{'s have other shapes' if len(odd) > 1 else ' has another shape'}"
-        f", such as {shown}: {list(shapes[shown])} instead of {list(made.tensors[shown])}{advice}"
-    )
+    count = f"{len(odd)} tensors have other shapes" if len(odd) > 1 else "1 tensor has another shape"
+    found, expected = list(shapes[shown]), list(made.tensors[shown])
+    return f"as {named.spelled}, {count}, such as {shown}: {found} instead of {expected}{advice}"
 
 
 def _is_position_table(name: str) -> bool:
@@ -306,8 +305,8 @@ def _at_size(
         except NotThisNetwork as error:
             if stated.source.startswith("--"):  # asked for by the user, so never measured at another size
                 raise FeatureError(
-                    f"{stated.source}: {named.spelled} with these tensors: {str(error).rstrip('.')}; leave it "
-                    f"out for the network's own {own[0]} x {own[1]}"
+                    f"{stated.source}: {named.spelled} with these tensors: {str(error).rstrip('.')}; leave "
+                    f"it out for the network's own {own[0]} x {own[1]}"
                 ) from error
     return made, reading(made, channels, own, by_layer=named.by_layer), own, source
 
