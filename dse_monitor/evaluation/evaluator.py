@@ -190,6 +190,7 @@ class Evaluator:
             with stopwatch("images"):
                 own = {"transform": encoder.transform, "transform_id": encoder.transform_id}
                 held_out = self._held_out.at(encoder.preprocessing, progress, **own)
+            images.check_unit(held_out, encoder.preprocessing)
             settings = self._settings(encoder, held_out)
             measured = self._measure(encoder, held_out, settings, stopwatch, progress)
         except _Invalid as error:

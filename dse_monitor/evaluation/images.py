@@ -25,6 +25,8 @@ from dse_monitor.evaluation.recipe import TRANSFORMED, Recipe, Transform
 from dse_monitor.preprocessing import Preprocessing
 
 Progress = Callable[[int, int], None]  # (done, total)
+_UNIT_INTERVAL = ("", "uint16 / 65535")  # scalings after which all values are in [0, 1]
+_LARGEST_STD = 1.0  # of values in [0, 1] it is at most 0.5, and 1 leaves them as they are
 
 
 @dataclass(frozen=True, eq=False)
@@ -357,3 +359,22 @@ def _notes(work: _Work, sample: Sample) -> Iterator[str]:
     yield from work.recipe.notes(sample.files)
     if sample.left_out:
         yield f"{sample.left_out:,} arrays (.npy, .npz) beside the pictures were not read"
+
+
+def check_unit(held_out: ImageSet, preprocessing: Preprocessing) -> None:
+    """Refuse a mean or standard deviation of values up to 255 where images are in [0, 1].
+
+    All images would look alike to the network, and it would still give out numbers.
+
+    Raises:
+        ImagesError: they are in another unit than the images.
+    """
+    if held_out.normalised or held_out.scaling not in _UNIT_INTERVAL:
+        return
+    mean, std = preprocessing.mean, preprocessing.std
+    if min(mean) < 0 or max(mean) > 1 or max(std) > _LARGEST_STD:
+        given = f"mean {', '.join(f'{m:g}' for m in mean)} and std {', '.join(f'{s:g}' for s in std)}"
+        raise ImagesError(
+            f"images are in [0, 1] and the network's {given} are of another range; divide both by 255 if "
+            "they are of 8-bit values (--mean and --std), or say with --scale what the training divided by"
+        )

@@ -423,3 +423,12 @@ def test_ambiguous_heads_name_file_layout_and_place(saved):
     message = refusal(saved(dino(vit.state_dict()), "checkpoint0000.pth"), AmbiguousArchitecture)
     for part in ("checkpoint0000.pth", "'dino'", "teacher/backbone.", "width 24", "384: 6", "--num-heads"):
         assert part in message
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_weights_that_are_no_real_numbers_are_refused_by_name(saved, vit, dtype):
+    state = vit.state_dict()
+    state["blocks.0.mlp.fc1.weight"] = state["blocks.0.mlp.fc1.weight"].to(dtype)
+    wanted = rf"not floating-point numbers \(1 of them, such as blocks.0.mlp.fc1.weight: {str(dtype)[6:]}\)"
+    with pytest.raises(UnknownLayout, match=wanted):
+        load_encoder(saved(state), num_heads=3)

@@ -9,7 +9,7 @@ import torch
 from dse_monitor.checkpoints import load_encoder
 from dse_monitor.checkpoints.inspect import inspect_checkpoint
 from dse_monitor.cli import main
-from dse_monitor.errors import UnknownLayout
+from dse_monitor.errors import FeatureError, UnknownLayout
 
 # Small members of classes that no family knows by shapes, or knows as something else.
 TINY = ["test_byobnet", "test_efficientnet", "test_mambaout", "test_nfnet", "test_vit_relpos", "test_coatnet"]
@@ -102,6 +102,22 @@ def test_a_position_table_of_no_square_is_refused_with_the_option_that_decides(s
         load_encoder(path, arch="test_vit")
     encoder = load_encoder(path, arch="test_vit", arch_option=("img_size=(32, 96)",))
     assert encoder.grid == (2, 6)
+
+
+@pytest.mark.parametrize("options", [(), ("img_size=224",)])
+def test_an_image_size_it_cannot_take_is_refused_and_not_replaced_by_its_own(saved, options):
+    path = saved(made("vit_tiny_patch16_224", depth=1).state_dict())
+    how = {"arch": "vit_tiny_patch16_224", "arch_option": ("depth=1", *options)}
+    with pytest.raises(FeatureError, match=r"--image-size: vit_tiny.*32 x 128.*the network's own 224 x 224"):
+        load_encoder(path, image_size=(32, 128), **how)
+    assert load_encoder(path, image_size=224, **how).image_size == (224, 224)
+
+
+def test_another_patch_size_is_not_taken_for_another_image_size(saved):
+    path = saved(made("test_vit", patch_size=8, img_size=64).state_dict())
+    with pytest.raises(UnknownLayout, match=r"such as patch_embed.proj.weight: \[") as caught:
+        load_encoder(path, arch="test_vit")
+    assert "img_size" not in str(caught.value)
 
 
 def test_a_name_whose_tensors_are_others_is_refused(saved):

@@ -66,6 +66,7 @@ def _forget(monkeypatch, tmp_path):
     monkeypatch.setattr(running, "_LOADED", {})
     monkeypatch.setattr(own_module, "_OUTPUTS", {})
     monkeypatch.setattr(own_module, "_GIVEN_OUT", [])
+    monkeypatch.setattr(own_module, "_REPEATED", set())
     old = locate.REGISTRY
     registry = Registry(old.group, old.what, old.table, old._check)
     for place in (locate, running):
@@ -650,3 +651,24 @@ def test_a_file_beside_the_checkpoint_is_not_run_unasked(saved, tmp_path):
     with pytest.raises(UnknownLayout, match=r"give your own network with --network FILE\.py:FUNCTION"):
         load_encoder(folder)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "problem"),
+    [
+        ("nn.functional.dropout(patches(net, x), 0.1, True)", "other tokens each time"),
+        ("patches(net, x) + 0.5 * torch.rand(8)", "other tokens each time"),
+        ("patches(net, x) - patches(net, x).mean(0, keepdim=True)", "depend on the others of the batch"),
+    ],
+)
+def test_tokens_that_are_random_or_of_the_whole_batch_are_refused(saved, code, tokens, problem):
+    text = f"""
+        def patches(net, x):
+            return net.forward_features(x)[:, 1:]
+
+        def odd():
+            return OwnNetwork(module=MyNet(), tokens=lambda net, x: {tokens}, image_size=32)
+    """
+    encoder = load_encoder(saved(my_net().state_dict()), network=code(text, "odd"))
+    with pytest.raises(NetworkError, match=rf"my_net.py:odd gives .*{problem}"):
+        encoder.dense_tokens(IMAGES)

@@ -174,7 +174,9 @@ def test_a_stated_size_that_does_not_fit_the_positions_is_not_believed(saved):
 
 
 def test_an_image_size_that_learned_positions_do_not_have_is_refused(saved):
-    with pytest.raises(FeatureError, match=r"--image-size 64 is 8 x 8 patches.*17 positions.*leave it out"):
+    with pytest.raises(
+        FeatureError, match=r"--image-size 64 x 64 is 8 x 8 patches.*17 positions.*leave it out"
+    ):
         load_encoder(saved(vit().state_dict()), **HEADS, image_size=64)
 
 

@@ -230,6 +230,21 @@ def test_garbage_fails_with_its_reason_and_the_next_file_is_measured(evaluator, 
     assert evaluate(checkpoint).status == "scored"
 
 
+@pytest.mark.parametrize("given", [{"mean": (127.5,)}, {"std": (58.0,)}, {"mean": (-0.5,)}])
+def test_a_mean_of_8_bit_values_is_refused_where_images_are_in_the_unit_interval(
+    evaluator, checkpoint, given
+):
+    with pytest.raises(ImagesError, match=r"images are in \[0, 1\] .*divide both by 255.*--scale"):
+        evaluator(**given)(checkpoint)
+
+
+def test_a_mean_of_8_bit_values_is_taken_where_images_keep_them(evaluator, checkpoint):
+    plain = evaluator(mean=(0.5,), std=(0.25,), bands=(1, 2, 3))(checkpoint)
+    kept = evaluator(mean=(127.5,), std=(63.75,), scale=1.0)(checkpoint)
+    assert (kept.status, kept.settings.mean) == ("scored", (127.5,) * 3)
+    assert kept.components.separability == pytest.approx(plain.components.separability, abs=1e-3)
+
+
 def test_truncated_file_fails(evaluator, checkpoint):
     whole = checkpoint.read_bytes()
     checkpoint.write_bytes(whole[: len(whole) // 2])

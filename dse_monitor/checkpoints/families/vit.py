@@ -279,8 +279,9 @@ def _grid(
         fact = Fact("image shape", value, stated.source, usual=rows == columns)
         fits += [(extra, (rows, columns), fact) for extra in counts if rows * columns == length - extra > 0]
         if not fits and stated.source == "--image-size":
+            height, across = stated.value
             raise FeatureError(
-                f"--image-size {stated.value[0]} is {rows} x {columns} patches of {patch} pixels, and its "
+                f"--image-size {height} x {across} is {rows} x {columns} patches of {patch} pixels, and its "
                 f"pos_embed has {length} positions, {prefix} of them for prefix tokens; leave it out"
             )
     for extra in counts:

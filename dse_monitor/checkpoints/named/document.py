@@ -62,7 +62,6 @@ def document() -> str:
         *_paragraph(
             "Where the output is the map of a stage alone, `forward_features` returns no tokens of one "
             "grid, and a stage is to be chosen with `--layer N`. "
-            "stage is to be chosen with `--layer N`. "
             "Measured of the smallest network of each class. Where the last layer is another, "
             "`forward_features` goes on after the last stage, most often through one more convolution."
         ),

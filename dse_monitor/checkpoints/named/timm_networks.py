@@ -15,7 +15,7 @@ from dse_monitor.checkpoints.families.statedicts import Shape
 from dse_monitor.checkpoints.named import options
 from dse_monitor.checkpoints.named.construction import Template, quiet, template
 from dse_monitor.checkpoints.named.readers import CHANNELS_FIRST, LAST_STAGE, Reading, reading
-from dse_monitor.errors import AmbiguousArchitecture
+from dse_monitor.errors import AmbiguousArchitecture, FeatureError
 from dse_monitor.facts import Fact
 from dse_monitor.preprocessing import INTERPOLATIONS
 
@@ -114,6 +114,7 @@ def recognise(named: Named, shapes: Mapping[str, Shape], hints: Hints) -> Networ
     Raises:
         NotThisNetwork: it does not fit, cannot be built, or its output is no map of tokens.
         AmbiguousArchitecture: its heads contradict those of the training code.
+        FeatureError: the image size that the user asks for is none it takes.
     """
     check_name(named.arch)
     arguments = dict(named.arguments)
@@ -214,13 +215,17 @@ def _misfit(named: Named, made: Template, odd: list[str], shapes: Mapping[str, S
             f"as {named.spelled}, {len(lacking)} of {len(made.required)} backbone tensors missing "
             f"({', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''})"
         )
-    advice = ""
-    if "pos" in odd[0] or "bias" in odd[0]:
+    advice, others = "", [name for name in odd if not _is_position_table(name)]
+    if not others:
         advice = "; if its images have another size or shape, say --arch-option 'img_size=(HEIGHT, WIDTH)'"
-    return (
-        f"as {named.spelled}, {len(odd)} tensors have other shapes, such as {odd[0]}: "
-        f"{list(shapes[odd[0]])} instead of {list(made.tensors[odd[0]])}{advice}"
-    )
+    shown = (others or odd)[0]  # a position table may differ because something else does, such as the patch
+    count = f"{len(odd)} tensors have other shapes" if len(odd) > 1 else "1 tensor has another shape"
+    found, expected = list(shapes[shown]), list(made.tensors[shown])
+    return f"as {named.spelled}, {count}, such as {shown}: {found} instead of {expected}{advice}"
+
+
+def _is_position_table(name: str) -> bool:
+    return "pos" in name or "bias_table" in name or "relative" in name
 
 
 def _attempt(arch: str, arguments: Mapping[str, Any]) -> Template | None:
@@ -297,9 +302,12 @@ def _at_size(
                 return sized, found, size, (stated.source, False)
         try:
             return made, reading(made, channels, size, by_layer=named.by_layer), size, (stated.source, False)
-        except NotThisNetwork:
-            if stated.source.startswith("--") and "img_size" not in arguments and own == size:
-                raise
+        except NotThisNetwork as error:
+            if stated.source.startswith("--"):  # asked for by the user, so never measured at another size
+                raise FeatureError(
+                    f"{stated.source}: {named.spelled} with these tensors: {str(error).rstrip('.')}; leave "
+                    f"it out for the network's own {own[0]} x {own[1]}"
+                ) from error
     return made, reading(made, channels, own, by_layer=named.by_layer), own, source
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # What to return where it is not known how a network is used; docs/own_networks.md has it in context.
 ADVICE = "return OwnNetwork(module=net, tokens=lambda net, images: ...) with the patch tokens [B, N, D]"
+_TOLERANCE = 0.25  # of the tokens' spread; rounding in half precision stays far below, dropout far above
 LOOKED_AT = 2  # images of the forward pass that shows what comes out; with one, a lost batch axis is not seen
 
 
@@ -65,6 +66,7 @@ class Output:
 
 _GIVEN_OUT: list[Any] = []  # weak references to modules that encoders have, so that none is given twice
 _OUTPUTS: dict[object, Output] = {}  # what was seen of a network, which need not be seen twice
+_REPEATED: set[object] = set()  # networks whose tokens were the same when asked for again
 
 
 def made(code: Loaded, image_size: tuple[int, int] | None = None) -> Made:
@@ -169,7 +171,41 @@ def use(code: Loaded, own: OwnNetwork, module: Any, images: Tensor, layer: int |
     found = _as_tokens(returned)
     if isinstance(found, str):
         raise FeatureError(f"--network {code.code.label} {found}: {ADVICE}")
+    if (code.identity, layer) not in _REPEATED:
+        _check_repeats(code, own, module, images[:LOOKED_AT], layer)
+        _REPEATED.add((code.identity, layer))
     return found
+
+
+def _check_repeats(code: Loaded, own: OwnNetwork, module: Any, images: Tensor, layer: int | None) -> None:
+    """Refuse tokens that are not the same at each call, or that depend on the other images of the batch.
+
+    Raises:
+        NetworkError: they are random, or of the whole batch.
+    """
+    with running(code.code, "tokens"):
+        first, second, alone = (
+            _as_tokens(_call(own, module, part, layer)) for part in (images, images, images[:1])
+        )
+    if isinstance(first, str) or isinstance(second, str):
+        raise FeatureError(f"--network {code.code.label} returns tokens at some calls and not at others")
+    spread = float(first.dense.float().std()) if first.dense.numel() > 1 else 0.0
+    problem = ""
+    if _apart(first, second) > _TOLERANCE * spread:
+        problem = "other tokens each time it is called, as dropout does"
+    elif isinstance(alone, str) or _apart(Tokens(first.dense[:1]), alone) > _TOLERANCE * spread:
+        problem = "tokens of an image that depend on the others of the batch"
+    if problem:
+        raise NetworkError(
+            f"--network {code.code.label} gives {problem}; use what evaluation uses, with nothing random in "
+            "it and each image for itself"
+        )
+
+
+def _apart(one: Tokens, other: Tokens) -> float:
+    if one.dense.shape != other.dense.shape:
+        return math.inf
+    return float((one.dense.float() - other.dense.float()).abs().max()) if one.dense.numel() else 0.0
 
 
 def _call(own: OwnNetwork, module: Any, images: Tensor, layer: int | None) -> Any:

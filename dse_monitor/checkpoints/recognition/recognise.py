@@ -119,6 +119,7 @@ def recognise(
     else:
         fit = _fitted(archive, file, options, stated)
     entry, choice, network, pieces = fit.layout, fit.choice, fit.network, fit.pieces
+    _check_types(file, fit)
     done = progress.read(
         {**archive.tree, **_trainer_state(archive)} if isinstance(archive.tree, dict) else {},
         from_name(relative_path or "/".join(archive.path.absolute().parts[-3:])),
@@ -140,6 +141,30 @@ def recognise(
         others=tuple((other.name, other.found.spelled) for other in fit.choices if other != choice),
         notes=(*archive.notes, *_taken(fit, options), *network.notes, *done.notes),
     )
+
+
+def _check_types(file: File, fit: own.Fitted) -> None:
+    """Refuse weights that are no real numbers: a quantised network is not what was trained.
+
+    Raises:
+        UnknownLayout: weights or biases are integers or complex numbers.
+    """
+    found, buffers = fit.choice.found, fit.network.buffers
+    odd: list[tuple[str, str]] = []
+    for name, piece in fit.pieces.items():
+        if name in buffers or not name.endswith((".weight", ".bias")):
+            continue
+        types = (found.state.tensors[found.prefix + source].dtype for source in piece.sources)
+        odd += [(name, dtype) for dtype in types if "float" not in dtype]
+    if odd:
+        name, dtype = odd[0]
+        raise UnknownLayout(
+            file.says(
+                f"weights at {found.spelled!r} are not floating-point numbers ({len(odd)} of them, such as "
+                f"{name}: {dtype})",
+                "Save the weights as they are trained, before they are quantised or converted",
+            )
+        )
 
 
 def _taken(fit: own.Fitted, options: ReadingOptions) -> tuple[str, ...]:
