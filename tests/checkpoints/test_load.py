@@ -432,3 +432,9 @@ def test_weights_that_are_no_real_numbers_are_refused_by_name(saved, vit, dtype)
     wanted = rf"not floating-point numbers \(1 of them, such as blocks.0.mlp.fc1.weight: {str(dtype)[6:]}\)"
     with pytest.raises(UnknownLayout, match=wanted):
         load_encoder(saved(state), num_heads=3)
+
+
+@pytest.mark.parametrize("epoch", [10**30, 1e300, math.nan, -1])
+def test_a_stored_epoch_that_no_training_reaches_is_not_believed(saved, vit, epoch):
+    encoder = load_encoder(saved({"model": vit.state_dict(), "epoch": epoch}), num_heads=3)
+    assert encoder.epoch is None

@@ -78,6 +78,9 @@ class Progress:
     notes: tuple[str, ...] = ()
 
 
+_LARGEST = 2**53  # beyond it a count is damaged, and event files, which hold 64 bits, may not take it
+
+
 def read(
     tree: Any,
     facts: NameFacts,
@@ -179,7 +182,7 @@ def _number_at(node: Any, path: tuple[str, ...]) -> float | None:
 def _plain(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return value if math.isfinite(value) and value >= 0 else None
+    return value if 0 <= value <= _LARGEST else None  # NaN is neither
 
 
 def _at(node: Any, path: tuple[str, ...]) -> Any:
@@ -205,7 +208,7 @@ def _optimizer_steps(
     kept = [value for value in found if isinstance(value, TensorRef)][:MAX_COUNTERS]
     if not counts and kept and scalars is not None:
         counts = list(scalars(kept))
-    counts = [count for count in counts if math.isfinite(count) and count >= 0]
+    counts = [count for count in counts if 0 <= count <= _LARGEST]
     return (max(counts), "largest 'step' of the optimiser") if counts else (None, "")
 
 
