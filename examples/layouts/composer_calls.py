@@ -1,6 +1,6 @@
 """composer's saving calls, repeated, not run: `python composer_calls.py FOLDER`.
 
-mosaicml/composer @ 6405188, composer/callbacks/checkpoint_saver.py: the default `filename` and `latest_filename`;
+mosaicml/composer @ 6405188, composer/callbacks/checkpoint_saver.py: the default names;
 composer/core/state.py and time.py: `state_dict`. Writes checkpoints/ep1-ba4-rank0.pt and so on, and the link
 checkpoints/latest-rank0.pt.
 """

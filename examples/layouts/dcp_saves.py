@@ -1,7 +1,8 @@
-"""torch.distributed.checkpoint, `dcp.save` to step_10, step_20 and so on.
+"""torch.distributed.checkpoint, `dcp.save` to step_2, step_4 and so on.
 
 Alone, `python dcp_saves.py FOLDER`; or sharded over two processes with FSDP2,
-`torchrun --standalone --nproc-per-node 2 dcp_saves.py FOLDER`. Writes step_10/.metadata and step_10/__0_0.distcp.
+`torchrun --standalone --nproc-per-node 2 dcp_saves.py FOLDER`.
+Writes step_2/.metadata and step_2/__0_0.distcp.
 """
 
 import os
@@ -24,8 +25,7 @@ if __name__ == "__main__":
             fully_shard(block, mesh=mesh)
         fully_shard(network, mesh=mesh)
     optimizer = tiny.optimizer(network)
-    for count in range(10, 10 * tiny.SAVES + 1, 10):
-        tiny.step(network, optimizer)
+    for count in tiny.saves(network, optimizer):
         model_state, optimizer_state = get_state_dict(network, optimizer)
         state = {"model": model_state, "optimizer": optimizer_state}
         dcp.save(state, checkpoint_id=str(folder / f"step_{count}"), no_dist=processes == 1)

@@ -1,28 +1,25 @@
 """DINOv2's saving calls, repeated, not run: `python dinov2_calls.py FOLDER`.
 
 facebookresearch/dinov2 @ b8931f7, dinov2/train/train.py: `do_test`, which writes the teacher for evaluations;
-dinov2/fsdp/__init__.py: `FSDPCheckpointer`, of which a training keeps the last three files, one for each rank.
-Writes eval/training_9/teacher_checkpoint.pth and so on, and model_0000099.rank_0.pth. Only the former hold whole
-tensors where several ranks trained; here, with one, both do.
+dinov2/fsdp/__init__.py: `FSDPCheckpointer`, of which a training keeps the last three files,
+one for each rank. Writes eval/training_1/teacher_checkpoint.pth and so on, and model_0000019.rank_0.pth.
+Only the former hold whole tensors where several ranks trained; here, with one, both do.
 """
 
 import tiny
 import torch
 
-PERIOD = 10  # steps between evaluations
-
 if __name__ == "__main__":
     folder = tiny.folder()
     network = tiny.vit()
     optimizer = tiny.optimizer(network)
-    for count in range(PERIOD, PERIOD * tiny.SAVES + 1, PERIOD):
+    for count in tiny.saves(network, optimizer):
         iteration = count - 1
-        tiny.step(network, optimizer)
         teacher = {f"backbone.{name}": tensor for name, tensor in network.state_dict().items()}
         output = folder / "eval" / f"training_{iteration}"
         output.mkdir(parents=True)
         torch.save({"teacher": teacher}, output / "teacher_checkpoint.pth")
-        if count == PERIOD * tiny.SAVES:
+        if count == 2 * tiny.SAVES:
             name = f"model_{iteration:07d}.rank_0.pth"
             model = {f"teacher.{key}": tensor for key, tensor in teacher.items()}
             content = {"model": model, "optimizer": optimizer.state_dict(), "iteration": iteration}

@@ -1,9 +1,9 @@
-"""Saving calls of Hugging Face's Trainer with a sharded state dict, repeated, not run:
-`python hugging_face_fsdp_calls.py FOLDER`.
+"""Hugging Face's saving calls with FSDP, repeated, not run: `python hugging_face_fsdp_calls.py FOLDER`.
 
-huggingface/accelerate @ 16cb6eb, src/accelerate/utils/fsdp_utils.py: `save_fsdp_model` and `save_fsdp_optimizer`.
-Writes checkpoint-10/pytorch_model_fsdp_0/.metadata, checkpoint-10/optimizer_0/.metadata and
-checkpoint-10/trainer_state.json, and so on.
+huggingface/accelerate @ 16cb6eb, src/accelerate/utils/fsdp_utils.py: `save_fsdp_model` and
+`save_fsdp_optimizer`, with a sharded state dict.
+Writes checkpoint-2/pytorch_model_fsdp_0/.metadata, checkpoint-2/optimizer_0/.metadata and
+checkpoint-2/trainer_state.json, and so on.
 """
 
 import json
@@ -16,8 +16,7 @@ if __name__ == "__main__":
     folder = tiny.folder()
     network = tiny.vit()
     optimizer = tiny.optimizer(network)
-    for count in range(10, 10 * tiny.SAVES + 1, 10):
-        tiny.step(network, optimizer)
+    for count in tiny.saves(network, optimizer):
         model_state, optimizer_state = get_state_dict(network, optimizer)
         output = folder / f"checkpoint-{count}"
         output.mkdir()
@@ -26,5 +25,5 @@ if __name__ == "__main__":
             ("optimizer_0", {"optimizer": optimizer_state}),
         ):
             dcp.save(state, storage_writer=dcp.FileSystemWriter(output / name), no_dist=True)
-        progress = {"epoch": count / 20, "global_step": count, "max_steps": 10 * tiny.SAVES}
+        progress = {"epoch": count / 20, "global_step": count, "max_steps": 2 * tiny.SAVES}
         (output / "trainer_state.json").write_text(json.dumps(progress))

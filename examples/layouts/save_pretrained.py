@@ -1,6 +1,6 @@
 """`save_pretrained(f"epoch-{epoch}")` of a network of transformers: `python save_pretrained.py FOLDER`.
 
-Writes epoch-1/config.json, epoch-1/model.safetensors and so on.
+Writes epoch-0/config.json, epoch-0/model.safetensors and so on.
 """
 
 import tiny
@@ -26,7 +26,7 @@ if __name__ == "__main__":
     folder = tiny.folder()
     network = vit()
     optimizer = tiny.optimizer(network)
-    for epoch in range(1, tiny.SAVES + 1):
+    for epoch in range(tiny.SAVES):
         tiny.loss(network(tiny.images()).last_hidden_state).backward()
         optimizer.step()
         optimizer.zero_grad()

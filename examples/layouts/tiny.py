@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ def loss(features: torch.Tensor) -> torch.Tensor:
 
 def optimizer(network: torch.nn.Module) -> torch.optim.Optimizer:
     """AdamW with a rate at which every step changes the features."""
-    return torch.optim.AdamW(network.parameters(), lr=3e-3)
+    return torch.optim.AdamW(network.parameters(), lr=1e-3)
 
 
 def step(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -46,3 +47,11 @@ def step(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     loss(network(images())).backward()
     optimizer.step()
     optimizer.zero_grad()
+
+
+def saves(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[int]:
+    """Train, and stop every other step for a checkpoint: yields 2, 4 and so on, the steps done."""
+    for count in range(2, 2 * SAVES + 1, 2):
+        step(network, optimizer)
+        step(network, optimizer)
+        yield count

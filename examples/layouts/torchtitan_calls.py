@@ -1,8 +1,8 @@
 """torchtitan's saving calls, repeated, not run: `python torchtitan_calls.py FOLDER`.
 
 pytorch/torchtitan @ b5bcd76, torchtitan/components/checkpointer/dcp.py: `_create_checkpoint_id` and
-`_flattened_model_states_sd`, which puts the network's tensors at the top; trainer.py: `state_dict` of the training.
-Writes checkpoint/step-10/.metadata and so on.
+`_flattened_model_states_sd`, which puts the network's tensors at the top; trainer.py: `state_dict`.
+Writes checkpoint/step-2/.metadata and so on.
 """
 
 import tiny
@@ -12,8 +12,7 @@ if __name__ == "__main__":
     folder = tiny.folder() / "checkpoint"
     network = tiny.vit()
     optimizer = tiny.optimizer(network)
-    for count in range(10, 10 * tiny.SAVES + 1, 10):
-        tiny.step(network, optimizer)
+    for count in tiny.saves(network, optimizer):
         states = {
             **network.state_dict(),
             "optimizer": optimizer.state_dict(),

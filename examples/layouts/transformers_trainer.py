@@ -38,7 +38,7 @@ if __name__ == "__main__":
         max_steps=2 * tiny.SAVES,
         save_steps=2,
         per_device_train_batch_size=2,
-        learning_rate=3e-3,
+        learning_rate=1e-3,
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,

@@ -15,7 +15,6 @@ if __name__ == "__main__":
     with wandb.init(dir=str(tiny.folder()), mode="offline", project="tiny") as run:
         checkpoints = Path(run.dir) / "checkpoints"
         checkpoints.mkdir()
-        for count in range(2, 2 * tiny.SAVES + 1, 2):
-            tiny.step(network, optimizer)
+        for count in tiny.saves(network, optimizer):
             torch.save({"state_dict": network.state_dict()}, checkpoints / f"step={count}.ckpt")
             run.log({"step": count})
