@@ -20,6 +20,7 @@ from dse_monitor.runs.series import Series
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
+SIZE = {"img_size": 32, "patch_size": 8, "depth": 2}  # of the network, as timm's train.py stores it
 
 
 def network(seed):
@@ -32,6 +33,7 @@ def watched(folder):
     scenes.write_folder(folder.parent / "images", count=16, size=32, seed=0)
     command = [sys.executable, "-m", "dse_monitor", "watch", str(folder), "--once", "--plain"]
     command += ["--images", str(folder.parent / "images"), "--num-images", "16", "--device", "cpu"]
+    command += ["--num-heads", "3"]  # nothing in or beside the files says it
     done = subprocess.run(
         command,
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"},
@@ -88,7 +90,7 @@ def test_timms_recovery_files_stand_between_its_epochs(tmp_path):
     saver = CheckpointSaver(
         model=vit,
         optimizer=torch.optim.SGD(vit.parameters(), lr=0.1),  # which counts no steps
-        args=argparse.Namespace(model="vit_tiny_patch16_224"),
+        args=argparse.Namespace(model="vit_tiny_patch16_224", num_classes=0, model_kwargs=SIZE),
         checkpoint_dir=str(run),
         recovery_dir=str(run),
         max_history=10,
