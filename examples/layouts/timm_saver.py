@@ -1,7 +1,7 @@
 """timm's CheckpointSaver, as timm's train.py calls it: `python timm_saver.py FOLDER`.
 
-Writes checkpoint-0.pth.tar and so on, the best ones again as model_best.pth.tar and the newest as last.pth.tar,
-and between epochs recovery-E-B.pth.tar, of which timm keeps the newest two.
+Writes checkpoint-0.pth.tar and so on, the best ones again as model_best.pth.tar and the newest as
+last.pth.tar, and between epochs recovery-E-B.pth.tar, of which timm keeps the newest two.
 """
 
 import argparse
