@@ -22,6 +22,9 @@ def document() -> str:
         "[watching.md](watching.md) says how folders are searched.",
         "",
         "Each example is the folder given to `dse-monitor watch`; a test makes it and compares.",
+        "[examples/layouts](../examples/layouts) has a script for each common writer, which writes a real",
+        "run with the writer's own saver; those named `..._calls.py` repeat its calls and are not the writer",
+        "run. Tests watch what each of them writes.",
     ]
     for layout in LAYOUTS:
         lines += ["", *_section(layout)]
