@@ -248,7 +248,13 @@ class _Machine(PlainValues):
     def _op_global(self, position: int) -> int:
         module, position = self.line(position, self.limits.name, "name")
         name, position = self.line(position, self.limits.name, "name")
+        known = self.written.get((module, name))
+        if known is not None:
+            self.stack.append(known)
+            return position
         self.name(self.text(module), self.text(name))
+        self.charge(CONTAINER + 2 * SLOT + len(module) + len(name))
+        self.written[module, name] = self.stack[-1]
         return position
 
     def _op_stack_global(self, position: int) -> int:

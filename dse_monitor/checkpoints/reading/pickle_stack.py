@@ -78,6 +78,7 @@ class PickleStack:
         self.marks: list[int] = []
         self.memo: list[Any] = []
         self.globals: dict[str, Opaque] = {}
+        self.written: dict[tuple[bytes, bytes], Opaque] = {}  # the same, before they are decoded
         self.tuple_keys = 0
         self.memory = limits.memory + limits.growth * max(0, len(data) - start - limits.grows_after)
 
