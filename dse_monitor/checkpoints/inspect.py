@@ -145,12 +145,13 @@ def inspect_checkpoint(
 def render(inspection: Inspection) -> str:
     """The inspection as plain text, no line longer than 100 columns."""
     one = inspection
+    because = one.evaluated_because if one.others else "the only network found in it"
     seen_heads = "" if any(fact.name == "heads" for fact in one.facts) else one.heads
     rows = [
         ("container", f"{one.container}, {'complete' if one.complete else 'incomplete'}"),
         ("safe", "yes: data only, nothing of the file was executed"),
         ("layout", f"{one.layout} ({one.layout_title})"),
-        ("encoder", f"{one.encoder} at {one.location!r}; {one.evaluated_because}"),
+        ("encoder", f"{one.encoder} at {one.location!r}; {because}"),
         ("network", one.network),
         ("heads", seen_heads),
         ("tokens", f"{one.num_tokens} x {one.width} at {_size(one.preprocessing)} px"),

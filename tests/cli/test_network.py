@@ -68,7 +68,7 @@ def test_a_run_is_watched_and_measured_anew_when_the_code_changes(in_process, pl
     first = records(place)
     assert [e.source.epoch for e in first] == [1, 2]
     assert {e.source.arch for e in first} == {"Net of my_net.py:build"}
-    assert {e.source.facts[0].source for e in first} == {"--network, of my_net.py and sizes.py"}
+    assert {e.settings.facts[0].source for e in first} == {"--network, of my_net.py and sizes.py"}
     again = in_process(*WATCH, cwd=place)
     assert (again.code, len(records(place))) == (0, 2)
     (place / "sizes.py").write_text("SIZE = 64  # nothing else\n")
@@ -76,7 +76,7 @@ def test_a_run_is_watched_and_measured_anew_when_the_code_changes(in_process, pl
     both = records(place)
     assert len(both) == 4
     assert both[2].source.content == both[0].source.content
-    assert both[2].source.facts[0].value != both[0].source.facts[0].value
+    assert both[2].settings.facts[0].value != both[0].source.facts[0].value
     assert both[2].settings.fingerprint != both[0].settings.fingerprint
 
 

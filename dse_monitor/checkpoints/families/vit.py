@@ -278,8 +278,13 @@ def _grid(
         value = f"{rows * patch} x {columns * patch} px"
         fact = Fact("image shape", value, stated.source, usual=rows == columns)
         fits += [(extra, (rows, columns), fact) for extra in counts if rows * columns == length - extra > 0]
-        if not fits and stated.source == "--image-size":
+        whole = not any(side % patch for side in stated.value)
+        if (not fits or not whole) and stated.source == "--image-size":
             height, across = stated.value
+            if not whole:
+                raise FeatureError(
+                    f"--image-size {height} x {across} does not divide into its patches of {patch} pixels"
+                )
             raise FeatureError(
                 f"--image-size {height} x {across} is {rows} x {columns} patches of {patch} pixels, and its "
                 f"pos_embed has {length} positions, {prefix} of them for prefix tokens; leave it out"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -146,6 +146,7 @@ def recognise(named: Named, shapes: Mapping[str, Shape], hints: Hints) -> Networ
         heads=f"{heads} ({named.arch} of timm)" if heads else "",
         facts=(
             Fact("architecture", spelled, named.source),
+            *_unseen(made.module, heads, f"as timm builds {named.arch}"),
             Fact("image shape", f"{size[0]} x {size[1]} px", *source, usual=size[0] == size[1]),
             *(
                 [Fact("tokens", read.kind, f"what {type(made.module).__name__} of timm gives out")]
@@ -354,6 +355,26 @@ def _heads(module: Any) -> int:
         return int(getattr(getattr(blocks[0], "attn", None), "num_heads", 0)) if blocks else 0
     except (TypeError, KeyError, IndexError, ValueError):
         return 0
+
+
+def _unseen(module: Any, heads: int, source: str) -> Iterator[Fact]:
+    """Properties that the name stands for and no tensor shows, read off the module."""
+    if heads:
+        yield Fact("heads", str(heads), source)
+    kinds: dict[str, None] = {}
+    epsilons: dict[str, None] = {}
+    dilations: dict[str, None] = {}
+    for part in module.modules():
+        if type(part).__module__.startswith(("torch.nn.modules.activation", "timm.layers.activations")):
+            kinds[type(part).__name__] = None
+        if isinstance(epsilon := getattr(part, "eps", None), float):
+            epsilons[f"{epsilon:g}"] = None
+        dilation = getattr(part, "dilation", 1)
+        if isinstance(dilation, tuple) and max(dilation) > 1:
+            dilations[" x ".join(map(str, dilation))] = None
+    for name, found in (("activation", kinds), ("norm epsilon", epsilons), ("dilation", dilations)):
+        if found:
+            yield Fact(name, ", ".join(found), source)
 
 
 def _check_heads(named: Named, module: Any, hints: Hints) -> None:
