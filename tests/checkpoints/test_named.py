@@ -1,10 +1,12 @@
 """Networks of timm by name: what its saver writes, or a user names, gives its own tokens or is refused."""
 
 import argparse
+import json
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from dse_monitor.checkpoints import load_encoder
 from dse_monitor.checkpoints.inspect import inspect_checkpoint
@@ -164,13 +166,46 @@ def test_a_misspelled_argument_is_named_with_the_one_that_was_meant(saved):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"depth": 10**9}, {"img_size": 10**6}, {"embed_dim": [2**40]}, {"depth": "x" * 200}]
-)
+    "arguments",
+    [
+        {"depth": 10**9}, {"img_size": 10**6}, {"embed_dim": [2**40]}, {"depth": "x" * 200},
+        {"depth": 10**400}, {"embed_dim": [-(10**400)]}, {"mlp_ratio": float("nan")}, {"depths": [200] * 3},
+        {"stages": [{"width": 10**6}]}, {"a": {"width": 10**400}},
+    ],
+)  # fmt: skip
 def test_a_files_arguments_are_bounded(saved, arguments):
     content = from_timm(made("test_vit"), "test_vit")
     content["args"].model_kwargs = arguments
     with pytest.raises(UnknownLayout, match=r"args\.model_kwargs\.|--layout"):
         load_encoder(saved(content))
+
+
+def test_a_size_beyond_any_float_is_refused(saved):
+    content = from_timm(made("test_vit"), "test_vit", input_size=[3, 10**400, 160])
+    with pytest.raises(UnknownLayout, match="is of many digits, beyond the 4096"):
+        load_encoder(saved(content))
+
+
+def test_a_model_that_is_no_text_leaves_the_name_of_the_field_arch(saved):
+    content = from_timm(made("test_vit"), "test_vit")
+    content["args"].model = 10**5000
+    found = inspect_checkpoint(saved(content), num_heads=2)
+    assert "test_vit" in str(found.facts)
+
+
+@pytest.mark.parametrize(
+    "numbers", [[10**400] * 3, [float("nan")] * 3, [float("inf")] * 3, [0.0] * 3, [3.0, -1.0, -1.0]]
+)
+def test_statistics_without_a_meaning_are_passed_over(saved, tmp_path, numbers):
+    model = made("test_vit")
+    found = inspect_checkpoint(saved(from_timm(model, "test_vit", std=numbers)))
+    assert found.preprocessing.std == (0.5, 0.5, 0.5)
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "model.safetensors")
+    own = {"input_size": [3, 160, 160], "std": numbers}
+    (folder / "config.json").write_text(json.dumps({"architecture": "test_vit", "pretrained_cfg": own}))
+    assert inspect_checkpoint(folder).preprocessing.std == (0.5, 0.5, 0.5)
 
 
 def test_a_file_cannot_have_weights_fetched(saved, monkeypatch):

@@ -36,6 +36,7 @@ MOST_LAYERS = 512
 LONGEST_TEXT = 100
 LONGEST_LIST = 64
 DEEPEST = 4
+_PRINTED = 1e300  # whole numbers beyond a float cannot be formatted as one
 
 _REPEATS = ("depth", "layers", "blocks", "stages", "num_stacks")
 _SIDES = ("img_size", "image_size", "input_size")
@@ -97,11 +98,16 @@ def bounded(arguments: Mapping[str, Any], place: str = "") -> None:
             most = LARGEST_SIDE
         elif any(part in key for part in _REPEATS):
             most = MOST_LAYERS
-        for number in _numbers(value, DEEPEST):
-            if abs(number) > most:
-                raise NotThisNetwork(f"{place}{key} is {number:g}, beyond the {most} that is built at most")
-        if isinstance(value, Mapping):
-            bounded(value, f"{place}{key}.")
+        numbers = list(_numbers(value, DEEPEST))
+        if most == MOST_LAYERS and len(numbers) > 1:
+            numbers.append(sum(map(abs, numbers)))  # of all stages together
+        for number in numbers:
+            if not abs(number) <= most:  # so that NaN is refused too
+                said = f"{number:g}" if abs(number) < _PRINTED or number != number else "of many digits"
+                raise NotThisNetwork(f"{place}{key} is {said}, beyond the {most} that is built at most")
+        for inner in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(inner, Mapping):
+                bounded(inner, f"{place}{key}.")
 
 
 def unexpected(error: TypeError, makers: Iterable[Callable[..., Any]]) -> str:

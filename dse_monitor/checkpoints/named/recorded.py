@@ -97,6 +97,8 @@ def asked(arch: str, arch_options: tuple[str, ...], size: Stated | None, archive
 
 def _of_training(arch: str, args: Mapping[str, Any]) -> Record:
     """What timm's CheckpointSaver writes; without `args`, the name of a class and not of a model."""
+    model = args.get("model")
+    model = model if isinstance(model, str) else ""
     arguments = options.recorded(attributes(args.get("model_kwargs")), "args.model_kwargs")
     if isinstance(args.get("gp"), str):
         arguments.setdefault("global_pool", args["gp"])
@@ -108,14 +110,14 @@ def _of_training(arch: str, args: Mapping[str, Any]) -> Record:
     options.bounded({"img_size": size, **arguments}, "args.")
     return Record(
         Named(
-            arch=str(args.get("model") or arch),
+            arch=model or arch,
             source="arch in the file",
             arguments=arguments,
             image_size=None if size is None else Stated(size, f"args.{where} in the file"),
             trained_by_timm=True,
             prepared=_prepared(args, "args.{} in the file"),
         ),
-        binding=bool(args.get("model")),
+        binding=bool(model),
     )
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # no source such as hf-hub: or local-dir:, and no path
+_MAX_STATISTIC = 1e6  # of a channel: larger than any of 16-bit images
 _KEPT = 8  # templates; they hold no numbers
 _MADE: dict[str, Template] = {}
 
@@ -408,8 +409,13 @@ def _defaults(named: Named, module: Any, channels: int) -> dict[str, Stated]:
 
 def _usable(name: str, value: Any, channels: int) -> bool:
     if name in ("mean", "std"):
-        numbers = isinstance(value, (list, tuple)) and all(isinstance(each, (int, float)) for each in value)
-        return numbers and len(value) in (1, channels)
+        least = -_MAX_STATISTIC if name == "mean" else 0
+        return (
+            isinstance(value, (list, tuple))
+            and len(value) in (1, channels)
+            and all(isinstance(each, (int, float)) and abs(each) <= _MAX_STATISTIC for each in value)
+            and min(value) > least
+        )
     if name == "crop_pct":
         return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1
     return value in INTERPOLATIONS if name == "interpolation" else isinstance(value, str)
