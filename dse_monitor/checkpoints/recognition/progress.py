@@ -52,6 +52,7 @@ STEP_FIELDS: tuple[tuple[str, ...], ...] = (
 # Lightning: whether the batch after which it saved was the last of its epoch.
 LIGHTNING_BATCHES = ("loops", "fit_loop", "epoch_loop.batch_progress", "is_last_batch")
 MAX_COUNTERS = 1000  # step counters of the optimiser that are read; all of them agree in every known trainer
+MAX_COUNT = 10**15  # epochs or steps; as many digits as are read of a text
 _COUNTED_FROM_ZERO = {"phase_idx", "EPOCHS_RUN", "epochs_run", "last_epoch"}
 # Fields that mean the same whatever the layout says of its own `epoch`.
 _COUNTS_FINISHED = {"current_epoch", "start_epoch", "num_epochs_completed", "num_steps_completed"}
@@ -179,7 +180,7 @@ def _number_at(node: Any, path: tuple[str, ...]) -> float | None:
 def _plain(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return value if math.isfinite(value) and value >= 0 else None
+    return value if 0 <= value < MAX_COUNT else None
 
 
 def _at(node: Any, path: tuple[str, ...]) -> Any:
@@ -205,7 +206,7 @@ def _optimizer_steps(
     kept = [value for value in found if isinstance(value, TensorRef)][:MAX_COUNTERS]
     if not counts and kept and scalars is not None:
         counts = list(scalars(kept))
-    counts = [count for count in counts if math.isfinite(count) and count >= 0]
+    counts = [count for count in counts if 0 <= count < MAX_COUNT]
     return (max(counts), "largest 'step' of the optimiser") if counts else (None, "")
 
 
