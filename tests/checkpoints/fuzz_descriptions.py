@@ -102,7 +102,8 @@ def normed(state: dict[str, Any]) -> dict[str, Any]:
 
 MMLAB = (
     "model = dict(type='MAE', backbone=dict(type='MAEViT', arch='b', img_size=(32, 32), patch_size=16,\n"
-    "    norm_cfg=dict(type='LN', eps=1e-6), act_cfg=dict(type='GELU'), strides=[1, 2, 2, 2], in_channels=3),\n"
+    "    norm_cfg=dict(type='LN', eps=1e-6), act_cfg=dict(type='GELU'), strides=[1, 2, 2, 2],\n"
+    "    in_channels=3),\n"
     "    data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True))\n"
 )
 VIT, RESNET = vit(), resnet()
@@ -168,7 +169,7 @@ BASES: list[tuple[Any, dict[str, Any]]] = [
     ({"meta": {"cfg": MMLAB, "epoch": 3}, "state_dict": under("backbone.", RESNET)}, {}),
     ({"hyper_parameters": {"model_name": "test_vit3", "model_kwargs": {"img_size": 64}, "num_heads": 3,
                            "deep": {"deeper": {"image_size": [32, 48], "norm_eps": 1e-5}}},
-      "state_dict": under("model.", VIT)}, {"params.txt": {"model": "ViT-quickgelu", "force_quick_gelu": "x"}}),
+      "state_dict": under("model.", VIT)}, {"params.txt": {"model": "quickgelu", "force_quick_gelu": "x"}}),
     (under("module.", RESNET), {"config.json": {"model_type": "resnet", "hidden_act": "relu",
                                                 "downsample_in_first_stage": False}}),
 ]  # fmt: skip
