@@ -75,7 +75,9 @@ def lora(state: dict[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for name, ref in state.items():
         layer, _, kind = name.rpartition(".")
-        made[f"base_model.model.{layer}.base_layer.{kind}" if "qkv" in name else f"base_model.model.{name}"] = ref
+        made[
+            f"base_model.model.{layer}.base_layer.{kind}" if "qkv" in name else f"base_model.model.{name}"
+        ] = ref
         if name.endswith("qkv.weight"):
             made[f"base_model.model.{layer}.lora_A.default.weight"] = tensor([4, ref.shape[1]])
             made[f"base_model.model.{layer}.lora_B.default.weight"] = tensor([ref.shape[0], 4])
@@ -100,7 +102,8 @@ def normed(state: dict[str, Any]) -> dict[str, Any]:
 
 MMLAB = (
     "model = dict(type='MAE', backbone=dict(type='MAEViT', arch='b', img_size=(32, 32), patch_size=16,\n"
-    "    norm_cfg=dict(type='LN', eps=1e-6), act_cfg=dict(type='GELU'), strides=[1, 2, 2, 2], in_channels=3),\n"
+    "    norm_cfg=dict(type='LN', eps=1e-6), act_cfg=dict(type='GELU'), strides=[1, 2, 2, 2],\n"
+    "    in_channels=3),\n"
     "    data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True))\n"
 )
 VIT, RESNET = vit(), resnet()
@@ -109,7 +112,12 @@ _ARGS: dict[str, Any] = {
     "model": "test_vit", "img_size": None, "input_size": [3, 160, 160], "in_chans": 3, "gp": None, **_IMAGES,
     "model_kwargs": {"depth": 2, "num_heads": 2, "act_layer": "gelu"},
 }  # fmt: skip
-_SOLO = {"method": "mocov3", "backbone": {"name": "vit_tiny"}, "data": {"dataset": "cifar10"}, "max_epochs": 9}
+_SOLO = {
+    "method": "mocov3",
+    "backbone": {"name": "vit_tiny"},
+    "data": {"dataset": "cifar10"},
+    "max_epochs": 9,
+}
 _CONFIG: dict[str, Any] = {
     "model_type": "vit", "image_size": 32, "patch_size": 16, "hidden_size": 24, "num_hidden_layers": 1,
     "num_attention_heads": 3, "intermediate_size": 48, "layer_norm_eps": 1e-6, "hidden_act": "gelu",
@@ -161,7 +169,7 @@ BASES: list[tuple[Any, dict[str, Any]]] = [
     ({"meta": {"cfg": MMLAB, "epoch": 3}, "state_dict": under("backbone.", RESNET)}, {}),
     ({"hyper_parameters": {"model_name": "test_vit3", "model_kwargs": {"img_size": 64}, "num_heads": 3,
                            "deep": {"deeper": {"image_size": [32, 48], "norm_eps": 1e-5}}},
-      "state_dict": under("model.", VIT)}, {"params.txt": {"model": "ViT-quickgelu", "force_quick_gelu": "x"}}),
+      "state_dict": under("model.", VIT)}, {"params.txt": {"model": "quickgelu", "force_quick_gelu": "x"}}),
     (under("module.", RESNET), {"config.json": {"model_type": "resnet", "hidden_act": "relu",
                                                 "downsample_in_first_stage": False}}),
 ]  # fmt: skip
@@ -185,27 +193,123 @@ def add_built() -> None:
 
 _NAN = float("nan")
 HOSTILE: list[Any] = [
-    None, True, 0, -1, 1, 3, 7, 64, 10**400, -(10**400), 1 << 62, 10**5000, 1e308, 1e-320, 0.0, -0.5, _NAN,
-    float("inf"), "", "a", "None", "0x10", "1e999", "\0", "\n", "\ud800", "é" * 50, "." * 200, "a" * 2000,
-    "(a+)+$", "{}{0}%s", "../x", "gelu", "avg", [], [[]], [1], [0, 0], [3, 0, 0], [-1, 5, 5], [10**400] * 3,
-    [_NAN] * 3, [0.5] * 3, [0.0] * 3, ["a"], [None], list(range(70)), [[[[[1]]]]], {}, {"a": {}}, {"": 1},
-    b"bytes", (1, 2), {1: 2}, 1j, frozenset({1}), Opaque("os.system", ("x",)), Opaque("a.B", (), {"a": 1}),
+    None,
+    True,
+    0,
+    -1,
+    1,
+    3,
+    7,
+    64,
+    10**400,
+    -(10**400),
+    1 << 62,
+    10**5000,
+    1e308,
+    1e-320,
+    0.0,
+    -0.5,
+    _NAN,
+    float("inf"),
+    "",
+    "a",
+    "None",
+    "0x10",
+    "1e999",
+    "\0",
+    "\n",
+    "\ud800",
+    "é" * 50,
+    "." * 200,
+    "a" * 2000,
+    "(a+)+$",
+    "{}{0}%s",
+    "../x",
+    "gelu",
+    "avg",
+    [],
+    [[]],
+    [1],
+    [0, 0],
+    [3, 0, 0],
+    [-1, 5, 5],
+    [10**400] * 3,
+    [_NAN] * 3,
+    [0.5] * 3,
+    [0.0] * 3,
+    ["a"],
+    [None],
+    list(range(70)),
+    [[[[[1]]]]],
+    {},
+    {"a": {}},
+    {"": 1},
+    b"bytes",
+    (1, 2),
+    {1: 2},
+    1j,
+    frozenset({1}),
+    Opaque("os.system", ("x",)),
+    Opaque("a.B", (), {"a": 1}),
     Opaque("omegaconf.dictconfig.DictConfig", (), {"_content": [1]}),
     Opaque("collections.OrderedDict", (), None, {1: 2, "num_heads": 3}),
-    *(tensor(shape) for shape in ([], [0], [1], [192, 192], [0, 0, 0, 0], [1] * 64, [1 << 61], [1, 1 << 40, 192])),
-    tensor([2, 3], "int64"), tensor([192], "float8_e8m0fnu"), tensor([2], "complex32"), tensor([3, 3], "bool"),
-]  # fmt: skip
+    *(
+        tensor(shape)
+        for shape in ([], [0], [1], [192, 192], [0, 0, 0, 0], [1] * 64, [1 << 61], [1, 1 << 40, 192])
+    ),
+    tensor([2, 3], "int64"),
+    tensor([192], "float8_e8m0fnu"),
+    tensor([2], "complex32"),
+    tensor([3, 3], "bool"),
+]
 WORDS = sorted(
     {part for tree, beside in BASES for top in (tree, *beside.values()) for part in attributes(top)}
     | {part for name in (*VIT, *RESNET, *lora(VIT), *normed(VIT)) for part in name.split(".")}
     | {
-        "", "module", "_orig_mod", "head", "decoder", "lora_A", "weight_g", "original2", "modules_to_save",
-        "original_module", "num_batches_tracked", "relative_position_bias_table", "gamma_1", "ls1",
-        "reg_token", "dist_token", "mask_token", "rope_embed", "periods", "fc_norm", "SCB", "qweight", "99999999999",
-        "embeddings", "encoder", "layer", "attention", "query", "stages", "depth", "layers", "patch_size", "num_heads",
-        "img_size", "backbone", "name", "state_dict", "ema", "shadow_params", "type", "_content", "magnitude",
+        "",
+        "module",
+        "_orig_mod",
+        "head",
+        "decoder",
+        "lora_A",
+        "weight_g",
+        "original2",
+        "modules_to_save",
+        "original_module",
+        "num_batches_tracked",
+        "relative_position_bias_table",
+        "gamma_1",
+        "ls1",
+        "reg_token",
+        "dist_token",
+        "mask_token",
+        "rope_embed",
+        "periods",
+        "fc_norm",
+        "SCB",
+        "qweight",
+        "99999999999",
+        "embeddings",
+        "encoder",
+        "layer",
+        "attention",
+        "query",
+        "stages",
+        "depth",
+        "layers",
+        "patch_size",
+        "num_heads",
+        "img_size",
+        "backbone",
+        "name",
+        "state_dict",
+        "ema",
+        "shadow_params",
+        "type",
+        "_content",
+        "magnitude",
     }
-)  # fmt: skip
+)
 
 
 def parsed(raw: bytes) -> tuple[Any, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from dse_monitor.checkpoints.families.network import NotThisNetwork, count_blocks
 from dse_monitor.checkpoints.names import NameFacts, from_name
 from dse_monitor.checkpoints.reading.contents import TensorRef
 from dse_monitor.checkpoints.recognition.progress import read
@@ -27,6 +28,13 @@ STEPS = {
     "text": ({"global_step": "700"}, 700),
     "progress": ({"progress": {"global_step": 700}}, 700),
 }
+
+
+@pytest.mark.parametrize("number", [10**400, 10**15, float("inf"), float("nan"), -1])
+def test_counters_that_no_training_reaches_are_passed_over(number):
+    fields = {"epoch": number, "global_step": number, "optimizer": {"state": {0: {"step": number}}}}
+    found = read(fields, NameFacts())
+    assert (found.epoch, found.step) == (None, None)
 
 
 @pytest.mark.parametrize("case", EPOCHS)
@@ -73,3 +81,9 @@ def test_a_bare_number_is_noted_and_taken_for_nothing():
     (note,) = done.notes
     assert "number 7000 in the name, unit unknown" in note
     assert not read({"global_step": 7000}, from_name("ckpt_7000.pt")).notes
+
+
+def test_blocks_numbered_without_measure_or_in_other_scripts_take_no_time():
+    with pytest.raises(NotThisNetwork, match=r"blocks\.1 is missing although blocks\.9{30} is there"):
+        count_blocks({"blocks.0.weight": (1,), f"blocks.{'9' * 30}.weight": (1,)}, "blocks.")
+    assert count_blocks({"blocks.0.weight": (1,), "blocks.\N{SUPERSCRIPT TWO}.weight": (1,)}, "blocks.") == 1

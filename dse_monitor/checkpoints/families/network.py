@@ -208,8 +208,8 @@ def count_blocks(shapes: Mapping[str, Shape], prefix: str) -> int:
         NotThisNetwork: a number is missing in between.
     """
     found = {name[len(prefix) :].split(".", 1)[0] for name in shapes if name.startswith(prefix)}
-    numbers = {int(part) for part in found if part.isdigit()}
+    numbers = {int(part) for part in found if part.isascii() and part.isdigit()}
     if numbers != set(range(len(numbers))):
-        missing = sorted(set(range(max(numbers) + 1)) - numbers)
-        raise NotThisNetwork(f"{prefix}{missing[0]} is missing although {prefix}{max(numbers)} is there")
+        missing = next(number for number in range(len(numbers)) if number not in numbers)
+        raise NotThisNetwork(f"{prefix}{missing} is missing although {prefix}{max(numbers)} is there")
     return len(numbers)
