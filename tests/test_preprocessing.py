@@ -67,7 +67,7 @@ def test_a_size_is_kept_as_a_side_where_it_is_a_square():
         ({"image_size": 224}, r"image_size is 224, expected \(height, width\)"),
         ({"resize": (256,)}, r"resize is \(256,\), expected \(height, width\)"),
         ({"resize": (256, 200)}, r"resize is \(256, 200\), expected at least the image_size \(224, 224\)"),
-        ({"crop_mode": "centre"}, r"crop_mode is 'centre', expected one of center, squash"),
+        ({"crop_mode": "centre"}, r"crop_mode is 'centre', expected one of center, center_floor, squash"),
         ({"interpolation": "cubic"}, r"interpolation is 'cubic', expected one of nearest, .*hamming"),
         ({"mean": (0.5,)}, r"mean is \(0.5,\), expected 3 finite numbers, one for each channel"),
         ({"channels": 1, "mean": (0.5,), "std": ()}, r"std is \(\), expected 1 finite number, "),

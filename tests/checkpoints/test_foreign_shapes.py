@@ -110,6 +110,14 @@ def samples():
         for first, *rest in [name.split(".")]
     }
     yield from map(shapes_of, vision.values())
+    yield {
+        "conv1.weight": (24, 3, 8, 8), "class_embedding": (24,), "positional_embedding": (17, 24),
+        "proj": (24, 16),
+    } | respelled(
+        {name: shape for name, shape in vit.items() if name.startswith(("blocks", "norm."))},
+        ("blocks.", "transformer.resblocks."), (".norm", ".ln_"), ("norm.", "ln_post."), (".ls", ".ls_"),
+        ("attn.qkv.", "attn.in_proj_"), ("attn.proj", "attn.out_proj"), ("fc1", "c_fc"), ("fc2", "c_proj"),
+    )  # fmt: skip
     yield hugging_face("ViT", **HF_VIT)
     yield respelled(
         hugging_face("ViT", **HF_VIT),

@@ -259,7 +259,7 @@ CAUSES = {
         "under 'optimizer'",
         "weights",
     ),
-    "CLIP": ({"visual.transformer.resblocks.0.ln_1.weight": ZEROS}, "CLIP's own vision tower", "--network"),
+    "CLIP": ({"visual.transformer.resblocks.0.ln_1.weight": ZEROS}, "CLIP's own tower", "--network"),
     "vit-pytorch": ({"to_patch_embedding.1.weight": ZEROS}, "vit-pytorch", "--network"),
     "GPTQ": (
         {"layers.0.q.qweight": ZEROS, "layers.0.q.scales": ZEROS},

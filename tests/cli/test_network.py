@@ -76,7 +76,7 @@ def test_a_run_is_watched_and_measured_anew_when_the_code_changes(in_process, pl
     both = records(place)
     assert len(both) == 4
     assert both[2].source.content == both[0].source.content
-    assert both[2].settings.facts[0].value != both[0].source.facts[0].value
+    assert both[2].settings.facts[0].value != both[0].settings.facts[0].value
     assert both[2].settings.fingerprint != both[0].settings.fingerprint
 
 

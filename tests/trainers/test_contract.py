@@ -168,11 +168,12 @@ def test_monitor_reads_what_the_trainer_saves(name, small, tmp_path):
     pixels = torch.stack([torch.from_numpy(np.array(image)) for image in images(4)])
     with torch.no_grad():
         scaled = [(pixels / 255).permute(0, 3, 1, 2)]
-        (normal,) = normalise(Views(scaled), encoder.mean, encoder.std).images
+        how = encoder.preprocessing
+        (normal,) = normalise(Views(scaled), how.mean, how.std).images
         live = backbones.features(network, normal).dense
     torch.testing.assert_close(encoder.encode(pixels), live, rtol=1e-4, atol=1e-5)
     assert (encoder.epoch, encoder.step, encoder.source.layout) == (1, 2, "dse-train")
-    assert encoder.image_size == recipe.image_size
+    assert encoder.image_size == (recipe.image_size, recipe.image_size)
 
 
 def test_views_depend_on_the_seed_alone(method):
