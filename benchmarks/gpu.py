@@ -153,7 +153,7 @@ def evaluation(device: torch.device, arch: str, images: int, repeats: int) -> No
         network = network.to(device)
         precision = "bfloat16" if device.type == "cuda" else "auto"
         evaluator = Evaluator(
-            EvaluationConfig(images=pictures, num_images=images, precision=precision),
+            EvaluationConfig(images=pictures, num_images=images, precision=precision, arch=arch),
             Placement(cache=str(folder / "cache"), device=str(device), maps=str(folder / "dse")),
         )
         stages: list[dict[str, float]] = []

@@ -314,6 +314,8 @@ def _open_pillow(path: Path) -> Opened:
         if image.getexif().get(_ORIENTATION, 1) >= 5:
             width, height = height, width
         bands, dtype = len(image.getbands()), _PILLOW_TYPES.get(image.mode, np.dtype(np.uint8))
+        if image.mode == "I" and image.format == "PNG":  # how Pillow before 11.3 opens 16 bits
+            dtype = np.dtype(np.uint16)
         if image.mode in ("P", "PA"):
             bands = 3
 
@@ -323,7 +325,7 @@ def _open_pillow(path: Path) -> Opened:
             picture = pillow.upright(image)
             if picture.mode in ("P", "PA"):
                 picture = picture.convert("RGB")
-            values = np.asarray(picture)
+            values = np.asarray(picture).astype(dtype, copy=False)
         return _select(values, axis, bands)
 
     return Opened((height, width) if bands == 1 else (height, width, bands), dtype, LAST, load)

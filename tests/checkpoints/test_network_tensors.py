@@ -7,7 +7,7 @@ import timm
 import torch
 
 from dse_monitor.checkpoints import families, load_encoder
-from dse_monitor.checkpoints.families.network import Hints, NotThisNetwork
+from dse_monitor.checkpoints.families.network import Hints, NotThisNetwork, Stated
 from dse_monitor.checkpoints.recognition import architecture
 from dse_monitor.checkpoints.recognition.dialects import HEADS
 from dse_monitor.errors import AmbiguousArchitecture, UnknownLayout
@@ -35,7 +35,8 @@ def check(family, name):
     blocks = getattr(model, "blocks", None)
     heads = getattr(getattr(blocks[0], "attn", None), "num_heads", None) if blocks else None
     try:
-        network = architecture.recognise(family, encoder, Hints(num_heads=heads))
+        stated = {"activation": Stated("gelu", "no tensor")} if family == "vit" else {}
+        network = architecture.recognise(family, encoder, Hints(num_heads=heads, stated=stated))
     except (NotThisNetwork, AmbiguousArchitecture):
         return False
     with torch.device("meta"):
