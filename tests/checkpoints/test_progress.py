@@ -7,8 +7,6 @@ from dse_monitor.checkpoints.names import NameFacts, from_name
 from dse_monitor.checkpoints.reading.contents import TensorRef
 from dse_monitor.checkpoints.recognition.progress import read
 
-pytestmark = pytest.mark.fast
-
 EPOCHS = {  # what is stored: finished epochs
     "number": ({"epoch": 7}, 7),
     "text": ({"epoch": "7"}, 7),
