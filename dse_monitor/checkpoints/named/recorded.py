@@ -90,7 +90,6 @@ def asked(arch: str, arch_options: tuple[str, ...], size: Stated | None, archive
         source="--arch",
         arguments=arguments,
         image_size=size or (known.named.image_size if known is not None and same else None),
-        prepared=known.named.prepared if known is not None and same else {},
         trained_by_timm=known is not None and same and known.named.trained_by_timm,
     )
 
@@ -115,7 +114,6 @@ def _of_training(arch: str, args: Mapping[str, Any]) -> Record:
             arguments=arguments,
             image_size=None if size is None else Stated(size, f"args.{where} in the file"),
             trained_by_timm=True,
-            prepared=_prepared(args, "args.{} in the file"),
         ),
         binding=bool(model),
     )
@@ -143,19 +141,10 @@ def _of_hub(config: Mapping[str, Any]) -> Record:
             source="architecture in config.json",
             arguments=arguments,
             image_size=shape,
-            prepared=_prepared(own, "{} in config.json"),
             trained_by_timm=True,
         ),
         binding=True,
     )
-
-
-def _prepared(values: Mapping[str, Any], where: str) -> dict[str, Stated]:
-    return {
-        name: Stated(values[name], where.format(name))
-        for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode")
-        if values.get(name) not in (None, "", ())
-    }
 
 
 def _input(args: Mapping[str, Any]) -> tuple[tuple[int, int] | None, str, int | None]:

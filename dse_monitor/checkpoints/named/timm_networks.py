@@ -37,7 +37,6 @@ class Named:
         source: who names it: "--arch", or a field of the file.
         arguments: what it is built with beside its name.
         image_size: height and width of the images it was made for, px, and where that is said.
-        prepared: what the file itself says of its images, by timm's names of a `pretrained_cfg`.
         by_layer: whether a layer's tokens are asked for by its number.
         trained_by_timm: whether timm's own training wrote the file, whose preprocessing follows from the
             network's configuration wherever the file says nothing else.
@@ -47,7 +46,6 @@ class Named:
     source: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     image_size: Stated | None = None
-    prepared: Mapping[str, Stated] = field(default_factory=dict)
     by_layer: bool = False
     trained_by_timm: bool = False
 
@@ -391,19 +389,15 @@ def _check_heads(named: Named, module: Any, hints: Hints) -> None:
 
 
 def _defaults(named: Named, module: Any, channels: int) -> dict[str, Stated]:
-    """How timm prepares images for it: what the file's configuration says, else that of the name."""
+    """How timm prepares images for a network of this name, where nothing in or beside the file says it."""
+    source, assumed = f"timm's configuration of {named.arch}", not named.trained_by_timm
     found: dict[str, Stated] = {}
-    own = module.pretrained_cfg
     for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode"):
-        source = f"timm's configuration of {named.arch}"
-        usual = Stated(own.get(name), source, assumed=not named.trained_by_timm)
-        stated = named.prepared.get(name, usual)
-        if not _usable(name, stated.value, channels):
-            stated = usual
-        if _usable(name, stated.value, channels):
+        value = module.pretrained_cfg.get(name)
+        if _usable(name, value, channels):
             numbers = name in ("mean", "std")
-            value = tuple(float(number) for number in stated.value) if numbers else stated.value
-            found[name] = Stated(value, stated.source, assumed=stated.assumed)
+            value = tuple(float(number) for number in value) if numbers else value
+            found[name] = Stated(value, source, assumed=assumed)
     return found
 
 

@@ -19,6 +19,7 @@ _EVIDENCE = {
     "crop_mode": "as in most recipes",
     "resize": "256 for 224, as in most recipes",
 }
+_LABELS = {"crop_mode": "crop"}  # names of facts, where they are not those of the fields
 _CROPS = {
     "center": "the centre of the picture",
     "center_floor": "the centre of the picture, half a pixel rounded down",
@@ -69,9 +70,6 @@ def preprocessing(network: Network, stated: Mapping[str, Stated]) -> tuple[Prepr
         source = _EVIDENCE["resize"] if found is None else found.source
         facts.append(Fact("resize", f"to {covered} px before its centre is cut out", source, _assumed(found)))
     return made, tuple(facts)
-
-
-_LABELS = {"crop_mode": "crop"}
 
 
 def _assumed(found: Stated | None) -> bool:

@@ -47,11 +47,13 @@ def _transformers(config: Mapping[str, Any]) -> Iterator[Statement]:
 
 
 def _timm(config: Mapping[str, Any]) -> Iterator[Statement]:
-    """The config.json that timm pushes to the hub."""
+    """The config.json that timm pushes to the hub; earlier releases had its data part at the top."""
     yield from stated("arch", values.word(config["architecture"]), f"architecture in {CONFIG}")
     pretrained = config.get("pretrained_cfg")
-    if isinstance(pretrained, dict):
+    if isinstance(pretrained, dict) and pretrained:
         yield from pretrained_cfg(pretrained, f"pretrained_cfg in {CONFIG}")
+    else:
+        yield from pretrained_cfg(config, CONFIG)
 
 
 def pretrained_cfg(config: Mapping[str, Any], place: str) -> Iterator[Statement]:
